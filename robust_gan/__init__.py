@@ -1,0 +1,1 @@
+"""Adversarial networks for robust classifiers."""

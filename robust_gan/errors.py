@@ -1,0 +1,17 @@
+"""The mistakes a user can make, as exceptions that carry one clear sentence.
+
+Every message says what was wrong (with the offending value) and what would be right. The launchers print it and exit
+with code 2; importers catch `UserError`, which is a `ValueError`.
+"""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: a flag, a config field, a file or an array."""
+
+
+class DataError(UserError):
+    """Data that are missing, damaged, of an unsupported format or out of range."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or of another configuration than the one asked for."""

@@ -1,0 +1,72 @@
+"""The protocols everyone speaks.
+
+Letters in shapes: B images in a batch, H height, W width, C channels, K classes.
+Images are float arrays `[B, H, W, C]` in [0, 1]; labels are int32 `[B]` in 0..K-1.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+PyTree = Any
+Params = PyTree
+BatchStats = PyTree
+
+LogitsFn = Callable[[jax.Array], jax.Array]
+"""Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`. Normalisation of the pixels lives inside."""
+
+LossFn = Callable[[jax.Array, jax.Array], jax.Array]
+"""Logits `[B, K]` and labels `[B]` to unreduced losses `[B]`."""
+
+
+class Batch(NamedTuple):
+    """One minibatch (of one device, where there are several).
+
+    Attributes:
+        images: `[B, H, W, C]`, float32 in [0, 1].
+        labels: `[B]`, int32 in 0..K-1.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+
+
+class Network(NamedTuple):
+    """A network as two pure functions, so that nothing but `networks/` knows which library it is written in.
+
+    Attributes:
+        init: `(key, images) -> (params, batch_stats)`. Only the shape of `images` matters.
+        apply: `(params, batch_stats, images, *, train, axis_name=None) -> (outputs, batch_stats)`.
+            With `train=True` BatchNorm normalises with the statistics of the batch (over all devices of `axis_name`)
+            and the running ones are returned updated; with `train=False` it uses the running ones and returns them
+            unchanged, so that the output for an image does not depend on its batch.
+    """
+
+    init: Callable[[jax.Array, jax.Array], tuple[Params, BatchStats]]
+    apply: Callable[..., tuple[jax.Array, BatchStats]]
+
+
+class ThreatModel(Protocol):
+    """What the attacker may do: a ball of radius epsilon around each image, within the range of valid pixels."""
+
+    epsilon: jax.typing.ArrayLike
+    bounds: tuple[float, float]
+
+
+class Attack(Protocol):
+    """Makes adversarial images. Pure and jit-able; every source of randomness is the explicit key."""
+
+    def __call__(
+        self, logits_fn: LogitsFn, key: jax.Array, images: jax.Array, labels: jax.Array, threat: ThreatModel
+    ) -> jax.Array:
+        """Returns adversarial images of the shape of `images`, inside the ball and the range.
+
+        Args:
+            logits_fn: The classifier under attack.
+            key: One key, or one key per image (`[B]` typed keys); see `robust_gan.random.per_image_keys`.
+            images: `[B, H, W, C]` in the range of the threat model.
+            labels: `[B]`, the true labels.
+            threat: The threat model.
+        """
+        ...
