@@ -70,3 +70,43 @@ class Attack(Protocol):
             threat: The threat model.
         """
         ...
+
+
+Metrics = dict[str, jax.Array]
+
+
+class Adversary(NamedTuple):
+    """The maximising player, as three pure functions; a new defence is a new one of these and a config.
+
+    `classifier_fn` is the classifier as it stands, with its parameters closed over. `keys` holds one key per image.
+    With `axis_name` the functions run per device of a mapped axis and average their gradients over it.
+
+    Attributes:
+        init: `(key, images) -> state`. The state is a pytree of arrays; `()` for an adversary that does not learn.
+        improve: `(state, classifier_fn, batch, keys, *, axis_name=None) -> (state, metrics)`. Learns to raise the
+            classifier's loss on the batch; the classifier stays as it is.
+        perturb: `(state, classifier_fn, batch, keys, *, axis_name=None) -> images [B, H, W, C]`, inside the threat
+            model.
+        response: `(state, batch, keys, *, axis_name=None) -> (params, images_fn)` where `images_fn(params)` is what
+            `perturb` returns, differentiable in `params`; None for an adversary without parameters. The gradient
+            penalty of the game needs it.
+    """
+
+    init: Callable[[jax.Array, jax.Array], PyTree]
+    improve: Callable[..., tuple[PyTree, Metrics]]
+    perturb: Callable[..., jax.Array]
+    response: Callable[..., tuple[Params, Callable[[Params], jax.Array]]] | None = None
+
+
+class PlayerState(NamedTuple):
+    """What a player that is a network carries from step to step.
+
+    Attributes:
+        params: Its parameters.
+        batch_stats: Running statistics of its BatchNorm layers; `{}` where it has none.
+        opt_state: State of its optimiser.
+    """
+
+    params: Params
+    batch_stats: BatchStats
+    opt_state: PyTree

@@ -1,0 +1,36 @@
+"""Projected gradient descent as the adversary: adversarial training after Madry et al."""
+
+from robust_gan import attacks
+from robust_gan.types import Adversary, ThreatModel
+
+
+def pgd(threat: ThreatModel, *, num_steps: int = 10, step_size: float | None = None) -> Adversary:
+    """Builds the adversary that attacks each batch afresh, from one random start, and learns nothing.
+
+    Args:
+        threat: The threat model.
+        num_steps: Gradient steps.
+        step_size: In the unit of epsilon; by default 2.5 epsilon / num_steps.
+
+    Returns:
+        The adversary; its state is empty.
+
+    References:
+        Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, section 2.
+
+    >>> from robust_gan import LinfThreat
+    >>> pgd(LinfThreat(8 / 255), num_steps=10).init(None, None)
+    ()
+    """
+
+    def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
+        del state, axis_name  # Each image is attacked by itself; the collectives are those inside the classifier.
+        return attacks.pgd(
+            classifier_fn, keys, batch.images, batch.labels, threat, num_steps=num_steps, step_size=step_size
+        )
+
+    return Adversary(
+        init=lambda key, images: (),
+        improve=lambda state, classifier_fn, batch, keys, *, axis_name=None: (state, {}),
+        perturb=perturb,
+    )

@@ -1,0 +1,141 @@
+"""White-box attacks that follow the gradient: FGSM and PGD, in L-infinity and L2."""
+
+import jax
+import jax.numpy as jnp
+
+from robust_gan import random, threat_model
+from robust_gan.losses import cross_entropy, is_correct
+from robust_gan.types import LogitsFn, LossFn, ThreatModel
+
+
+def fgsm(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    loss_fn: LossFn = cross_entropy,
+) -> jax.Array:
+    """Fast gradient sign method: one step of length epsilon from the image along the steepest ascent of the loss.
+
+    Args:
+        logits_fn: The classifier, differentiable.
+        key: Not used; the attack is deterministic.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`.
+        threat: The threat model; in L2 the step is along g / ||g||.
+        loss_fn: What to ascend, unreduced.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`.
+
+    Guarantees:
+        `test_fgsm_is_the_optimum_on_a_linear_classifier`.
+
+    References:
+        Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples", ICLR 2015, section 4.
+
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> x = jnp.full((1, 2, 2, 1), 0.5)
+    >>> fgsm(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25)).ravel().tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    del key
+    gradient = jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), labels)))(images)
+    step = jnp.asarray(threat.epsilon, gradient.dtype) * threat_model.steepest(gradient, threat)
+    return threat_model.project(images + step, images, threat)
+
+
+def pgd(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    num_steps: int = 10,
+    step_size: float | None = None,
+    num_restarts: int = 1,
+    random_start: bool = True,
+    loss_fn: LossFn = cross_entropy,
+) -> jax.Array:
+    """Projected gradient descent with random starts; the best point seen is returned.
+
+    For each image the best is, of all iterates of all restarts, a misclassified one before a correctly classified one,
+    and among equals the one of the highest loss. So an iterate that fools the classifier is never lost again.
+
+    Args:
+        logits_fn: The classifier, differentiable.
+        key: One key, or one per image.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`.
+        threat: The threat model.
+        num_steps: Gradient steps of each restart.
+        step_size: Length of a step in the unit of epsilon; by default 2.5 epsilon / num_steps, which for 10 steps is
+            the paper's epsilon / 4.
+        num_restarts: Independent runs; the best over all is kept.
+        random_start: Start uniformly in the ball, otherwise at the image.
+        loss_fn: What to ascend, unreduced: `losses.cross_entropy`, `losses.margin`, ...
+
+    Returns:
+        Adversarial images `[B, H, W, C]`.
+
+    Raises:
+        ValueError: `num_steps` or `num_restarts` is below 1.
+
+    Guarantees:
+        `test_pgd_reaches_the_optimum_on_a_linear_classifier`, `test_pgd_returns_the_best_iterate`,
+        `test_more_restarts_never_hurt`, `test_attack_does_not_depend_on_the_batch_size`.
+
+    References:
+        Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, section 2.1.
+
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> x = jnp.full((1, 2, 2, 1), 0.5)
+    >>> pgd(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25)).ravel().tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    if num_steps < 1 or num_restarts < 1:
+        raise ValueError(f"num_steps and num_restarts must be at least 1, not {num_steps} and {num_restarts}")
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    size = 2.5 * jnp.asarray(threat.epsilon, wide) / num_steps if step_size is None else jnp.asarray(step_size, wide)
+    keys = random.split_per_image(random.per_image_keys(key, images.shape[0]), num_restarts)
+
+    def loss_and_logits(points):
+        logits = logits_fn(points)
+        losses = loss_fn(logits, labels)
+        return jnp.sum(losses), (losses, logits)
+
+    def keep_better(best, points, losses, logits):
+        best_points, best_losses, best_fooled = best
+        fooled = ~is_correct(logits, labels)
+        better = (fooled & ~best_fooled) | ((fooled == best_fooled) & (losses > best_losses))
+        where = better.reshape(better.shape + (1,) * (points.ndim - 1))
+        return (
+            jnp.where(where, points, best_points),
+            jnp.where(better, losses, best_losses),
+            best_fooled | fooled,
+        )
+
+    def step(_, carry):
+        points, best = carry
+        gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(points)
+        best = keep_better(best, points, losses, logits)
+        moved = points + size * threat_model.steepest(gradient, threat)
+        return threat_model.project(moved, images, threat), best
+
+    def restart(index, best):
+        start = threat_model.random_start(keys[index], images, threat) if random_start else images
+        points, best = jax.lax.fori_loop(0, num_steps, step, (start, best))
+        logits = logits_fn(points)
+        return keep_better(best, points, loss_fn(logits, labels), logits)
+
+    # The dtype and the sharding of what the loop carries are those of a real evaluation, whatever logits_fn returns.
+    losses = loss_fn(logits_fn(images), labels)
+    nothing = (images, jnp.full_like(losses, -jnp.inf), jnp.zeros_like(labels, bool))
+    if num_restarts == 1:
+        return restart(0, nothing)[0]
+    return jax.lax.fori_loop(0, num_restarts, restart, nothing)[0]

@@ -1,0 +1,109 @@
+"""Attacks that do not look at the classifier: random noise, and a trained generator."""
+
+from collections.abc import Callable
+
+import jax
+
+from robust_gan import random, threat_model
+from robust_gan.types import LogitsFn, ThreatModel
+
+
+def uniform_noise(
+    logits_fn: LogitsFn, key: jax.Array, images: jax.Array, labels: jax.Array, threat: ThreatModel
+) -> jax.Array:
+    """Draws a point uniformly from the ball: the floor that every real attack must beat.
+
+    Args:
+        logits_fn: Not used.
+        key: One key, or one per image.
+        images: `[B, H, W, C]`.
+        labels: Not used.
+        threat: The threat model.
+
+    Returns:
+        Images `[B, H, W, C]`.
+
+    >>> import jax.numpy as jnp
+    >>> from robust_gan import LinfThreat
+    >>> x = jnp.full((1, 2, 2, 1), 0.5)
+    >>> noisy = uniform_noise(None, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25))
+    >>> bool(jnp.all(jnp.abs(noisy - x) <= 0.25))
+    True
+    """
+    del logits_fn, labels
+    return threat_model.random_start(random.per_image_keys(key, images.shape[0]), images, threat)
+
+
+def generator(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    noise_fn: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Perturbs images with the noise of a trained generator, one forward pass and no gradient.
+
+    Args:
+        logits_fn: Not used: the paper's generator sees the image alone.
+        key: Not used; the attack is deterministic.
+        images: `[B, H, W, C]`.
+        labels: Not used.
+        threat: The threat model.
+        noise_fn: Images to noise in [-1, 1] of the same shape, as `checkpoint.load_generator` returns it.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`.
+
+    References:
+        Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, section 3.
+
+    >>> import jax.numpy as jnp
+    >>> from robust_gan import LinfThreat
+    >>> x = jnp.full((1, 2, 1, 1), 0.5)
+    >>> generator(None, None, x, None, LinfThreat(0.25), noise_fn=jnp.ones_like).ravel().tolist()
+    [0.75, 0.75]
+    """
+    del logits_fn, key, labels
+    return threat_model.perturb(images, noise_fn(images), threat)
+
+
+def transfer(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    attack: Callable[..., jax.Array],
+    source_logits_fn: LogitsFn,
+) -> jax.Array:
+    """Makes adversarial images on a source model, to be tried on another one: the black-box attack of the paper.
+
+    Args:
+        logits_fn: Not used: the target is not looked at.
+        key: One key, or one per image; handed to `attack`.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`, the true labels.
+        threat: The threat model.
+        attack: The attack to make on the source.
+        source_logits_fn: The source model.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`.
+
+    References:
+        Papernot, McDaniel and Goodfellow, "Transferability in Machine Learning", 2016,
+        https://arxiv.org/abs/1605.07277
+
+    >>> import jax.numpy as jnp
+    >>> from robust_gan import LinfThreat, attacks
+    >>> source = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> x = jnp.full((1, 2, 1, 1), 0.5)
+    >>> transfer(None, None, x, jnp.array([0]), LinfThreat(0.25), attack=attacks.fgsm,
+    ...          source_logits_fn=source).ravel().tolist()
+    [0.25, 0.25]
+    """
+    del logits_fn
+    return attack(source_logits_fn, key, images, labels, threat)

@@ -1,0 +1,455 @@
+"""Checkpoints that know what they are; the only file that imports orbax.
+
+A step holds two items: `state`, the arrays, and `config`, a JSON record of the run's configuration, the shape of its
+images, its validation figures, and a SHA-256 digest of every array. Orbax checks its manifests but not the array data:
+a flipped byte would restore as a silently different classifier, so digests are compared on every restore.
+
+What is saved are host arrays without a device axis: they restore on any number of devices.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from robust_gan import config as config_lib
+from robust_gan import networks
+from robust_gan.config import Config
+from robust_gan.errors import CheckpointError, UserError
+from robust_gan.types import LogitsFn, PyTree
+
+FORMAT = 1
+FOLDER = "checkpoints"
+SELECTION = "selection"
+"""The metric by which the best step is chosen; see `training`."""
+
+_DAMAGED = "checkpoints_damaged"
+
+
+class DataInfo(NamedTuple):
+    """What a network must know of its data.
+
+    Attributes:
+        name: The data set.
+        image_shape: (H, W, C).
+        num_classes: K.
+        label_names: Names of the classes.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    label_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a step says of itself, without its arrays.
+
+    Attributes:
+        directory: The folder of the checkpoints.
+        step: Classifier steps taken.
+        config: The run's configuration.
+        data: What the networks know of the data.
+        metrics: The validation figures at that step.
+        versions: Versions of the libraries that wrote it.
+        leaves: For each array its shape, dtype and SHA-256 digest.
+    """
+
+    directory: epath.Path
+    step: int
+    config: Config
+    data: DataInfo
+    metrics: dict[str, float]
+    versions: dict[str, str]
+    leaves: dict[str, dict[str, Any]]
+
+
+class Writer:
+    """Saves the states of one run, in the background, keeping the newest and the best.
+
+    Args:
+        workdir: The run's folder; checkpoints go to `checkpoints/` in it.
+        config: The run's configuration, kept with every step.
+        data: What the networks know of the data.
+    """
+
+    def __init__(self, workdir: epath.PathLike, config: Config, data: DataInfo) -> None:
+        """Opens the folder, making it where there is none, and clears what a killed save left."""
+        self._config, self._data = config, data
+        self._directory = epath.Path(workdir).resolve() / FOLDER
+
+        def selection(metrics: dict[str, float]) -> float:
+            return metrics[SELECTION]
+
+        # `max_to_keep` with `best_fn` would drop the latest step; these policies keep both. Creating directories in the
+        # background would hang the process for minutes where the folder is not writable.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [
+                    checkpoint_managers.LatestN(config.keep_last),
+                    checkpoint_managers.BestN(get_metric_fn=selection, n=1),
+                ]
+            ),
+            best_fn=selection,
+            best_mode="max",
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        with _quiet():
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
+        """Saves a state in the background; returns when its arrays are copied to the host.
+
+        Args:
+            step: Classifier steps taken; a step that is saved already is left alone.
+            state: Any pytree of arrays; typed keys are stored as their data.
+            metrics: Validation figures; `SELECTION` among them chooses the best step.
+        """
+        if step in self._manager.all_steps():
+            return
+        leaves = {name: _to_host(leaf) for name, leaf in _named_leaves(state)}
+        # Orbax takes a NaN for the best of all.
+        metrics = {name: float(value) if math.isfinite(value) else -1.0 for name, value in metrics.items()}
+        record = {
+            "format": FORMAT,
+            "step": step,
+            "config": config_lib.to_dict(self._config),
+            "data": self._data._asdict(),
+            "metrics": metrics,
+            "versions": _versions(),
+            "leaves": {
+                name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": _digest(leaf)}
+                for name, leaf in leaves.items()
+            },
+        }
+        with _quiet():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(_nest(leaves)), config=ocp.args.JsonSave(record)),
+                metrics=metrics,
+                force=True,
+            )
+
+    def restore_latest(self, like: PyTree, warn=print) -> tuple[PyTree, int] | None:
+        """Restores the newest step that is whole; sets damaged newer ones aside and says so.
+
+        Args:
+            like: A state of the run: its structure, shapes and dtypes.
+            warn: Called with one sentence for every damaged step.
+
+        Returns:
+            The state, of NumPy arrays and typed keys, and its step; None where there is no step.
+
+        Raises:
+            CheckpointError: There are steps but none is whole, or they are of another configuration.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                record = read_record(self._directory, step)
+                return _fill(like, record), step
+            except _DamagedError as error:
+                aside = self._directory.parent / _DAMAGED / str(step)
+                warn(f"{error}; it is set aside as {aside} and the step before it is used")
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._directory / str(step)).rename(aside)
+                self._manager.reload()
+        if steps:
+            raise CheckpointError(
+                f"no step of {self._directory} is whole: start anew in another workdir, or restore it from a copy"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for the last save and releases the folder."""
+        with _quiet():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+class _DamagedError(CheckpointError):
+    """A step whose files are not what was written."""
+
+
+def parse_location(text: str) -> tuple[str, str | int]:
+    """Splits `DIR[@STEP]` into the folder and the step: a number, `best` or `last`; `best` where none is given.
+
+    Raises:
+        UserError: What follows the last `@` is none of these.
+
+    >>> parse_location("runs/a@1000"), parse_location("runs/a")
+    (('runs/a', 1000), ('runs/a', 'best'))
+    """
+    directory, at, step = text.rpartition("@")
+    if not at:
+        return text, "best"
+    if step in ("best", "last"):
+        return directory, step
+    if step.isascii() and step.isdigit():
+        return directory, int(step)
+    raise UserError(f"the step of a checkpoint is a number, best or last, not {step!r} (in {text!r})")
+
+
+def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
+    """Reads what a step says of itself, without reading its arrays.
+
+    Args:
+        directory: A run's workdir, or its `checkpoints` folder.
+        step: A number, `best` or `last`.
+
+    Raises:
+        CheckpointError: The folder or the step is missing, empty, damaged or of a newer format.
+    """
+    folder = _find_folder(directory)
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+    if not steps:
+        raise CheckpointError(f"{folder} holds no finished checkpoint: train first, or name another folder")
+    if step == "best":
+        step = _best(folder, steps)
+    elif step == "last":
+        step = steps[-1]
+    if step not in steps:
+        raise CheckpointError(f"{folder} has no step {step}: the steps there are {', '.join(map(str, steps))}")
+    where = f"the checkpoint {folder / str(step)}"
+    try:
+        with _manager(folder) as manager:
+            saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+        if saved["format"] > FORMAT:
+            raise CheckpointError(
+                f"{where} has format {saved['format']}, and this version reads up to {FORMAT}: update robust_gan"
+            )
+        data = saved["data"] | {
+            "image_shape": tuple(saved["data"]["image_shape"]),
+            "label_names": tuple(saved["data"]["label_names"]),
+        }
+        return Record(
+            folder, int(step), config_lib.from_dict(saved["config"]), DataInfo(**data), saved["metrics"],
+            saved["versions"], saved["leaves"],
+        )  # fmt: skip
+    except UserError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{where} does not fit this version of robust_gan: {error}") from error
+    except Exception as error:
+        raise _DamagedError(f"{where} is damaged (its configuration cannot be read: {_brief(error)})") from error
+
+
+def load_classifier(directory: epath.PathLike, step: str | int = "best") -> LogitsFn:
+    """Rebuilds the classifier of a checkpoint, with nothing else given.
+
+    Args:
+        directory: A run's workdir, or its `checkpoints` folder.
+        step: A number, `best` (by validation) or `last`.
+
+    Returns:
+        Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`, with running BatchNorm statistics: a
+        `jax.tree_util.Partial`, so it can be called, or passed to jitted functions as an argument.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, damaged, or of another architecture than its configuration says.
+    """
+    return classifier_of(read_record(directory, step))
+
+
+def load_generator(directory: epath.PathLike, step: str | int = "best"):
+    """Rebuilds the generator of a checkpoint.
+
+    Args:
+        directory: A run's workdir, or its `checkpoints` folder.
+        step: A number, `best` (by validation) or `last`.
+
+    Returns:
+        Images `[B, H, W, C]` in [0, 1] to noise `[B, H, W, C]` in [-1, 1], with running BatchNorm statistics.
+
+    Raises:
+        CheckpointError: As for `load_classifier`, or the run had no generator.
+    """
+    return generator_of(read_record(directory, step))
+
+
+def classifier_of(record: Record) -> LogitsFn:
+    """Rebuilds the classifier of a record that is read already; see `load_classifier`."""
+    apply, like = _classifier(record.config.classifier.network, record.data.num_classes, record.data.image_shape)
+    filled = _fill({"classifier": like}, record)["classifier"]
+    return jax.tree_util.Partial(apply, filled["params"], filled["batch_stats"])
+
+
+def generator_of(record: Record):
+    """Rebuilds the generator of a record that is read already; see `load_generator`."""
+    if not has_generator(record):
+        raise CheckpointError(
+            f"the run in {record.directory} has no generator: its adversary is {record.config.adversary.name!r}"
+        )
+    apply, like = _generator(record.config.adversary.generator.network, record.data.image_shape)
+    filled = _fill({"adversary": like}, record)["adversary"]
+    return jax.tree_util.Partial(apply, filled["params"], filled["batch_stats"])
+
+
+def has_generator(record: Record) -> bool:
+    """Tells whether the run trained a generator."""
+    return record.config.adversary.name == "generator"
+
+
+# Cached, so that two checkpoints of one architecture share the function and with it whatever was compiled for it.
+@functools.cache
+def _classifier(name: str, num_classes: int, image_shape: tuple[int, ...]):
+    return _evaluated(networks.build_classifier(name, num_classes), image_shape)
+
+
+@functools.cache
+def _generator(name: str, image_shape: tuple[int, ...]):
+    return _evaluated(networks.build_generator(name, image_shape[-1]), image_shape)
+
+
+def _evaluated(network, image_shape):
+    def apply(params, batch_stats, images):
+        return network.apply(params, batch_stats, images, train=False)[0]
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    params, batch_stats = jax.eval_shape(network.init, jax.random.key(0), images)
+    return apply, {"params": params, "batch_stats": batch_stats}
+
+
+def _find_folder(directory: epath.PathLike) -> epath.Path:
+    path = epath.Path(directory)
+    if not path.exists():
+        raise CheckpointError(f"there is no folder {path}: give the workdir of a run")
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file: give the workdir of a run, which is a folder")
+    nested = path / FOLDER
+    return (nested if nested.exists() else path).resolve()
+
+
+def _best(folder: epath.Path, steps: list[int]) -> int:
+    """The step of the best selection metric; the newest of equals, as Orbax keeps it."""
+    with _manager(folder) as manager:
+        try:
+            best = manager.best_step()
+        except Exception:  # Metrics that cannot be read are no reason to refuse: the newest step is named instead.
+            best = None
+    return steps[-1] if best is None else best
+
+
+@contextlib.contextmanager
+def _manager(folder: epath.Path) -> Iterator[ocp.CheckpointManager]:
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, best_fn=lambda metrics: metrics[SELECTION], best_mode="max", create=False
+    )
+    with _quiet(), ocp.CheckpointManager(folder, options=options) as manager:
+        yield manager
+
+
+def _fill(like: PyTree, record: Record) -> PyTree:
+    """Restores the leaves of `like` from a step, comparing names, shapes, dtypes and digests."""
+    where = f"the checkpoint {record.directory / str(record.step)}"
+    wanted = dict(_named_leaves(like))
+    for name, leaf in wanted.items():
+        saved = record.leaves.get(name)
+        expected = {"shape": list(_stored_shape(leaf)), "dtype": str(_stored_dtype(leaf))}
+        if saved is None:
+            raise CheckpointError(f"{where} is of another architecture: it has no array {name}")
+        if {"shape": saved["shape"], "dtype": saved["dtype"]} != expected:
+            raise CheckpointError(
+                f"{where} is of another architecture: {name} is {saved['dtype']}{saved['shape']} there and "
+                f"{expected['dtype']}{expected['shape']} here"
+            )
+    try:
+        target = {name: np.empty(saved["shape"], saved["dtype"]) for name, saved in record.leaves.items()}
+        with _manager(record.directory) as manager:
+            restored = manager.restore(
+                record.step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_nest(target)))
+            )["state"]
+        found = {name: np.asarray(leaf) for name, leaf in _named_leaves(restored)}
+    except Exception as error:
+        raise _DamagedError(f"{where} is damaged (its arrays cannot be read: {_brief(error)})") from error
+    for name in wanted:
+        if name not in found or _digest(found[name]) != record.leaves[name]["sha256"]:
+            raise _DamagedError(f"{where} is damaged: the array {name} is not what was saved")
+    leaves = [_from_host(leaf, found[name]) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    return [
+        ("/".join(_key_name(key) for key in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    raise TypeError(f"no name for {key!r}")
+
+
+def _nest(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return nested
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    # A replicated array's own shard: indexing the whole one is orders of magnitude slower.
+    return np.array(leaf.addressable_shards[0].data if isinstance(leaf, jax.Array) else leaf)
+
+
+def _from_host(like: Any, leaf: np.ndarray) -> Any:
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+
+
+def _stored_shape(leaf: Any) -> tuple[int, ...]:
+    return jax.eval_shape(jax.random.key_data, leaf).shape if _is_key(leaf) else leaf.shape
+
+
+def _stored_dtype(leaf: Any) -> Any:
+    return jax.eval_shape(jax.random.key_data, leaf).dtype if _is_key(leaf) else leaf.dtype
+
+
+def _digest(leaf: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:120]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax tells at length what it does; a user wants to know what failed, and that is in the exception."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,168 @@
+"""Unreduced losses `[B]`, and the value of the game.
+
+Nothing here averages: the caller weights, masks and takes the mean. Larger is worse for the classifier throughout, so
+an attack maximises and the classifier minimises.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy of the softmax of the logits against integer labels.
+
+    Args:
+        logits: `[B, K]`.
+        labels: int32 `[B]` in 0..K-1.
+
+    Returns:
+        `[B]`, in nats.
+
+    >>> print(cross_entropy(jnp.zeros((1, 4)), jnp.array([2])))
+    [1.3862944]
+    """
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Largest logit of a wrong class minus the logit of the label: positive exactly where the image is misclassified.
+
+    Args:
+        logits: `[B, K]`, K at least 2.
+        labels: int32 `[B]`.
+
+    Returns:
+        `[B]`.
+
+    References:
+        Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017, section V (f6).
+
+    >>> margin(jnp.array([[1.0, 3.0, 2.0]]), jnp.array([1])).tolist()
+    [-1.0]
+    """
+    at_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    return jnp.max(_mask_label(logits, labels), axis=-1) - at_label
+
+
+def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+    """Difference of logits ratio: a margin that neither a shift nor a scaling of the logits changes.
+
+    Args:
+        logits: `[B, K]`; K at least 3, and at least 4 with targets.
+        labels: int32 `[B]`.
+        targets: int32 `[B]`, the classes aimed at; without them the largest wrong one counts.
+
+    Returns:
+        `[B]`.
+
+    Raises:
+        ValueError: Too few classes for the ratio to be defined.
+
+    References:
+        Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+        attacks", ICML 2020, equations 6 and 7, https://arxiv.org/abs/2003.01690
+
+    >>> dlr(jnp.array([[4.0, 1.0, 3.0, 2.0]]), jnp.array([0])).tolist()
+    [-0.5]
+    >>> print(dlr(jnp.array([[4.0, 1.0, 3.0, 2.0]]), jnp.array([0]), jnp.array([3])).round(4))
+    [-0.8]
+    """
+    needed = 3 if targets is None else 4
+    if logits.shape[-1] < needed:
+        raise ValueError(f"the {'targeted ' * (needed == 4)}DLR loss needs {needed} classes, not {logits.shape[-1]}")
+    ordered = jnp.sort(logits, axis=-1)
+    at_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    if targets is None:
+        return margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+    at_target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return (at_target - at_label) / (ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12)
+
+
+def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
+    """Kullback-Leibler divergence KL(softmax(reference) || softmax(logits)).
+
+    Args:
+        logits: `[B, K]`.
+        reference_logits: `[B, K]`.
+
+    Returns:
+        `[B]`, in nats, at least 0.
+
+    >>> kl(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]])).tolist()
+    [0.0]
+    """
+    log_reference = jax.nn.log_softmax(reference_logits)
+    return jnp.sum(jnp.exp(log_reference) * (log_reference - jax.nn.log_softmax(logits)), axis=-1)
+
+
+def classifier_loss(
+    clean_logits: jax.Array,
+    adversarial_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    clean_weight: float = 1.0,
+    adversarial_weight: float = 1.0,
+) -> jax.Array:
+    """What the classifier minimises: cross-entropy on clean and on adversarial images; the value of the game.
+
+    Args:
+        clean_logits: `[B, K]`.
+        adversarial_logits: `[B, K]`, for the same images perturbed.
+        labels: int32 `[B]`.
+        clean_weight: Weight of the clean term.
+        adversarial_weight: Weight of the adversarial term.
+
+    Returns:
+        `[B]`.
+
+    Guarantees:
+        `test_the_game_is_zero_sum`: its gradient in the generator's parameters is minus that of `generator_loss`
+            when `adversarial_weight` is 1.
+
+    References:
+        Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, section 3.
+
+    >>> logits = jnp.zeros((1, 2))
+    >>> print(classifier_loss(logits, logits, jnp.array([0])))
+    [1.3862944]
+    """
+    clean = cross_entropy(clean_logits, labels)
+    return clean_weight * clean + adversarial_weight * cross_entropy(adversarial_logits, labels)
+
+
+def generator_loss(adversarial_logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """What the generator minimises: minus the adversarial term of the classifier's loss, so the game is zero-sum.
+
+    Args:
+        adversarial_logits: `[B, K]`.
+        labels: int32 `[B]`.
+
+    Returns:
+        `[B]`, at most 0.
+
+    >>> print(generator_loss(jnp.zeros((1, 2)), jnp.array([0])))
+    [-0.6931472]
+    """
+    return -cross_entropy(adversarial_logits, labels)
+
+
+def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Tells which images are classified right; never where a logit is not finite.
+
+    Args:
+        logits: `[B, K]`.
+        labels: int32 `[B]`.
+
+    Returns:
+        bool `[B]`.
+
+    >>> is_correct(jnp.array([[0.0, 1.0], [jnp.nan, jnp.nan]]), jnp.array([1, 0])).tolist()
+    [True, False]
+    """
+    return (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
+
+
+def _mask_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    at_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return jnp.where(at_label, -jnp.inf, logits)

@@ -1,0 +1,57 @@
+"""Optimisers by name, from the configuration of a player."""
+
+import jax
+import optax
+
+from robust_gan.config import OptimizerConfig
+from robust_gan.types import Params, PyTree
+
+
+def learning_rate(config: OptimizerConfig) -> optax.Schedule:
+    """Returns the learning rate as a function of the optimiser's own step count.
+
+    >>> schedule = learning_rate(OptimizerConfig(learning_rate=0.1, decay_steps=(100,)))
+    >>> print(schedule(99), schedule(100))
+    0.1 0.01
+    """
+    return optax.piecewise_constant_schedule(
+        config.learning_rate, {step: config.decay_factor for step in config.decay_steps}
+    )
+
+
+def build(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Builds a player's optimiser, with weight decay on kernels alone.
+
+    Args:
+        config: Validated already.
+
+    Returns:
+        The optax transformation. For sgd and adam the decay is part of the gradient, as in the paper's loss, so that
+        momentum and Adam's scaling see it; for adamw it is decoupled.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    >>> optimizer = build(OptimizerConfig(learning_rate=1.0, momentum=0.0, weight_decay=0.5))
+    >>> updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    >>> print(updates["kernel"], updates["bias"])
+    [-0.5 -0.5] [-0. -0.]
+    """
+    rate = learning_rate(config)
+    if config.name == "adamw":
+        return optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=kernels)
+    if config.name == "adam":
+        optimizer = optax.adam(rate, b1=config.b1, b2=config.b2)
+    else:
+        optimizer = optax.sgd(rate, momentum=config.momentum or None)
+    if config.weight_decay == 0:
+        return optimizer
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=kernels), optimizer)
+
+
+def kernels(params: Params) -> PyTree:
+    """Tells which leaves are kernels: those under the name `kernel`, not biases nor BatchNorm's scales.
+
+    >>> kernels({"conv": {"kernel": 1.0, "bias": 1.0}})
+    {'conv': {'bias': False, 'kernel': True}}
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), params)

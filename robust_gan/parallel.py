@@ -1,0 +1,131 @@
+"""The only file that names devices: which ones, what lies where, and the mapped functions.
+
+Steps are written per device over the axis `AXIS` and mapped with `jax.pmap` in its present form: the train state is
+unstacked and replicated, the batch is sharded over its leading axis.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from robust_gan.errors import UserError
+from robust_gan.types import PyTree
+
+AXIS = "batch"
+
+_RUN_AHEAD = 8
+
+
+def find_devices(platform: str = "", num_devices: int = 0) -> list[jax.Device]:
+    """Returns the devices to compute on.
+
+    Args:
+        platform: `cpu`, `gpu` or `tpu`; empty for the best there is.
+        num_devices: How many; 0 for all.
+
+    Raises:
+        UserError: The platform is absent, or has fewer devices than asked for.
+
+    >>> len(find_devices(num_devices=1))
+    1
+    """
+    try:
+        devices = jax.local_devices(backend=platform or None)
+    except RuntimeError as error:
+        if not platform:
+            raise
+        present = ", ".join(sorted({device.platform for device in jax.local_devices()}))
+        raise UserError(
+            f"no {platform} was found here, only {present}: leave --platform out, or install the extra "
+            f"robust_gan[{platform}]"
+        ) from error
+    if num_devices < 0 or num_devices > len(devices):
+        raise UserError(
+            f"{num_devices} devices were asked for, but there are {len(devices)} of platform {devices[0].platform}: "
+            f"ask for 1 to {len(devices)}, or 0 for all"
+        )
+    return devices[: num_devices or None]
+
+
+def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
+    """Refuses a batch that the devices cannot share evenly.
+
+    Raises:
+        UserError: It is not divisible by their number.
+
+    >>> check_batch_size(64, find_devices(num_devices=1))
+    """
+    if batch_size % len(devices):
+        lower = batch_size // len(devices) * len(devices)
+        raise UserError(
+            f"batch_size {batch_size} is not divisible by the {len(devices)} devices: "
+            f"take {lower or len(devices)} or {lower + len(devices)}"
+        )
+
+
+def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """Places a whole copy of every array on each device; the arrays keep their shapes.
+
+    >>> replicate(np.zeros(3), find_devices(num_devices=1)).shape
+    (3,)
+    """
+    sharding = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())
+    return jax.device_put(tree, sharding)
+
+
+def split(array: np.ndarray, devices: Sequence[jax.Device], axis: int = 0) -> np.ndarray:
+    """Cuts a batch into equal contiguous shares, one per device, on a new leading axis.
+
+    >>> split(np.arange(4), find_devices(num_devices=1)).shape
+    (1, 4)
+    """
+    return np.stack(np.split(array, len(devices), axis=axis))
+
+
+def map_step(step: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Callable[..., PyTree]:
+    """Compiles `step(state, data, share) -> (state, metrics)` over the devices.
+
+    State and data are replicated, the share is each device's own (`split`), and what comes out is the same on all. The
+    state is donated: use only the returned one. At most a few steps run ahead of the host on several CPU devices,
+    where an unlimited lead aborts the process.
+    """
+    mapped = jax.pmap(
+        step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None), devices=devices, donate_argnums=(0,)
+    )
+    if len(devices) == 1 or devices[0].platform != "cpu":
+        return mapped
+    ahead: collections.deque[PyTree] = collections.deque()
+
+    @functools.wraps(step)
+    def bounded(state, data, share):
+        state, metrics = mapped(state, data, share)
+        ahead.append(metrics)
+        if len(ahead) == _RUN_AHEAD:
+            jax.block_until_ready(ahead.popleft())
+        return state, metrics
+
+    return bounded
+
+
+def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Callable[..., PyTree]:
+    """Compiles `function(replicated, share) -> rows` over the devices and joins the rows again.
+
+    Args:
+        function: Each row of its result depends on the same row of the share alone.
+        devices: Where.
+
+    Returns:
+        A function of (replicated, batch), arrays of `batch` with B rows divisible by the number of devices, that
+        returns NumPy arrays with B rows.
+    """
+    mapped = jax.pmap(function, in_axes=(None, 0), devices=devices)
+
+    def joined(replicated, batch):
+        rows = mapped(replicated, jax.tree.map(lambda array: split(array, devices), batch))
+        return jax.tree.map(lambda array: np.asarray(array).reshape(-1, *array.shape[2:]), rows)
+
+    return joined
