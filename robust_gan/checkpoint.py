@@ -9,7 +9,6 @@ What is saved are host arrays without a device axis: they restore on any number 
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -28,7 +27,8 @@ from robust_gan import config as config_lib
 from robust_gan import networks
 from robust_gan.config import Config
 from robust_gan.errors import CheckpointError, UserError
-from robust_gan.types import LogitsFn, PyTree
+from robust_gan.networks import inference
+from robust_gan.types import LogitsFn, Network, PyTree
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -284,9 +284,11 @@ def load_generator(directory: epath.PathLike, step: str | int = "best"):
 
 def classifier_of(record: Record) -> LogitsFn:
     """Rebuilds the classifier of a record that is read already; see `load_classifier`."""
-    apply, like = _classifier(record.config.classifier.network, record.data.num_classes, record.data.image_shape)
-    filled = _fill({"classifier": like}, record)["classifier"]
-    return jax.tree_util.Partial(apply, filled["params"], filled["batch_stats"])
+    name, data = record.config.classifier.network, record.data
+    like = {"classifier": _shapes(networks.build_classifier(name, data.num_classes), data.image_shape)}
+    filled = _fill(like, record)["classifier"]
+    classify = inference.classify(name, data.num_classes)
+    return jax.tree_util.Partial(classify, filled["params"], filled["batch_stats"])
 
 
 def generator_of(record: Record):
@@ -295,9 +297,10 @@ def generator_of(record: Record):
         raise CheckpointError(
             f"the run in {record.directory} has no generator: its adversary is {record.config.adversary.name!r}"
         )
-    apply, like = _generator(record.config.adversary.generator.network, record.data.image_shape)
-    filled = _fill({"adversary": like}, record)["adversary"]
-    return jax.tree_util.Partial(apply, filled["params"], filled["batch_stats"])
+    name, channels = record.config.adversary.generator.network, record.data.image_shape[-1]
+    like = {"adversary": _shapes(networks.build_generator(name, channels), record.data.image_shape)}
+    filled = _fill(like, record)["adversary"]
+    return jax.tree_util.Partial(inference.generate(name, channels), filled["params"], filled["batch_stats"])
 
 
 def has_generator(record: Record) -> bool:
@@ -305,24 +308,10 @@ def has_generator(record: Record) -> bool:
     return record.config.adversary.name == "generator"
 
 
-# Cached, so that two checkpoints of one architecture share the function and with it whatever was compiled for it.
-@functools.cache
-def _classifier(name: str, num_classes: int, image_shape: tuple[int, ...]):
-    return _evaluated(networks.build_classifier(name, num_classes), image_shape)
-
-
-@functools.cache
-def _generator(name: str, image_shape: tuple[int, ...]):
-    return _evaluated(networks.build_generator(name, image_shape[-1]), image_shape)
-
-
-def _evaluated(network, image_shape):
-    def apply(params, batch_stats, images):
-        return network.apply(params, batch_stats, images, train=False)[0]
-
+def _shapes(network: Network, image_shape: tuple[int, ...]) -> PyTree:
     images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     params, batch_stats = jax.eval_shape(network.init, jax.random.key(0), images)
-    return apply, {"params": params, "batch_stats": batch_stats}
+    return {"params": params, "batch_stats": batch_stats}
 
 
 def _find_folder(directory: epath.PathLike) -> epath.Path:

@@ -86,6 +86,15 @@ def split(array: np.ndarray, devices: Sequence[jax.Device], axis: int = 0) -> np
     return np.stack(np.split(array, len(devices), axis=axis))
 
 
+def split_tree(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """Cuts every array of a tree with `split`.
+
+    >>> split_tree((np.zeros(4), np.zeros((4, 2))), find_devices(num_devices=1))[1].shape
+    (1, 4, 2)
+    """
+    return jax.tree.map(lambda array: split(array, devices), tree)
+
+
 def map_step(step: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Callable[..., PyTree]:
     """Compiles `step(state, data, share) -> (state, metrics)` over the devices.
 
@@ -111,21 +120,31 @@ def map_step(step: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Call
     return bounded
 
 
+@functools.cache
+def _mapped(function, devices):
+    return jax.pmap(function, in_axes=(None, 0), devices=devices)
+
+
 def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Callable[..., PyTree]:
-    """Compiles `function(replicated, share) -> rows` over the devices and joins the rows again.
+    """Compiles `function(replicated, share) -> rows` over the devices; the rows stay where they are (see `join`).
+
+    The same function and devices give the same compiled function.
 
     Args:
         function: Each row of its result depends on the same row of the share alone.
         devices: Where.
 
-    Returns:
-        A function of (replicated, batch), arrays of `batch` with B rows divisible by the number of devices, that
-        returns NumPy arrays with B rows.
+    >>> devices = find_devices(num_devices=1)
+    >>> join(map_batch(lambda scale, share: scale * share, devices)(2.0, split(np.arange(2.0), devices))).tolist()
+    [0.0, 2.0]
     """
-    mapped = jax.pmap(function, in_axes=(None, 0), devices=devices)
+    return _mapped(function, tuple(devices))
 
-    def joined(replicated, batch):
-        rows = mapped(replicated, jax.tree.map(lambda array: split(array, devices), batch))
-        return jax.tree.map(lambda array: np.asarray(array).reshape(-1, *array.shape[2:]), rows)
 
-    return joined
+def join(rows: jax.Array) -> np.ndarray:
+    """Joins the devices' rows again on the host: `[D, B / D, ...]` to `[B, ...]`.
+
+    >>> join(np.zeros((2, 3, 4))).shape
+    (6, 4)
+    """
+    return np.asarray(rows).reshape(-1, *rows.shape[2:])

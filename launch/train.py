@@ -1,0 +1,53 @@
+"""Trains a classifier against an adversary.
+
+    python launch/train.py --config=configs/digits.py --workdir=runs/digits
+    python launch/train.py --config=configs/digits.py:pgd --workdir=runs/digits_pgd --config.seed=1
+
+The contestant comes after the colon (none, pgd, generator); any field is set with --config.FIELD=VALUE. Run again, the
+same command goes on where it stopped.
+"""
+
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from robust_gan import command_line
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The recipe, FILE or FILE:CONTESTANT. It is Python and is run: use your own only."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
+_PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write scalars for TensorBoard too.")
+
+
+def main(argv):
+    """Trains."""
+    del argv
+    config = command_line.config_of(_CONFIG.value)
+    workdir = command_line.required("workdir", _WORKDIR.value, "the folder of the run, such as runs/digits")
+
+    from robust_gan import parallel, training  # After the flags: a mistake is told before jax is loaded.
+
+    try:
+        result = training.train(
+            config,
+            workdir,
+            devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+            progress=_PROGRESS.value,
+            tensorboard=_TENSORBOARD.value,
+        )
+    except training.NotFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if result.finished and result.validation:
+        figures = ", ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in result.validation.items())
+        print(f"step {result.step}, validation: {figures}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,32 @@
+"""Networks as they are after training: running BatchNorm statistics, one image independent of the others."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+
+from robust_gan.networks.classifiers import build_classifier
+from robust_gan.networks.generators import build_generator
+
+
+# Cached, so that two models of one architecture share the function, and with it whatever was compiled for it.
+@functools.cache
+def classify(name: str, num_classes: int) -> Callable[..., jax.Array]:
+    """Returns `(params, batch_stats, images) -> logits` of the classifier of that name.
+
+    >>> classify("digits_cnn", 10) is classify("digits_cnn", 10)
+    True
+    """
+    network = build_classifier(name, num_classes)
+    return lambda params, batch_stats, images: network.apply(params, batch_stats, images, train=False)[0]
+
+
+@functools.cache
+def generate(name: str, channels: int) -> Callable[..., jax.Array]:
+    """Returns `(params, batch_stats, images) -> noise` of the generator of that name.
+
+    >>> generate("digits_generator", 1) is generate("digits_generator", 1)
+    True
+    """
+    network = build_generator(name, channels)
+    return lambda params, batch_stats, images: network.apply(params, batch_stats, images, train=False)[0]
