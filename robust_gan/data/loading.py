@@ -1,0 +1,141 @@
+"""Loads a data set as arrays, with train, validation and test images kept apart."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from robust_gan.data.locations import (
+    KNOWN,
+    data_directory,
+    find_prepared,
+    is_array_record,
+    prepare_command,
+    prepared_names,
+)
+from robust_gan.data.order import permutation
+from robust_gan.data.preparation import prepare
+from robust_gan.data.reading import Split, open_prepared, read_split
+from robust_gan.errors import DataError
+
+_VALIDATION, _EXTRA = 2, 3
+
+
+class Dataset(NamedTuple):
+    """A data set in memory.
+
+    Attributes:
+        name: As it was asked for.
+        train: What the players learn from.
+        validation: What models are selected by; no image of it is in `train`.
+        test: What results are reported on.
+        num_classes: K.
+        label_names: The names of the K classes.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    label_names: tuple[str, ...]
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    validation_size: int,
+    extra_size: int = 0,
+    train_size: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Loads a data set that is prepared as array_record; `digits` is prepared where it is not.
+
+    The validation images are held out of the split `train` by a permutation that depends on nothing but `seed`. Leave
+    it alone, whatever the seed of the run: then every run has the same validation images.
+
+    Guarantees:
+        test_train_and_validation_share_no_image_and_lose_none
+        test_loading_never_imports_tensorflow
+
+    Args:
+        name: `cifar10`, `cifar100`, `digits`, `mnist`, `svhn_cropped`, or the name of any other image classification
+            set of TensorFlow Datasets that is prepared as array_record: `NAME`, `NAME/CONFIG`, with or without
+            `:VERSION`.
+        data_dir: The folder of the prepared sets; see `data_directory`.
+        validation_size: How many images to hold out of `train`, at least 0.
+        extra_size: How many images of the split `extra`, which SVHN has, to append to the train images.
+        train_size: How many images of `train` to keep beside the validation images, all where it is not given; a
+            smaller choice is part of a larger one.
+        seed: Chooses the validation images and those of `train_size` and `extra_size`.
+
+    Returns:
+        The data set; images are uint8.
+
+    Raises:
+        DataError: The set is unknown, not prepared, damaged or of a format that needs TensorFlow, its images differ in
+            shape or its labels are out of range, or there are not as many images as asked for.
+
+    >>> digits = load("digits", data_dir=getfixture("tmp_path"), validation_size=137)
+    >>> digits.train.images.shape, digits.validation.images.shape, digits.test.images.shape
+    ((1300, 8, 8, 1), (137, 8, 8, 1), (360, 8, 8, 1))
+    """
+    prepared = open_prepared(_find(name, data_dir))
+    sizes = prepared.split_sizes
+    test = "test" if "test" in sizes else "validation"
+    for split in ("train", test):
+        if not sizes.get(split):
+            raise DataError(f"{name} needs images in the splits train and test (or validation), but has {sizes}")
+    total = sizes["train"]
+    if not 0 <= validation_size < total:
+        raise DataError(f"validation_size must be in 0..{total - 1} for {name}, but is {validation_size}")
+    rest = total - validation_size
+    train_size = rest if train_size is None else train_size
+    if not 1 <= train_size <= rest:
+        raise DataError(
+            f"train_size must be in 1..{rest} for {name} with validation_size={validation_size}, but is {train_size}"
+        )
+    if not 0 <= extra_size <= sizes.get("extra", 0):
+        raise DataError(
+            f"extra_size must be in 0..{sizes.get('extra', 0)} for {name}, whose splits are {', '.join(sizes)}, "
+            f"but is {extra_size}"
+        )
+    order = permutation(total, seed, purpose=_VALIDATION)
+    parts = [
+        read_split(prepared, "train", np.sort(order[validation_size : validation_size + train_size])),
+        read_split(prepared, "train", np.sort(order[:validation_size])),
+        read_split(prepared, test),
+    ]
+    if extra_size:
+        chosen = permutation(sizes["extra"], seed, purpose=_EXTRA)[:extra_size]
+        parts.append(read_split(prepared, "extra", np.sort(chosen)))
+    shapes = {part.images.shape[1:] for part in parts if len(part.images)}
+    if len(shapes) > 1:
+        raise DataError(f"all images of {name} must have one shape, but there are {sorted(shapes)}")
+    train, validation, test_split, *extra = parts
+    if not validation_size:
+        validation = Split(train.images[:0], train.labels[:0])
+    if extra:
+        train = Split(*(np.concatenate(arrays) for arrays in zip(train, *extra, strict=True)))
+    return Dataset(name, train, validation, test_split, len(prepared.label_names), prepared.label_names)
+
+
+def _find(name: str, data_dir: str | os.PathLike | None) -> Path:
+    directory = data_directory(data_dir)
+    found = find_prepared(name, directory)
+    if found is None and name == "digits":
+        return prepare(name, data_dir=data_dir).directory
+    if found is None and name in KNOWN:
+        raise DataError(f"{name} is not prepared in {directory}: run {prepare_command(name, directory)}")
+    if found is None:
+        names = sorted({*KNOWN, *prepared_names(directory)})
+        raise DataError(f"there is no data set {name!r} in {directory}; there may be {', '.join(names)}")
+    if not is_array_record(found):
+        command = f": run {prepare_command(name, directory / 'array_record')}" if name in KNOWN else ""
+        raise DataError(
+            f"{found} is not stored as array_record and cannot be read without TensorFlow, so prepare {name} as "
+            f"array_record in another folder{command}"
+        )
+    return found

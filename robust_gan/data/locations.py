@@ -1,0 +1,116 @@
+"""Where the prepared data sets lie: DATA_DIR/NAME[/CONFIG]/VERSION, as TensorFlow Datasets arranges them."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from robust_gan.errors import DataError
+
+KNOWN = ("cifar10", "cifar100", "digits", "mnist", "svhn_cropped")
+"""The data sets that `prepare` can make. Any other that is prepared already is found by its name."""
+
+_NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
+_VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
+
+
+def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
+    """Returns the folder of the prepared data sets.
+
+    Args:
+        data_dir: The folder; where it is not given, `$ROBUST_GAN_DATA_DIR`, else `$TFDS_DATA_DIR`, else
+            `~/tensorflow_datasets`, which is the default of TensorFlow Datasets.
+
+    >>> data_directory("/data")
+    PosixPath('/data')
+    """
+    default = os.environ.get("ROBUST_GAN_DATA_DIR") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(data_dir or default).expanduser()
+
+
+def prepared_names(directory: Path) -> list[str]:
+    """Returns the names of the data sets under a folder, in the form that `load` takes.
+
+    >>> prepared_names(Path("/nowhere"))
+    []
+    """
+    names = set()
+    for info in (*directory.glob("*/*/dataset_info.json"), *directory.glob("*/*/*/dataset_info.json")):
+        name = info.parent.parent.relative_to(directory).as_posix()
+        if _is_complete(info.parent) and _NAME.fullmatch(name):  # Not a temporary folder, which begins with a dot.
+            names.add(name)
+    return sorted(names)
+
+
+def find_prepared(name: str, directory: Path) -> Path | None:
+    """Returns the folder of the newest version of a prepared data set, None if there is none.
+
+    Args:
+        name: `NAME`, `NAME/CONFIG` or either with `:VERSION`.
+        directory: The folder of all data sets.
+
+    Raises:
+        DataError: The name is none, or the set is prepared in several configurations and none is named.
+
+    >>> find_prepared("mnist", Path("/nowhere")) is None
+    True
+    """
+    parts = _NAME.fullmatch(name)
+    if not parts:
+        raise DataError(f"a data set is called NAME, NAME/CONFIG or NAME:1.0.0, but not {name!r}")
+    folder = directory / parts["name"]
+    if parts["config"]:
+        folder /= parts["config"]
+    elif not _versions(folder, parts["version"]):
+        configs = sorted(child.name for child in _children(folder) if _versions(child, parts["version"]))
+        if len(configs) > 1:
+            choices = ", ".join(f"{parts['name']}/{config}" for config in configs)
+            raise DataError(f"{name} is prepared in several configurations: name one of {choices}")
+        folder = folder / configs[0] if configs else folder
+    versions = _versions(folder, parts["version"])
+    return versions[-1] if versions else None
+
+
+def is_array_record(prepared: Path) -> bool:
+    """Tells whether a prepared data set can be read without TensorFlow.
+
+    Raises:
+        DataError: Its description is damaged.
+    """
+    path = prepared / "dataset_info.json"
+    try:
+        info = json.loads(path.read_text())
+        return "array_record" in (info.get("fileFormat"), *info.get("alternativeFileFormats", ()))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{path} is damaged: remove {prepared} and prepare the data set again") from error
+
+
+def prepare_command(name: str, directory: Path) -> str:
+    """Returns the command that prepares a data set, for messages.
+
+    >>> prepare_command("mnist", Path("/data"))
+    'python launch/prepare_data.py --dataset=mnist --data_dir=/data'
+    """
+    command = f"python launch/prepare_data.py --dataset={name}"
+    return command if directory == data_directory() else f"{command} --data_dir={directory}"
+
+
+def _children(folder: Path) -> list[Path]:
+    return [child for child in folder.iterdir() if child.is_dir()] if folder.is_dir() else []
+
+
+def _versions(folder: Path, version: str | None) -> list[Path]:
+    found = [
+        child
+        for child in _children(folder)
+        if _VERSION.fullmatch(child.name) and version in (None, child.name) and _is_complete(child)
+    ]
+    return sorted(found, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def _is_complete(prepared: Path) -> bool:
+    return (
+        bool(_VERSION.fullmatch(prepared.name))
+        and (prepared / "dataset_info.json").is_file()
+        and (prepared / "features.json").is_file()
+    )

@@ -1,0 +1,170 @@
+"""Prepares data sets as array_record files: all of it or nothing, also where two processes do it at once."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from robust_gan.data import published
+from robust_gan.data.locations import KNOWN, data_directory, find_prepared, is_array_record, prepare_command
+from robust_gan.data.parsing import Contents
+from robust_gan.data.reading import open_prepared, quiet
+from robust_gan.errors import DataError
+
+
+class Prepared(NamedTuple):
+    """What `prepare` did.
+
+    Attributes:
+        name: The data set.
+        directory: Where it lies.
+        split_sizes: The number of images by the name of the split.
+        written: Whether it was written now, and not there before.
+    """
+
+    name: str
+    directory: Path
+    split_sizes: dict[str, int]
+    written: bool
+
+    def __str__(self) -> str:
+        """Says it in one line."""
+        sizes = ", ".join(f"{size:,} {split}" for split, size in self.split_sizes.items())
+        return f"{self.name}: {sizes} images {'written to' if self.written else 'were already in'} {self.directory}"
+
+
+def is_prepared(name: str, data_dir: str | os.PathLike | None = None) -> bool:
+    """Tells whether `load` will find a data set.
+
+    Args:
+        name: `NAME`, `NAME/CONFIG`, with or without `:VERSION`.
+        data_dir: The folder of the prepared sets; see `data_directory`.
+
+    Raises:
+        DataError: The name is none, or the description of the data set is damaged.
+
+    >>> is_prepared("mnist", "/nowhere")
+    False
+    """
+    found = find_prepared(name, data_directory(data_dir))
+    return found is not None and is_array_record(found)
+
+
+def prepare(
+    name: str,
+    *,
+    source: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> Prepared:
+    """Writes a data set as array_record files that the stock reader of TensorFlow Datasets opens, without TensorFlow.
+
+    Guarantees:
+        test_a_failed_preparation_leaves_nothing_behind
+        test_two_processes_prepare_at_once
+        test_the_stock_reader_opens_what_was_prepared
+
+    Args:
+        name: One of `KNOWN`.
+        source: A folder that holds the published archives or what extracting makes of them. Where it is not given, the
+            archives are looked for in DATA_DIR/downloads/manual, and downloaded to there. `digits` needs none.
+        data_dir: The folder of the prepared sets; see `data_directory`.
+        progress: Whether to show progress bars on stderr.
+
+    Returns:
+        What was written, or found.
+
+    Raises:
+        DataError: The name is unknown, the files are missing, damaged or not the published ones, they cannot be
+            downloaded, or the folder cannot be written to.
+
+    >>> prepare("digits", data_dir=getfixture("tmp_path")).split_sizes
+    {'train': 1437, 'test': 360}
+    """
+    if name not in KNOWN:
+        raise DataError(f"the data sets that can be prepared are {', '.join(KNOWN)}, but not {name!r}")
+    directory = data_directory(data_dir)
+    found = find_prepared(name, directory)
+    if found is not None and not is_array_record(found):
+        raise DataError(
+            f"{found} holds {name} in a format that cannot be read without TensorFlow: choose another folder, such as "
+            f"{prepare_command(name, directory / 'array_record')}"
+        )
+    if found is not None:
+        return Prepared(name, found, open_prepared(found).split_sizes, written=False)
+    try:
+        written = _write(name, _contents(name, source, directory, progress), directory, progress)
+        target = directory / name / written
+        return Prepared(name, target, open_prepared(target).split_sizes, written=True)
+    except OSError as error:
+        raise DataError(f"{name} cannot be prepared in {directory}: {error}") from error
+
+
+def _contents(name: str, source: str | os.PathLike | None, directory: Path, progress: bool) -> Contents:
+    if name == "digits":
+        from robust_gan.data.digits import read_digits
+
+        return read_digits()
+    genuine = _published_files(name)
+    if source is not None:
+        files = published.find(name, Path(source).expanduser())
+    else:
+        files = _downloaded(name, genuine, directory / "downloads" / "manual", progress)
+    for path in dict.fromkeys(files.values()):
+        if path.name in genuine:  # Extracted files have no published hash.
+            published.verify(path, genuine[path.name])
+    return published.contents(name, files)
+
+
+def _downloaded(
+    name: str, genuine: Mapping[str, published.PublishedFile], folder: Path, progress: bool
+) -> dict[str, Path]:
+    """Returns the files in the folder where TensorFlow Datasets looks for them as well; downloads them if need be."""
+    from robust_gan.data.downloading import download
+
+    try:
+        return published.find(name, folder)
+    except DataError:
+        download(genuine, folder, progress)
+    return published.find(name, folder)
+
+
+def _published_files(name: str) -> dict[str, published.PublishedFile]:
+    """Returns the addresses, lengths and hashes that TensorFlow Datasets has registered."""
+    from robust_gan.data.builders import BUILDERS
+
+    return {
+        Path(url).name: published.PublishedFile(url, int(info.size), info.checksum)
+        for url, info in BUILDERS[name].stock.url_infos.items()
+        if Path(url).name in published.LAYOUTS[name].archives
+    }
+
+
+def _write(name: str, contents: Contents, directory: Path, progress: bool) -> str:
+    """Writes under a temporary name beside the target and renames it, so that nobody ever sees half of it."""
+    import tensorflow_datasets as tfds
+
+    from robust_gan.data.builders import BUILDERS
+
+    tfds.disable_progress_bar()
+    directory.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=directory))
+    try:
+        builder = BUILDERS[name](data_dir=staging)
+        builder.contents, builder.progress = contents, progress
+        with quiet():
+            builder.download_and_prepare(file_format="array_record")
+        version = str(builder.version)
+        target = directory / name / version
+        target.parent.mkdir(exist_ok=True)
+        try:
+            (staging / name / version).rename(target)
+        except OSError:
+            # Another process was faster, which is as good.
+            if not is_prepared(f"{name}:{version}", directory):
+                raise
+        return version
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
