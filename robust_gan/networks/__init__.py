@@ -1,0 +1,25 @@
+"""Classifiers and generators as pairs of pure functions; the only package that knows flax.linen.
+
+>>> build_classifier("resnet20", 10)._fields
+('init', 'apply')
+"""
+
+import math
+
+import jax
+
+from robust_gan.networks.classifiers import CLASSIFIERS, build_classifier
+from robust_gan.networks.generators import GENERATORS, build_generator
+from robust_gan.types import Params
+
+__all__ = ["CLASSIFIERS", "GENERATORS", "build_classifier", "build_generator", "count_params"]
+
+
+def count_params(params: Params) -> int:
+    """Returns the number of parameters; arrays and shapes (`jax.eval_shape`) both count.
+
+    >>> import jax.numpy as jnp
+    >>> count_params({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
+    16
+    """
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,165 @@
+"""The classifiers (the paper's discriminators): images in [0, 1] to logits.
+
+References:
+    Huaxia Wang, Chun-Nam Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019,
+        https://openreview.net/forum?id=S1lIMn05F7, experiments.
+    Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun, "Deep Residual Learning for Image Recognition", section 4.2.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from robust_gan.errors import UserError
+from robust_gan.networks.layers import Conv, Initializer, ResidualBlock, as_network, batch_norm, he_normal, small_normal
+from robust_gan.types import Network
+
+
+class ResNet20(nn.Module):
+    """Three stages of three residual blocks, the mean over the image, and a dense layer.
+
+    The first block of every stage has a projection, also where the shape does not need one, and the first convolution
+    has 16 channels at every width: the parameter counts of the paper's networks fix both.
+
+    Attributes:
+        num_classes: Number of classes, K.
+        train: Whether BatchNorm uses the statistics of the batch.
+        axis_name: The mapped axis of the devices, or `None`.
+        widths: Channels of the three stages.
+        norm_first: BatchNorm and ReLU after the first convolution (CIFAR-10) or after the last block (SVHN).
+        kernel_init: Initialiser of all kernels.
+
+    >>> import jax, jax.numpy as jnp
+    >>> net = ResNet20(num_classes=10, train=False, axis_name=None)
+    >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros((2, 32, 32, 3)))[0].shape
+    (2, 10)
+    """
+
+    num_classes: int
+    train: bool
+    axis_name: str | None
+    widths: tuple[int, int, int] = (16, 32, 64)
+    norm_first: bool = True
+    kernel_init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
+        norm = batch_norm(train=self.train, axis_name=self.axis_name)
+        x = Conv(16, (3, 3), kernel_init=self.kernel_init)(x)
+        if self.norm_first:
+            x = nn.relu(norm()(x))
+        for stage, width in enumerate(self.widths):
+            for block in range(3):
+                stride = 2 if stage > 0 and block == 0 else 1
+                x = ResidualBlock(width, norm, stride, project=block == 0, kernel_init=self.kernel_init)(x)
+        if not self.norm_first:
+            x = nn.relu(norm()(x))
+        x = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, kernel_init=self.kernel_init)(x).astype(jnp.float32)
+
+
+class MnistCNN(nn.Module):
+    """Two 5x5 convolutions with bias, ReLU and pooling, and a dense layer; no BatchNorm.
+
+    Attributes:
+        num_classes: Number of classes, K.
+        train: Has no effect.
+        axis_name: Has no effect.
+
+    >>> import jax, jax.numpy as jnp
+    >>> net = MnistCNN(num_classes=10, train=False, axis_name=None)
+    >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros((2, 28, 28, 1)))[0].shape
+    (2, 10)
+    """
+
+    num_classes: int
+    train: bool
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
+        for features in (32, 64):
+            x = nn.relu(Conv(features, (5, 5), use_bias=True)(x))
+            x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
+        x = x.reshape(x.shape[0], -1)
+        return nn.Dense(self.num_classes, kernel_init=he_normal)(x).astype(jnp.float32)
+
+
+class DigitsCNN(nn.Module):
+    """Three 3x3 convolutions with BatchNorm and ReLU, the mean over the image, and a dense layer, for 8x8 images.
+
+    Attributes:
+        num_classes: Number of classes, K.
+        train: Whether BatchNorm uses the statistics of the batch.
+        axis_name: The mapped axis of the devices, or `None`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> net = DigitsCNN(num_classes=10, train=False, axis_name=None)
+    >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros((2, 8, 8, 1)))[0].shape
+    (2, 10)
+    """
+
+    num_classes: int
+    train: bool
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
+        # Runs on digits are a few hundred steps long: 0.997 would leave the running statistics near their start.
+        norm = batch_norm(train=self.train, axis_name=self.axis_name, momentum=0.95)
+        for features, stride in ((32, 1), (64, 2), (64, 1)):
+            x = nn.relu(norm()(Conv(features, (3, 3), (stride, stride))(x)))
+        x = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, kernel_init=he_normal)(x).astype(jnp.float32)
+
+
+_MODULES = {
+    "resnet20": ResNet20,
+    "resnet20_wide": functools.partial(ResNet20, widths=(160, 320, 640)),
+    "resnet20_svhn": functools.partial(ResNet20, norm_first=False, kernel_init=small_normal),
+    "mnist_cnn": MnistCNN,
+    "digits_cnn": DigitsCNN,
+}
+
+CLASSIFIERS = tuple(_MODULES)
+"""The names that `build_classifier` knows."""
+
+
+@functools.cache
+def build_classifier(name: str, num_classes: int) -> Network:
+    """Returns a classifier: images `[B, H, W, C]` in [0, 1] to float32 logits `[B, K]`.
+
+    The same arguments give the same object, so that what is compiled for it is found again.
+
+    Args:
+        name: One of `CLASSIFIERS`. "resnet20" is the paper's network for CIFAR-10 ("resnet18_2" in its code),
+            "resnet20_wide" ten times as wide, "resnet20_svhn" and "mnist_cnn" the paper's for SVHN and MNIST (this one
+            fixes the size of the images when it is initialised), "digits_cnn" a small one for 8x8 images.
+        num_classes: Number of classes, K.
+
+    Raises:
+        UserError: If the name is unknown or the number of classes is not positive.
+
+    Guarantees:
+        test_parameter_counts
+        test_eval_output_does_not_depend_on_the_batch
+        test_statistics_are_global_over_the_axis
+
+    >>> import jax, jax.numpy as jnp
+    >>> classifier = build_classifier("digits_cnn", 10)
+    >>> images = jnp.full((2, 8, 8, 1), 0.5)
+    >>> params, batch_stats = classifier.init(jax.random.key(0), images)
+    >>> logits, batch_stats = classifier.apply(params, batch_stats, images, train=False)
+    >>> logits.shape
+    (2, 10)
+    """
+    if name not in _MODULES:
+        raise UserError(f"unknown classifier {name!r}; choose from {', '.join(CLASSIFIERS)}")
+    if num_classes < 1:
+        raise UserError(f"num_classes must be at least 1, got {num_classes}")
+    return as_network(functools.partial(_MODULES[name], num_classes=num_classes))

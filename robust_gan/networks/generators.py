@@ -1,0 +1,139 @@
+"""The generators: images in [0, 1] to noise in [-1, 1] of the same shape.
+
+References:
+    Huaxia Wang, Chun-Nam Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019,
+        https://openreview.net/forum?id=S1lIMn05F7, experiments.
+    Justin Johnson, Alexandre Alahi, Li Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
+        supplementary material (the shape of the residual generator).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+from jax import lax
+
+from robust_gan.errors import UserError
+from robust_gan.networks.layers import Conv, ResidualBlock, TransposedConv, as_network, batch_norm, small_normal
+from robust_gan.types import Network
+
+
+class ResNetGenerator(nn.Module):
+    """Convolutions down, residual blocks, transposed convolutions up, and tanh.
+
+    Attributes:
+        channels: Channels of the images and of the noise, C.
+        train: Whether BatchNorm uses the statistics of the batch.
+        axis_name: The mapped axis of the devices, or `None`.
+        widths: Channels at full size, at half, and so on; one stride-2 convolution less than widths.
+        num_blocks: Number of residual blocks, at the smallest size.
+        project_first: Whether the first residual block has a projection.
+        momentum: Share of the old running statistics that a BatchNorm update keeps.
+
+    >>> import jax, jax.numpy as jnp
+    >>> net = ResNetGenerator(channels=3, train=False, axis_name=None)
+    >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros((2, 32, 32, 3)))[0].shape
+    (2, 32, 32, 3)
+    """
+
+    channels: int
+    train: bool
+    axis_name: str | None
+    widths: tuple[int, ...] = (64, 128, 256)
+    num_blocks: int = 6
+    project_first: bool = True
+    momentum: float = 0.997
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns noise `[B, H, W, C]` in [-1, 1] for pixels `[B, H, W, C]` in [-1, 1]."""
+        norm = batch_norm(train=self.train, axis_name=self.axis_name, momentum=self.momentum)
+        for level, width in enumerate(self.widths):
+            stride = 1 if level == 0 else 2
+            x = nn.relu(norm()(Conv(width, (3, 3), (stride, stride))(x)))
+        for block in range(self.num_blocks):
+            # The first block projects though the shape does not need it: the paper's parameter count does.
+            x = ResidualBlock(self.widths[-1], norm, project=self.project_first and block == 0)(x)
+        for width in reversed(self.widths[:-1]):
+            x = nn.relu(norm()(TransposedConv(width)(x)))
+        return nn.tanh(Conv(self.channels, (3, 3), use_bias=True, kernel_init=small_normal)(x))
+
+
+class MnistGenerator(nn.Module):
+    """Two 5x5 convolutions of stride 2, two transposed ones, and tanh.
+
+    Attributes:
+        channels: Channels of the images and of the noise, C.
+        train: Whether BatchNorm uses the statistics of the batch.
+        axis_name: The mapped axis of the devices, or `None`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> net = MnistGenerator(channels=1, train=False, axis_name=None)
+    >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros((2, 28, 28, 1)))[0].shape
+    (2, 28, 28, 1)
+    """
+
+    channels: int
+    train: bool
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns noise `[B, H, W, C]` in [-1, 1] for pixels `[B, H, W, C]` in [-1, 1]."""
+        norm = batch_norm(train=self.train, axis_name=self.axis_name)
+        for level, features in enumerate((64, 128)):
+            x = Conv(features, (5, 5), (2, 2))(x)
+            # These biases are in the paper's parameter count. BatchNorm takes them out again, so their gradient is
+            # zero but for rounding; stopping it makes it zero, and the optimiser leaves them alone.
+            bias = self.param(f"bias_{level}", nn.initializers.zeros_init(), (features,))
+            x = nn.relu(norm()(x + lax.stop_gradient(bias)))
+        x = nn.relu(norm()(TransposedConv(64, (5, 5))(x)))
+        return nn.tanh(TransposedConv(self.channels, (5, 5))(x))
+
+
+_MODULES = {
+    "resnet_generator": ResNetGenerator,
+    "mnist_generator": MnistGenerator,
+    # Runs on digits are a few hundred steps long: 0.997 would leave the running statistics near their start.
+    "digits_generator": functools.partial(
+        ResNetGenerator, widths=(32, 64), num_blocks=1, project_first=False, momentum=0.95
+    ),
+}
+
+GENERATORS = tuple(_MODULES)
+"""The names that `build_generator` knows."""
+
+
+@functools.cache
+def build_generator(name: str, channels: int) -> Network:
+    """Returns a generator: images `[B, H, W, C]` in [0, 1] to noise `[B, H, W, C]` in [-1, 1].
+
+    The same arguments give the same object, so that what is compiled for it is found again. Height and width of the
+    images must be divisible by 4.
+
+    Args:
+        name: One of `GENERATORS`. "resnet_generator" is the paper's for CIFAR and SVHN, "mnist_generator" its for
+            MNIST, "digits_generator" a small one for 8x8 images.
+        channels: Channels of the images, C.
+
+    Raises:
+        UserError: If the name is unknown or the number of channels is not positive; and, from the network, if the
+            images do not have a height and width divisible by 4.
+
+    Guarantees:
+        test_parameter_counts
+        test_noise_is_in_range_and_of_the_shape_of_the_images
+
+    >>> import jax, jax.numpy as jnp
+    >>> generator = build_generator("digits_generator", 1)
+    >>> images = jnp.full((2, 8, 8, 1), 0.5)
+    >>> params, batch_stats = generator.init(jax.random.key(0), images)
+    >>> noise, batch_stats = generator.apply(params, batch_stats, images, train=True)
+    >>> noise.shape
+    (2, 8, 8, 1)
+    """
+    if name not in _MODULES:
+        raise UserError(f"unknown generator {name!r}; choose from {', '.join(GENERATORS)}")
+    if channels < 1:
+        raise UserError(f"channels must be at least 1, got {channels}")
+    return as_network(functools.partial(_MODULES[name], channels=channels), size_multiple=4)

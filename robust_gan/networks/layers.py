@@ -1,0 +1,154 @@
+"""What the networks are built from: convolutions, BatchNorm and the residual block, and a module made a `Network`.
+
+References:
+    Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun, "Deep Residual Learning for Image Recognition", section 3.3;
+        "Delving Deep into Rectifiers", section 2.2 (initialisation).
+    Sergey Ioffe, Christian Szegedy, "Batch Normalization", section 3.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from robust_gan.errors import UserError
+from robust_gan.networks.convolution import convolution, transposed_convolution
+from robust_gan.types import BatchStats, Network, Params
+
+Initializer = jax.nn.initializers.Initializer
+
+he_normal: Initializer = nn.initializers.he_normal()
+small_normal: Initializer = nn.initializers.truncated_normal(stddev=0.02)
+
+# A bias before BatchNorm has no gradient but rounding noise, which Adam turns into full steps that differ from one
+# number of devices to another: convolutions have none unless asked.
+Conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=convolution, kernel_init=he_normal)
+
+
+class TransposedConv(nn.Module):
+    """A transposed convolution that doubles height and width, without bias.
+
+    Attributes:
+        features: Channels of the output.
+        kernel_size: (height, width).
+        kernel_init: Initialiser of the kernel `[height, width, C, features]`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> output, _ = TransposedConv(3).init_with_output(jax.random.key(0), jnp.ones((2, 4, 4, 16)))
+    >>> output.shape
+    (2, 8, 8, 3)
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    kernel_init: Initializer = small_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `[B, 2H, 2W, features]` for `[B, H, W, C]`."""
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
+        return transposed_convolution(x, kernel)
+
+
+def batch_norm(*, train: bool, axis_name: str | None, momentum: float = 0.997) -> Callable[..., nn.BatchNorm]:
+    """Returns a constructor of BatchNorm layers whose statistics are those of the batch over all of `axis_name`.
+
+    Args:
+        train: Whether to normalise with the statistics of the batch (and update the running ones) or the running ones.
+        axis_name: The mapped axis of the devices, or `None`.
+        momentum: Share of the old running statistics that an update keeps.
+
+    >>> batch_norm(train=True, axis_name=None)().momentum
+    0.997
+    """
+    # The variance as a mean of squared deviations: E[x^2] - E[x]^2 cancels in float32 where the mean is large.
+    return functools.partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        axis_name=axis_name,
+        momentum=momentum,
+        epsilon=1e-5,
+        use_fast_variance=False,
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm, a shortcut around them, and ReLU.
+
+    Attributes:
+        features: Channels of the output.
+        norm: Constructor of BatchNorm layers; see `batch_norm`.
+        stride: Stride of the first convolution and of the shortcut.
+        project: Whether the shortcut is a 1x1 convolution with BatchNorm, or the identity.
+        kernel_init: Initialiser of the kernels.
+
+    >>> import jax, jax.numpy as jnp
+    >>> block = ResidualBlock(32, batch_norm(train=True, axis_name=None), stride=2, project=True)
+    >>> block.init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 16)))[0].shape
+    (2, 4, 4, 32)
+    """
+
+    features: int
+    norm: Callable[..., nn.BatchNorm]
+    stride: int = 1
+    project: bool = False
+    kernel_init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `[B, H / stride, W / stride, features]` for `[B, H, W, C]`."""
+        strides = (self.stride, self.stride)
+        y = Conv(self.features, (3, 3), strides, kernel_init=self.kernel_init)(x)
+        y = nn.relu(self.norm()(y))
+        y = Conv(self.features, (3, 3), kernel_init=self.kernel_init)(y)
+        y = self.norm()(y)
+        if self.project:
+            x = Conv(self.features, (1, 1), strides, kernel_init=self.kernel_init, name="projection")(x)
+            x = self.norm(name="projection_norm")(x)
+        return nn.relu(x + y)
+
+
+def as_network(module: Callable[..., nn.Module], *, size_multiple: int = 1) -> Network:
+    """Returns the network of a flax module, which maps pixels from [0, 1] to [-1, 1] before the module sees them.
+
+    Args:
+        module: Constructor with the arguments `train` and `axis_name`.
+        size_multiple: What the height and width of the images must be divisible by.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> class Sum(nn.Module):
+    ...     train: bool
+    ...     axis_name: str | None
+    ...     def __call__(self, x):
+    ...         return x.sum(axis=(1, 2, 3))
+    >>> network = as_network(Sum)
+    >>> params, batch_stats = network.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+    >>> network.apply(params, batch_stats, jnp.ones((1, 2, 2, 1)), train=False)[0]
+    Array([4.], dtype=float32)
+    """
+
+    def prepare(images: jax.Array) -> jax.Array:
+        images = jnp.asarray(images)
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(f"images must be floats [B, H, W, C] in [0, 1], got {images.dtype} {images.shape}")
+        if images.shape[1] % size_multiple or images.shape[2] % size_multiple:
+            raise UserError(f"height and width must be divisible by {size_multiple}, got images {images.shape}")
+        return images * 2 - 1
+
+    def init(key: jax.Array, images: jax.Array) -> tuple[Params, BatchStats]:
+        variables = module(train=False, axis_name=None).init(key, prepare(images))
+        return variables.get("params", {}), variables.get("batch_stats", {})
+
+    def apply(
+        params: Params, batch_stats: BatchStats, images: jax.Array, *, train: bool, axis_name: str | None = None
+    ) -> tuple[jax.Array, BatchStats]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        net = module(train=train, axis_name=axis_name if train else None)
+        if not train:
+            return net.apply(variables, prepare(images)), batch_stats
+        outputs, updates = net.apply(variables, prepare(images), mutable=["batch_stats"])
+        return outputs, updates.get("batch_stats", {})
+
+    return Network(init, apply)

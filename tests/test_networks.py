@@ -1,0 +1,238 @@
+"""The networks have the paper's sizes and keep the promises of the `Network` protocol."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_gan.errors import UserError
+from robust_gan.networks import CLASSIFIERS, GENERATORS, build_classifier, build_generator, count_params
+
+IMAGE_SHAPES = {
+    "resnet20": (32, 32, 3),
+    "resnet20_wide": (32, 32, 3),
+    "resnet20_svhn": (32, 32, 3),
+    "mnist_cnn": (28, 28, 1),
+    "digits_cnn": (8, 8, 1),
+    "resnet_generator": (32, 32, 3),
+    "mnist_generator": (28, 28, 1),
+    "digits_generator": (8, 8, 1),
+}
+
+
+def random_images(name, batch, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.uniform(size=(batch, *IMAGE_SHAPES[name])), jnp.float32)
+
+
+def build(name):
+    channels = IMAGE_SHAPES[name][-1]
+    return build_classifier(name, 10) if name in CLASSIFIERS else build_generator(name, channels)
+
+
+def initialised(name):
+    network = build(name)
+    return network, *jax.jit(network.init)(jax.random.key(0), random_images(name, 1))
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance), actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet20", 272_762),
+        ("resnet20_wide", 26_800_154),
+        ("resnet20_svhn", 272_858),
+        ("mnist_cnn", 83_466),
+        ("digits_cnn", 56_554),
+        ("resnet_generator", 7_892_099),
+        ("mnist_generator", 413_504),
+        ("digits_generator", 111_681),
+    ],
+)
+def test_parameter_counts(name, count):
+    params, _ = jax.eval_shape(build(name).init, jax.random.key(0), random_images(name, 1))
+    assert count_params(params) == count
+
+
+def test_every_name_is_tested():
+    assert set(IMAGE_SHAPES) == {*CLASSIFIERS, *GENERATORS}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("train", [False, True])
+def test_logits_have_one_column_per_class(name, train):
+    network, images = build_classifier(name, 100), random_images(name, 2)
+    params, batch_stats = jax.eval_shape(network.init, jax.random.key(0), images)
+    logits, new = jax.eval_shape(lambda p, s, x: network.apply(p, s, x, train=train), params, batch_stats, images)
+    assert logits.shape == (2, 100)
+    assert logits.dtype == jnp.float32
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, batch_stats)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("size", [(8, 12), (16, 4)])
+def test_noise_is_of_the_shape_of_the_images(name, size):
+    network, images = build_generator(name, 3), jnp.zeros((2, *size, 3))
+    params, batch_stats = jax.eval_shape(network.init, jax.random.key(0), images)
+    noise, _ = jax.eval_shape(lambda p, s, x: network.apply(p, s, x, train=True), params, batch_stats, images)
+    assert noise.shape == images.shape
+
+
+@pytest.mark.parametrize("name", ["mnist_generator", "digits_generator"])
+def test_noise_is_in_range_and_of_the_shape_of_the_images(name):
+    network, params, batch_stats = initialised(name)
+    params = jax.tree.map(lambda leaf: 100 * leaf, params)
+    noise, _ = jax.jit(network.apply, static_argnames="train")(params, batch_stats, random_images(name, 4), train=True)
+    assert noise.shape == (4, *IMAGE_SHAPES[name])
+    assert noise.dtype == jnp.float32
+    assert 0.5 < float(jnp.max(jnp.abs(noise))) <= 1
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_generator"])
+def test_eval_output_does_not_depend_on_the_batch(name):
+    network, params, batch_stats = initialised(name)
+    images = random_images(name, 4)
+    apply = jax.jit(network.apply, static_argnames="train")
+    outputs, after = apply(params, batch_stats, images, train=False)
+    alone, _ = apply(params, batch_stats, jnp.concatenate([images[:1], images[:3] * 0]), train=False)
+    assert_close(outputs[0], alone[0])
+    jax.tree.map(np.testing.assert_array_equal, after, batch_stats)
+
+    trained, updated = apply(params, batch_stats, images, train=True)
+    other, _ = apply(params, batch_stats, jnp.concatenate([images[:1], images[:3] * 0]), train=True)
+    assert np.max(np.abs(trained[0] - other[0])) > 1e-4
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), updated, batch_stats)))
+    assert jax.tree.structure(updated) == jax.tree.structure(batch_stats)
+
+
+def test_running_statistics_keep_0997_of_the_old():
+    network, params, batch_stats = initialised("mnist_generator")
+    images = random_images("mnist_generator", 4)
+    update = jax.jit(lambda stats: network.apply(params, stats, images, train=True)[1])
+    once = update(batch_stats)
+    twice = update(once)
+    batch = jax.tree.map(lambda new, old: (new - 0.997 * old) / 0.003, once, batch_stats)
+    assert_close(twice, jax.tree.map(lambda old, b: 0.997 * old + 0.003 * b, once, batch), 1e-6)
+
+
+def test_without_batch_norm_there_are_no_statistics():
+    network, params, batch_stats = initialised("mnist_cnn")
+    assert batch_stats == {}
+    outputs = [network.apply(params, {}, random_images("mnist_cnn", 2), train=train) for train in (False, True)]
+    assert [stats for _, stats in outputs] == [{}, {}]
+    np.testing.assert_array_equal(outputs[0][0], outputs[1][0])
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_generator"])
+def test_statistics_are_global_over_the_axis(name):
+    network, params, batch_stats = initialised(name)
+    # Far from zero mean: that is where a variance in float32 goes wrong.
+    images = 0.9 + 0.1 * random_images(name, 16)
+
+    def loss(params, images, axis_name):
+        outputs, stats = network.apply(params, batch_stats, images, train=True, axis_name=axis_name)
+        return jnp.mean(jnp.sin(3 * outputs)), (outputs, stats)
+
+    def gradient(images, axis_name=None):
+        grads, aux = jax.grad(loss, has_aux=True)(params, images, axis_name)
+        return (jax.lax.pmean(grads, axis_name) if axis_name else grads), *aux
+
+    grads, outputs, stats = jax.jit(gradient)(images)
+    split = jax.jit(jax.vmap(lambda x: gradient(x, "batch"), axis_name="batch", out_axes=(None, 0, None)))
+    mapped = split(images.reshape(4, 4, *images.shape[1:]))
+    assert_close(mapped[1].reshape(outputs.shape), outputs)
+    assert_close(mapped[2], stats)
+    assert_close(mapped[0], grads, 1e-4)
+
+
+def test_eval_ignores_the_axis():
+    network, params, batch_stats = initialised("digits_cnn")
+    images = random_images("digits_cnn", 2)
+    outputs, _ = network.apply(params, batch_stats, images, train=False, axis_name="no such axis")
+    np.testing.assert_array_equal(outputs, network.apply(params, batch_stats, images, train=False)[0])
+
+
+def test_pixels_are_mapped_to_minus_one_to_one():
+    # At 1/2 the network sees zeros, and with biases at their initial zero it answers with zeros.
+    network, params, _ = initialised("mnist_cnn")
+    grey = jnp.full((1, 28, 28, 1), 0.5)
+    logits, _ = network.apply(params, {}, grey, train=False)
+    np.testing.assert_array_equal(logits, jnp.zeros((1, 10)))
+    shifted, _ = network.apply(params, {}, jnp.ones((1, 28, 28, 1)), train=False)
+    assert float(jnp.max(jnp.abs(shifted))) > 0.1
+
+
+def test_biases_before_batch_norm_have_no_gradient():
+    network, params, batch_stats = initialised("mnist_generator")
+    images = random_images("mnist_generator", 4)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(network.apply(p, batch_stats, images, train=True)[0] ** 2)))(params)
+    assert float(jnp.max(jnp.abs(grads["bias_0"]))) == 0
+    assert float(jnp.max(jnp.abs(grads["bias_1"]))) == 0
+    assert all(float(jnp.max(jnp.abs(leaf))) > 0 for leaf in jax.tree.leaves(grads) if leaf.ndim == 4)
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_generator"])
+def test_only_output_layers_have_a_bias(name):
+    _, params, _ = initialised(name)
+    biased = [module for module in params if "bias" in params[module] and "BatchNorm" not in module]
+    assert len(biased) == 1
+
+
+def test_initialisation():
+    def kernel(name):
+        images = random_images(name, 1)
+        # Only the kernel that is asked for is drawn.
+        draw = jax.jit(lambda key: build(name).init(key, images)[0]["ResidualBlock_8"]["Conv_0"]["kernel"])
+        return np.asarray(draw(jax.random.key(0)))
+
+    assert np.std(kernel("resnet20")) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
+    # The normal distribution of deviation 0.02, cut at two deviations, which leaves 0.88 of it.
+    assert np.std(kernel("resnet20_svhn")) == pytest.approx(0.88 * 0.02, rel=0.05)
+    assert np.max(np.abs(kernel("resnet20_svhn"))) <= 0.04001
+
+
+def test_same_arguments_give_the_same_network():
+    assert build_classifier("resnet20", 10) is build_classifier("resnet20", 10)
+    assert build_generator("resnet_generator", 3) is build_generator("resnet_generator", 3)
+
+
+def test_penalty_through_pooling():
+    """The pooling of the MNIST classifier has the second derivatives of the gradient penalty, in both modes."""
+    network, params, _ = initialised("mnist_cnn")
+    images = random_images("mnist_cnn", 2)
+    tangent = jnp.ones_like(images)
+
+    def loss(params, images):
+        return jnp.sum(jax.nn.log_softmax(network.apply(params, {}, images, train=True)[0])[:, 0])
+
+    @jax.jit
+    def both(params, images):
+        _, forward = jax.jvp(lambda x: jax.grad(loss)(params, x), (images,), (tangent,))
+        reverse = jax.grad(lambda p: jnp.vdot(jax.grad(loss, 1)(p, images), tangent))(params)
+        return forward, reverse
+
+    assert_close(*both(params, images), 1e-3)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match=r"'resnet18'.*resnet20, resnet20_wide.*digits_cnn"):
+        build_classifier("resnet18", 10)
+    with pytest.raises(UserError, match=r"'gan'.*resnet_generator.*digits_generator"):
+        build_generator("gan", 3)
+    with pytest.raises(UserError, match="got 0"):
+        build_classifier("resnet20", 0)
+    with pytest.raises(UserError, match="got 0"):
+        build_generator("resnet_generator", 0)
+
+
+def test_wrong_images_are_refused():
+    generator = build_generator("digits_generator", 1)
+    with pytest.raises(UserError, match=r"divisible by 4.*\(1, 6, 8, 1\)"):
+        generator.init(jax.random.key(0), jnp.zeros((1, 6, 8, 1)))
+    with pytest.raises(UserError, match="uint8"):
+        generator.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1), jnp.uint8))
+    with pytest.raises(UserError, match=r"\(8, 8, 1\)"):
+        generator.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
