@@ -1,6 +1,15 @@
 from robust_gan.config import (
-    AdversaryConfig, ClassifierConfig, Config, DataConfig, GeneratorConfig, OptimizerConfig, PGDConfig, ThreatConfig, ValidationConfig
+    AdversaryConfig,
+    ClassifierConfig,
+    Config,
+    DataConfig,
+    GeneratorConfig,
+    OptimizerConfig,
+    PGDConfig,
+    ThreatConfig,
+    ValidationConfig,
 )
+
 
 def get_config(adversary: str = "generator") -> Config:
     return Config(
@@ -8,13 +17,19 @@ def get_config(adversary: str = "generator") -> Config:
         threat=ThreatConfig(norm="linf", epsilon=0.15),
         classifier=ClassifierConfig(
             network="digits_cnn",
-            optimizer=OptimizerConfig(name="sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4, decay_steps=(1500,)),
+            optimizer=OptimizerConfig(
+                name="sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4, decay_steps=(1500,)
+            ),
             clean_weight=0.0 if adversary == "pgd" else 1.0,
         ),
         adversary=AdversaryConfig(
             name=adversary,
             pgd=PGDConfig(num_steps=10),
-            generator=GeneratorConfig(network="digits_generator", steps=5, optimizer=OptimizerConfig(name="adam", learning_rate=0.002, b1=0.5, weight_decay=1e-5)),
+            generator=GeneratorConfig(
+                network="digits_generator",
+                steps=5,
+                optimizer=OptimizerConfig(name="adam", learning_rate=0.002, b1=0.5, weight_decay=1e-5),
+            ),
         ),
         batch_size=64,
         num_steps=2000,

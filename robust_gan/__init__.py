@@ -17,8 +17,7 @@ from robust_gan.game import Game, TrainState, train_step
 from robust_gan.losses import classifier_loss, cross_entropy, dlr, generator_loss, kl, margin
 from robust_gan.threat_model import L2Threat, LinfThreat, perturb, project
 from robust_gan.types import Adversary, Attack, Batch, LogitsFn, LossFn, Network, PlayerState, ThreatModel
-
-__version__ = "0.1.0"
+from robust_gan.version import __version__
 
 __all__ = [
     "Adversary",
@@ -37,6 +36,7 @@ __all__ = [
     "ThreatModel",
     "TrainState",
     "UserError",
+    "__version__",
     "adversaries",
     "attacks",
     "classifier_loss",

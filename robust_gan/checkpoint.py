@@ -29,6 +29,7 @@ from robust_gan.config import Config
 from robust_gan.errors import CheckpointError, UserError
 from robust_gan.networks import inference
 from robust_gan.types import LogitsFn, Network, PyTree
+from robust_gan.version import __version__
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -424,7 +425,8 @@ def _digest(leaf: np.ndarray) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
+    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    return {"robust_gan": __version__} | {name: importlib.metadata.version(name) for name in libraries}
 
 
 def _brief(error: Exception) -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from robust_gan.config import Config, validate
 from robust_gan.errors import UserError
@@ -20,7 +20,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     Args:
         main: Takes what absl leaves of the command line; may raise `UserError`.
     """
-    app.run(lambda argv: guard(main, argv), flags_parser=_parse)
+
+    def quiet_main(argv: Sequence[str]) -> int | None:
+        # What the libraries log at length is for their developers; what failed is in the exception.
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)
+        return guard(main, argv)
+
+    app.run(quiet_main, flags_parser=_parse)
     raise AssertionError("app.run exits")
 
 
@@ -81,7 +88,9 @@ def config_of(value: Any, flag: str = "config") -> Config:
         try:
             getattr(value, "seed")  # noqa: B009 - config_flags keeps the error of a file for its first use.
         except FileNotFoundError as error:
-            raise UserError(f"there is no recipe {error.filename or error}: give a file such as configs/digits.py") from error
+            raise UserError(
+                f"there is no recipe {error.filename or error}: give one such as configs/digits.py"
+            ) from error
         except UserError:
             raise
         except Exception as error:

@@ -9,11 +9,10 @@ by image.
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
@@ -25,8 +24,6 @@ from robust_gan.types import LogitsFn, ThreatModel
 
 GENERATOR = "generator"
 CLEAN = "clean"
-
-Score = Callable[..., None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,18 +203,14 @@ def evaluate(
     return Scores(names[0], names[1], tuple(attacks), clean, robust)
 
 
-def total(
-    targets: Sequence[Model], sources: Sequence[Model], attacks: Sequence[str], num_images: int
-) -> int:
+def total(targets: Sequence[Model], sources: Sequence[Model], attacks: Sequence[str], num_images: int) -> int:
     """Returns how many images an evaluation attacks: what the calls of `advance` add up to.
 
     >>> model = Model("a", lambda x: x)
     >>> total([model], [], ["fgsm", "generator"], 100)
     100
     """
-    crafted = sum(
-        name != GENERATOR or maker.noise_fn is not None for maker in [*targets, *sources] for name in attacks
-    )
+    crafted = sum(name != GENERATOR or maker.noise_fn is not None for maker in [*targets, *sources] for name in attacks)
     return crafted * num_images
 
 
@@ -253,5 +246,5 @@ def _crafter(name: str):
 
 
 def _as_pytree(function: Callable) -> Callable:
-    """A function that is a pytree already (`jax.tree_util.Partial`) is passed as an argument, another is closed over."""
+    """Makes a function an argument: a `jax.tree_util.Partial` as it is, another one as a constant."""
     return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)

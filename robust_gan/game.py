@@ -3,8 +3,8 @@
     minimise over theta, maximise over phi:   E[ CE(D_theta(x), y) + CE(D_theta(x + epsilon G_phi(x)), y) ]
 
 One step lets the adversary improve, lets it perturb the batch, and lets the classifier D (the paper's discriminator)
-learn from clean and perturbed images. For the paper's game the adversary is a generator G; with PGD or with nobody it is
-adversarial or standard training: the same step.
+learn from clean and perturbed images. For the paper's game the adversary is a generator G; with PGD or with nobody it
+is adversarial or standard training: the same step.
 
 References:
     Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019,

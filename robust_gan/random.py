@@ -72,9 +72,7 @@ def uniform_per_image(
     return jax.vmap(lambda key: jax.random.uniform(key, shape, dtype, minval, maxval))(keys)
 
 
-def normal_per_image(
-    keys: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32
-) -> jax.Array:
+def normal_per_image(keys: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """Draws standard normal values of the given shape for each image: `[B, *shape]`.
 
     >>> normal_per_image(jax.random.split(jax.random.key(0), 5), (8, 8, 1)).shape

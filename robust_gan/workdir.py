@@ -46,7 +46,9 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[epath.Path]:
     except (NotADirectoryError, FileExistsError) as error:
         raise UserError(f"the workdir {path} lies below a file: give a folder") from error
     except OSError as error:
-        raise UserError(f"the workdir {path} cannot be written ({error.strerror.lower()}): give a folder that can") from error
+        raise UserError(
+            f"the workdir {path} cannot be written ({error.strerror.lower()}): give a folder that can"
+        ) from error
     with lock:
         try:
             # The kernel drops the lock with the process, however it dies.

@@ -121,7 +121,8 @@ def test_running_statistics_keep_0997_of_the_old():
 def test_without_batch_norm_there_are_no_statistics():
     network, params, batch_stats = initialised("mnist_cnn")
     assert batch_stats == {}
-    outputs = [network.apply(params, {}, random_images("mnist_cnn", 2), train=train) for train in (False, True)]
+    apply = jax.jit(network.apply, static_argnames="train")
+    outputs = [apply(params, {}, random_images("mnist_cnn", 2), train=train) for train in (False, True)]
     assert [stats for _, stats in outputs] == [{}, {}]
     np.testing.assert_array_equal(outputs[0][0], outputs[1][0])
 
@@ -151,8 +152,9 @@ def test_statistics_are_global_over_the_axis(name):
 def test_eval_ignores_the_axis():
     network, params, batch_stats = initialised("digits_cnn")
     images = random_images("digits_cnn", 2)
-    outputs, _ = network.apply(params, batch_stats, images, train=False, axis_name="no such axis")
-    np.testing.assert_array_equal(outputs, network.apply(params, batch_stats, images, train=False)[0])
+    apply = jax.jit(network.apply, static_argnames=("train", "axis_name"))
+    outputs, _ = apply(params, batch_stats, images, train=False, axis_name="no such axis")
+    np.testing.assert_array_equal(outputs, apply(params, batch_stats, images, train=False)[0])
 
 
 def test_pixels_are_mapped_to_minus_one_to_one():

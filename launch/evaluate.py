@@ -1,0 +1,68 @@
+"""Says how robust checkpoints are, attacked in the open and from other models.
+
+    python launch/evaluate.py --checkpoint=runs/digits --attacks=clean,fgsm,pgd40,generator --output=runs/report
+    python launch/evaluate.py --checkpoint=runs/a,runs/b@2000 --sources=runs/stranger
+
+A checkpoint is DIR, DIR@STEP, DIR@best (the default) or DIR@last.
+"""
+
+from absl import flags
+
+from robust_gan import command_line
+
+_CHECKPOINT = flags.DEFINE_list("checkpoint", [], "The models under attack: DIR[@STEP], separated by commas.")
+_SOURCES = flags.DEFINE_list("sources", [], "Further models to make black-box attacks on: DIR[@STEP].")
+_ATTACKS = flags.DEFINE_string(
+    "attacks",
+    "clean,fgsm,pgd10,generator",
+    "Separated by commas: clean, uniform_noise, fgsm, pgdN, pgdNxR, margin_pgdN, margin_pgdNxR (N steps, R restarts), "
+    "generator (the co-trained one).",
+)
+_SPLIT = flags.DEFINE_string("split", "test", "test, validation or train.")
+_COUNT = flags.DEFINE_integer("count", 0, "Only the first images of the split; 0 for all.")
+_NORM = flags.DEFINE_enum("norm", "", ["", "linf", "l2"], "Empty for that of the training.")
+_EPSILON = flags.DEFINE_float("epsilon", 0.0, "In units of the [0, 1] pixel range; 0 for that of the training.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once; no figure depends on it.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of report.json and report.md.")
+_EXAMPLES = flags.DEFINE_bool("examples", False, "Draw examples.png too (needs the extra plot).")
+_PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
+_PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
+
+
+def main(argv):
+    """Evaluates."""
+    del argv
+    command_line.required("checkpoint", ",".join(_CHECKPOINT.value), "the workdir of a run, such as runs/digits")
+
+    from robust_gan import comparison, parallel, report  # After the flags: a mistake is told before jax is loaded.
+
+    scores, values = comparison.compare(
+        _CHECKPOINT.value,
+        sources=_SOURCES.value,
+        attacks=_ATTACKS.value,
+        split=_SPLIT.value,
+        count=_COUNT.value,
+        norm=_NORM.value,
+        epsilon=_EPSILON.value,
+        batch_size=_BATCH_SIZE.value,
+        seed=_SEED.value,
+        devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+        data_dir=_DATA_DIR.value,
+        output=_OUTPUT.value,
+        examples=_EXAMPLES.value,
+        progress=_PROGRESS.value,
+    )
+    threat, data = values["threat"], values["data"]
+    print(f"{data['name']} {data['split']}, {data['count']} images, {threat['norm']} epsilon {threat['epsilon']:g}")
+    print(report.white_and_black_box(scores))
+    if len(scores.makers) > 1:
+        print("\nBy source (*white box*):")
+        print(report.by_source(scores))
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

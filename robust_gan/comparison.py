@@ -1,0 +1,212 @@
+"""From checkpoints to a report: loads the models, checks that they fit one another, scores them on one split."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from etils import epath
+
+from robust_gan import attacks as attacks_lib
+from robust_gan import checkpoint, data, evaluation, parallel, report, threat_model
+from robust_gan.checkpoint import Record
+from robust_gan.config import ThreatConfig, check_epsilon
+from robust_gan.errors import UserError
+from robust_gan.evaluation import Model, Scores
+
+SPLITS = ("test", "validation", "train")
+
+_EXAMPLES = 6
+
+
+def compare(
+    targets: Sequence[str],
+    *,
+    sources: Sequence[str] = (),
+    attacks: str = "clean,fgsm,pgd10,generator",
+    split: str = "test",
+    count: int = 0,
+    norm: str = "",
+    epsilon: float = 0.0,
+    batch_size: int = 500,
+    seed: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+    data_dir: str = "",
+    output: epath.PathLike | None = None,
+    examples: bool = False,
+    progress: bool | None = None,
+) -> tuple[Scores, dict[str, Any]]:
+    """Evaluates checkpoints, white box and by transfer, and writes a report.
+
+    Args:
+        targets: `DIR[@STEP]` each: the models under attack; their attacks are tried on each other too.
+        sources: `DIR[@STEP]` each: further models to make attacks on.
+        attacks: Names, separated by commas.
+        split: `test`, `validation` or `train`.
+        count: Only the first images of the split; 0 for all.
+        norm: `linf` or `l2`; empty for that of the first target's training.
+        epsilon: Radius in the unit of [0, 1]; 0 for that of the first target's training.
+        batch_size: Images at once.
+        seed: Of the attacks.
+        devices: Where; None for all.
+        data_dir: Where the prepared data lie; empty for what the first target was trained with.
+        output: Folder of the report; None for no report.
+        examples: Draw a picture too (needs the extra `plot`).
+        progress: A bar; None for only where stderr is a terminal.
+
+    Returns:
+        The scores, and the record that `report.json` holds.
+
+    Raises:
+        UserError: A checkpoint is missing, damaged or does not fit the first one; an attack or split is unknown; the
+            report folder cannot be written. Nothing is written then.
+    """
+    names = evaluation.attack_names(attacks)
+    if split not in SPLITS:
+        raise UserError(f"the split must be one of {', '.join(SPLITS)}, not {split!r}")
+    if batch_size < 1 or count < 0:
+        raise UserError(f"batch_size must be at least 1 and count at least 0, not {batch_size} and {count}")
+    if epsilon:
+        check_epsilon(epsilon)
+    if not targets:
+        raise UserError("give at least one checkpoint to evaluate")
+    if examples:
+        if output is None:
+            raise UserError("the picture of examples goes to the report folder: give --output")
+        report.check_plot()
+    if output is not None:
+        _check_output(epath.Path(output))
+
+    records = _read_records([*targets, *sources])
+    first = next(iter(records.values()))
+    for name, record in records.items():
+        _check_fits(name, record, first)
+    threat = threat_model.from_config(
+        ThreatConfig(norm or first.config.threat.norm, epsilon or first.config.threat.epsilon)
+    )
+    chosen = _load_split(first, split, data_dir)
+    if count > len(chosen.labels):
+        raise UserError(f"count is {count}, but the {split} split of {first.data.name} has {len(chosen.labels)} images")
+    images, labels = chosen.images[: count or None], chosen.labels[: count or None]
+    models = [
+        Model(
+            name,
+            checkpoint.classifier_of(record),
+            checkpoint.generator_of(record) if checkpoint.has_generator(record) else None,
+        )
+        for name, record in records.items()
+    ]
+    attacked, extra = models[: len(targets)], models[len(targets) :]
+
+    began = time.perf_counter()
+    progress = sys.stderr.isatty() if progress is None else progress
+    with tqdm.tqdm(
+        total=evaluation.total(attacked, extra, names, len(labels)), unit="image", disable=not progress
+    ) as bar:
+        scores = evaluation.evaluate(
+            attacked, images, labels, threat, attacks=names, sources=extra, batch_size=batch_size, seed=seed,
+            devices=devices, advance=bar.update,
+        )  # fmt: skip
+    values = report.record(
+        scores,
+        threat,
+        data={"name": first.data.name, "split": split, "count": len(labels)},
+        models={
+            name: {
+                "checkpoint": str(record.directory),
+                "step": record.step,
+                "trained_with": record.config.adversary.name,
+                "network": record.config.classifier.network,
+                "seed": record.config.seed,
+            }
+            for name, record in records.items()
+        },
+        settings={"seed": seed, "batch_size": batch_size, "num_devices": len(devices or parallel.find_devices())},
+        seconds=time.perf_counter() - began,
+    )
+    if output is not None:
+        report.write(output, scores, values)
+        if examples:
+            _draw(epath.Path(output) / report.EXAMPLES, attacked, images, labels, names, threat, seed, first)
+    return scores, values
+
+
+def _read_records(locations: Sequence[str]) -> dict[str, Record]:
+    """Reads the records by name: the folder's last part, or the whole path where two share it."""
+    parsed = [checkpoint.parse_location(location) for location in locations]
+    paths = [epath.Path(directory) for directory, _ in parsed]
+    short = [path.resolve().name for path in paths]
+    names = [name if short.count(name) == 1 else location for name, location in zip(short, locations, strict=True)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"the checkpoint {name} is given twice")
+    return {name: checkpoint.read_record(*location) for name, location in zip(names, parsed, strict=True)}
+
+
+def _check_fits(name: str, record: Record, first: Record) -> None:
+    for what, here, there in (
+        ("images of shape", record.data.image_shape, first.data.image_shape),
+        ("classes:", record.data.num_classes, first.data.num_classes),
+        ("the data set", record.data.name, first.data.name),
+    ):
+        if here != there:
+            raise UserError(
+                f"{name} was trained on {what} {here}, the first checkpoint on {there}: "
+                "attacks transfer only between models of the same data"
+            )
+
+
+def _load_split(record: Record, split: str, data_dir: str) -> data.Split:
+    config = record.config.data
+    dataset = data.load(
+        config.name,
+        data_dir=data_dir or config.data_dir or None,
+        validation_size=config.validation_size,
+        extra_size=config.extra_size,
+        train_size=config.train_size or None,
+    )
+    chosen = getattr(dataset, split)
+    evaluation.check_images(chosen.images, chosen.labels, record.data.num_classes)
+    if chosen.images.shape[1:] != record.data.image_shape:
+        raise UserError(
+            f"{config.name} has images of shape {chosen.images.shape[1:]} here, but the checkpoint was trained on "
+            f"{record.data.image_shape}"
+        )
+    return chosen
+
+
+def _check_output(path: epath.Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"the output {path} is a file: give a folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the output {path} cannot be made ({str(error.strerror).lower()}): give another folder"
+        ) from error
+
+
+def _draw(path, models, images, labels, names, threat, seed, record) -> None:
+    """Draws some images of different classes, attacked in the open with the strongest attack of the evaluation."""
+    attack = next((name for name in reversed(names) if name != evaluation.GENERATOR), None)
+    if attack is None:
+        raise UserError("a picture needs an attack on the classifier among --attacks, such as pgd10")
+    _, rows = np.unique(labels, return_index=True)
+    rows = np.sort(rows)[:_EXAMPLES]
+    clean, columns = evaluation.to_unit(images[rows]), []
+    for model in models:
+        craft = jax.jit(attacks_lib.by_name(attack))
+        adversarial = craft(model.logits_fn, jax.random.key(seed), clean, labels[rows], threat)
+        predicted = np.argmax(model.logits_fn(adversarial), axis=-1)
+        columns.append(
+            {
+                "name": model.name,
+                "adversarial": np.asarray(adversarial),
+                "predicted": [record.data.label_names[index] for index in predicted],
+                "right": predicted == labels[rows],
+            }
+        )
+    report.draw_examples(path, clean, [record.data.label_names[index] for index in labels[rows]], columns)
