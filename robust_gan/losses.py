@@ -65,8 +65,8 @@ def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) 
 
     >>> dlr(jnp.array([[4.0, 1.0, 3.0, 2.0]]), jnp.array([0])).tolist()
     [-0.5]
-    >>> print(dlr(jnp.array([[4.0, 1.0, 3.0, 2.0]]), jnp.array([0]), jnp.array([3])).round(4))
-    [-0.8]
+    >>> print(f"{dlr(jnp.array([[4.0, 1.0, 3.0, 2.0]]), jnp.array([0]), jnp.array([3]))[0]:.4f}")
+    -0.8000
     """
     needed = 3 if targets is None else 4
     if logits.shape[-1] < needed:

@@ -11,8 +11,8 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     """Returns the learning rate as a function of the optimiser's own step count.
 
     >>> schedule = learning_rate(OptimizerConfig(learning_rate=0.1, decay_steps=(100,)))
-    >>> print(schedule(99), schedule(100))
-    0.1 0.01
+    >>> print(f"{schedule(99):.3f} {schedule(100):.3f}")
+    0.100 0.010
     """
     return optax.piecewise_constant_schedule(
         config.learning_rate, {step: config.decay_factor for step in config.decay_steps}
