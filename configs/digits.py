@@ -1,3 +1,5 @@
+"""PLACEHOLDER"""
+
 from robust_gan.config import (
     AdversaryConfig,
     ClassifierConfig,
@@ -12,14 +14,16 @@ from robust_gan.config import (
 
 
 def get_config(adversary: str = "generator") -> Config:
+    """Returns the recipe of a contestant: none, pgd or generator."""
     return Config(
         data=DataConfig(name="digits", validation_size=180),
         threat=ThreatConfig(norm="linf", epsilon=0.15),
         classifier=ClassifierConfig(
             network="digits_cnn",
             optimizer=OptimizerConfig(
-                name="sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4, decay_steps=(1500,)
+                name="sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4, decay_steps=(600,)
             ),
+            # Adversarial training after Madry et al. learns from adversarial images alone.
             clean_weight=0.0 if adversary == "pgd" else 1.0,
         ),
         adversary=AdversaryConfig(
@@ -32,7 +36,7 @@ def get_config(adversary: str = "generator") -> Config:
             ),
         ),
         batch_size=64,
-        num_steps=2000,
+        num_steps=800,
         log_every=50,
         validation=ValidationConfig(every=200, pgd_steps=10),
     )

@@ -123,7 +123,8 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
     data, threat = values["data"], values["threat"]
     conditions = (
         f"{data['name']}, {data['split']} split, {data['count']} images; "
-        f"{threat['norm']} epsilon {threat['epsilon']:g} for pixels in [0, 1]; seed {values['settings']['seed']}; {values['created']}; {values['device']}."
+        f"{threat['norm']} epsilon {threat['epsilon']:g} for pixels in [0, 1]; "
+        f"seed {values['settings']['seed']}; {values['created']}; {values['device']}."
     )
     text = [
         "# Evaluation", conditions, "Robust accuracy in % of all images; robust is right clean and under attack.",

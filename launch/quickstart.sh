@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Trains three classifiers and a stranger on the built-in digits, attacks them, and prints one table. Five minutes.
+#
+#     bash launch/quickstart.sh [--config.FIELD=VALUE ...]
+#
+# Writes checkpoints, metrics, the tables and a picture under runs/quickstart/ (or $QUICKSTART_DIR).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/setup_venv.sh plot
+out=${QUICKSTART_DIR:-runs/quickstart}
+
+train() { # name, contestant, seed, flags...
+  echo "Training $1"
+  "$python" launch/train.py --config="configs/digits.py:$2" --workdir="$out/$1" --config.seed="$3" "${@:4}"
+}
+train standard none 0 "$@"
+train pgd pgd 0 "$@"
+train adversarial_network generator 0 "$@"
+train stranger none 100 "$@"
+
+echo "Attacking them"
+"$python" launch/evaluate.py \
+  --checkpoint="$out/standard,$out/pgd,$out/adversarial_network" --sources="$out/stranger" \
+  --attacks=clean,fgsm,pgd40,generator --output="$out" --examples
+echo "Tables, figures and the picture: $out/report.md, report.json, examples.png"
