@@ -1,0 +1,189 @@
+"""The host loop: exact resume, signals, metrics, the choice of the best."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from robust_gan import checkpoint, parallel, training, workdir
+from robust_gan.config import (
+    AdversaryConfig,
+    Config,
+    DataConfig,
+    GeneratorConfig,
+    OptimizerConfig,
+    PenaltyConfig,
+    PGDConfig,
+    ValidationConfig,
+)
+from robust_gan.errors import DataError, UserError
+
+
+def tiny(name="generator", **settings):
+    """A run of seconds on digits."""
+    return Config(
+        data=DataConfig(train_size=100, validation_size=40, augmentation="crop", padding=1),
+        adversary=AdversaryConfig(
+            name=name, pgd=PGDConfig(num_steps=1), generator=GeneratorConfig(steps=1, minibatches=2)
+        ),
+        penalty=PenaltyConfig(coefficient=0.01 if name == "generator" else 0.0),
+        batch_size=16,
+        **{"num_steps": 6, "log_every": 2, "validation": ValidationConfig(every=3, pgd_steps=1), **settings},
+    )
+
+
+def endless(num_steps):
+    """A run that neither validates nor logs before its end."""
+    return tiny("none", num_steps=num_steps, log_every=100000, validation=ValidationConfig(every=100000, pgd_steps=1))
+
+
+def train(config, directory, count=1, **settings):
+    devices = parallel.find_devices(num_devices=count)
+    return training.train(config, directory, devices=devices, progress=False, **{"say": lambda text: None, **settings})
+
+
+def lines(directory, name=workdir.METRICS):
+    return [json.loads(line) for line in (pathlib.Path(directory) / name).read_text().splitlines()]
+
+
+def assert_bit_equal(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert np.array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize(("name", "count"), [("none", 1), ("pgd", 1), ("generator", 1), ("generator", 4)])
+def test_stopped_and_resumed_equals_undisturbed(tmp_path, name, count):
+    whole = train(tiny(name), tmp_path / "whole", count)
+    # num_steps may change between the two: what a step computes does not depend on it. Step 4 is no validation step.
+    train(tiny(name, num_steps=4), tmp_path / "parts", count)
+    said = []
+    parts = train(tiny(name), tmp_path / "parts", count, say=said.append)
+    assert said == [f"going on from step 4 of {tmp_path / 'parts'}"]
+    assert whole.step == parts.step == 6
+    assert_bit_equal(whole.state, parts.state)
+    assert whole.validation == parts.validation
+    # The end of the first part was validated and logged; every other line is the same, none lost or doubled.
+    extra = [line for line in lines(tmp_path / "parts") if line not in lines(tmp_path / "whole")]
+    assert [line["step"] for line in extra] == [4]
+    assert [line for line in lines(tmp_path / "parts") if line not in extra] == lines(tmp_path / "whole")
+
+
+def test_what_a_killed_run_wrote_after_its_last_checkpoint_is_written_anew(tmp_path):
+    train(tiny("none"), tmp_path / "whole")
+    train(tiny("none", num_steps=3), tmp_path / "killed")
+    with open(tmp_path / "killed" / workdir.METRICS, "a") as file:
+        file.write('{"step": 5, "train/clean_loss": 123.0}\n{"step": 6, "train/cle')
+    train(tiny("none"), tmp_path / "killed")
+    kept = [line for line in lines(tmp_path / "killed") if line["step"] > 3]
+    assert kept == [line for line in lines(tmp_path / "whole") if line["step"] > 3]
+
+
+def test_the_same_command_twice_gives_the_same_bits_and_another_seed_others(tmp_path):
+    first, second = train(tiny("none"), tmp_path / "a"), train(tiny("none"), tmp_path / "b")
+    assert_bit_equal(first.state, second.state)
+    other = train(tiny("none", seed=1), tmp_path / "c")
+    assert not np.array_equal(first.state.classifier.params["Dense_0"]["kernel"],
+                              other.state.classifier.params["Dense_0"]["kernel"])  # fmt: skip
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    first = train(tiny("none"), tmp_path)
+    before = (tmp_path / workdir.METRICS).read_text()
+    said = []
+    second = train(tiny("none"), tmp_path, say=said.append)
+    assert "nothing is left to do" in said[-1]
+    assert_bit_equal(first.state, second.state)
+    assert (tmp_path / workdir.METRICS).read_text() == before
+
+
+def test_metrics_name_what_was_measured(tmp_path):
+    train(tiny(), tmp_path)
+    steps = [line["step"] for line in lines(tmp_path)]
+    assert steps == [2, 3, 4, 6, 6]
+    trained = lines(tmp_path)[0]
+    for name in ("classifier_loss", "clean_loss", "adversarial_loss", "clean_accuracy", "adversarial_accuracy",
+                 "generator_loss", "penalty", "classifier_gradient_norm"):  # fmt: skip
+        assert np.isfinite(trained[f"train/{name}"])
+    assert np.isclose(trained["train/classifier_loss"], trained["train/clean_loss"] + trained["train/adversarial_loss"])
+    validated = lines(tmp_path)[1]
+    assert set(validated) == {
+        "step", "validation/clean_accuracy", "validation/fgsm", "validation/pgd1", "validation/generator"
+    }  # fmt: skip
+    assert all(line["images_per_second"] > 0 for line in lines(tmp_path, workdir.TIMING))
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path):
+    train(tiny("none", num_steps=2), tmp_path, tensorboard=True)
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_the_best_is_chosen_on_validation_by_robust_accuracy_and_without_an_adversary_by_clean_accuracy():
+    validation = {"validation/clean_accuracy": 0.9, "validation/pgd10": 0.4}
+    assert training._selection(Config(adversary=AdversaryConfig(name="pgd")), validation) == 0.4
+    assert training._selection(Config(adversary=AdversaryConfig(name="none")), validation) == 0.9
+
+
+def test_the_best_and_the_last_checkpoint_are_there_and_load(tmp_path):
+    result = train(tiny("pgd"), tmp_path)
+    last = checkpoint.read_record(tmp_path, "last")
+    best = checkpoint.read_record(tmp_path, "best")
+    assert last.step == result.step == 6
+    values = {line["step"]: line["validation/pgd1"] for line in lines(tmp_path) if "validation/pgd1" in line}
+    assert values[best.step] == max(values.values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints_alone(tmp_path):
+    config = tiny("none")
+    train(config, tmp_path / "sound")
+    config.classifier.optimizer = OptimizerConfig(learning_rate=1e30)
+    with pytest.raises(training.NotFiniteError, match=r"of the classifier is (nan|inf) at step \d"):
+        train(config, tmp_path / "run")
+    steps = [path.name for path in (tmp_path / "run" / checkpoint.FOLDER).iterdir() if path.name.isdigit()]
+    assert steps == []
+
+
+def test_nothing_is_written_when_the_data_do_not_fit(tmp_path):
+    with pytest.raises(DataError, match=r"validation.size is 50, but data.validation_size holds out only 40"):
+        train(tiny(validation=ValidationConfig(size=50)), tmp_path / "run")
+    config = tiny()
+    config.classifier.network = "nosuch"
+    with pytest.raises(UserError, match="digits_cnn"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_training
+from robust_gan import training
+result = training.train(test_training.endless(100000), {directory!r}, progress=False)
+print("finished", result.finished, "step", result.step)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_saves_and_the_run_goes_on_from_there(tmp_path, number):
+    program = PROGRAM.format(tests=os.path.dirname(__file__), directory=str(tmp_path / "run"))
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / workdir.TIMING).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(4)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "saved; the same command goes on from there" in output
+    step = int(output.split()[-1])
+    assert output.splitlines()[-1] == f"finished False step {step}"
+    record = checkpoint.read_record(tmp_path / "run", "last")
+    assert record.step == step > 0
+    result = train(endless(step + 1), tmp_path / "run")
+    assert result.step == step + 1
