@@ -9,7 +9,6 @@ What is saved are host arrays without a device axis: they restore on any number 
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import logging
 import math
@@ -24,6 +23,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from robust_gan import config as config_lib
+from robust_gan import leaves as leaves_lib
 from robust_gan import networks
 from robust_gan.config import Config
 from robust_gan.errors import CheckpointError, UserError
@@ -122,7 +122,7 @@ class Writer:
         """
         if step in self._manager.all_steps():
             return
-        leaves = {name: _to_host(leaf) for name, leaf in _named_leaves(state)}
+        leaves = {name: leaves_lib.to_host(leaf) for name, leaf in leaves_lib.named(state).items()}
         # Orbax takes a NaN for the best of all.
         metrics = {name: float(value) if math.isfinite(value) else -1.0 for name, value in metrics.items()}
         record = {
@@ -133,14 +133,15 @@ class Writer:
             "metrics": metrics,
             "versions": _versions(),
             "leaves": {
-                name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": _digest(leaf)}
-                for name, leaf in leaves.items()
+                name: leaves_lib.layout(leaf) | {"sha256": leaves_lib.digest(leaf)} for name, leaf in leaves.items()
             },
         }
         with _quiet():
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(_nest(leaves)), config=ocp.args.JsonSave(record)),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(leaves_lib.nested(leaves)), config=ocp.args.JsonSave(record)
+                ),
                 metrics=metrics,
                 force=True,
             )
@@ -347,10 +348,10 @@ def _manager(folder: epath.Path) -> Iterator[ocp.CheckpointManager]:
 def _fill(like: PyTree, record: Record) -> PyTree:
     """Restores the leaves of `like` from a step, comparing names, shapes, dtypes and digests."""
     where = f"the checkpoint {record.directory / str(record.step)}"
-    wanted = dict(_named_leaves(like))
+    wanted = leaves_lib.named(like)
     for name, leaf in wanted.items():
         saved = record.leaves.get(name)
-        expected = {"shape": list(_stored_shape(leaf)), "dtype": str(_stored_dtype(leaf))}
+        expected = leaves_lib.layout(leaf)
         if saved is None:
             raise CheckpointError(f"{where} is of another architecture: it has no array {name}")
         if {"shape": saved["shape"], "dtype": saved["dtype"]} != expected:
@@ -362,66 +363,16 @@ def _fill(like: PyTree, record: Record) -> PyTree:
         target = {name: np.empty(saved["shape"], saved["dtype"]) for name, saved in record.leaves.items()}
         with _manager(record.directory) as manager:
             restored = manager.restore(
-                record.step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_nest(target)))
+                record.step, args=ocp.args.Composite(state=ocp.args.StandardRestore(leaves_lib.nested(target)))
             )["state"]
-        found = {name: np.asarray(leaf) for name, leaf in _named_leaves(restored)}
+        found = {name: np.asarray(leaf) for name, leaf in leaves_lib.named(restored).items()}
     except Exception as error:
         raise _DamagedError(f"{where} is damaged (its arrays cannot be read: {_brief(error)})") from error
     for name in wanted:
-        if name not in found or _digest(found[name]) != record.leaves[name]["sha256"]:
+        if name not in found or leaves_lib.digest(found[name]) != record.leaves[name]["sha256"]:
             raise _DamagedError(f"{where} is damaged: the array {name} is not what was saved")
-    leaves = [_from_host(leaf, found[name]) for name, leaf in wanted.items()]
+    leaves = [leaves_lib.from_host(leaf, found[name]) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    return [
-        ("/".join(_key_name(key) for key in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-
-
-def _key_name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    raise TypeError(f"no name for {key!r}")
-
-
-def _nest(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return nested
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _to_host(leaf: Any) -> np.ndarray:
-    leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    # A replicated array's own shard: indexing the whole one is orders of magnitude slower.
-    return np.array(leaf.addressable_shards[0].data if isinstance(leaf, jax.Array) else leaf)
-
-
-def _from_host(like: Any, leaf: np.ndarray) -> Any:
-    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
-
-
-def _stored_shape(leaf: Any) -> tuple[int, ...]:
-    return jax.eval_shape(jax.random.key_data, leaf).shape if _is_key(leaf) else leaf.shape
-
-
-def _stored_dtype(leaf: Any) -> Any:
-    return jax.eval_shape(jax.random.key_data, leaf).dtype if _is_key(leaf) else leaf.dtype
-
-
-def _digest(leaf: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
 
 
 def _versions() -> dict[str, str]:
