@@ -1,18 +1,27 @@
 """Checkpoints that know what they are; the only file that imports orbax.
 
 A step holds two items: `state`, the arrays, and `config`, a JSON record of the run's configuration, the shape of its
-images, its validation figures, and a SHA-256 digest of every array. Orbax checks its manifests but not the array data:
-a flipped byte would restore as a silently different classifier, so digests are compared on every restore.
+images, its validation figures, and a SHA-256 digest of every array and of the record itself. Orbax checks its manifests
+but not the array data: a flipped byte would restore as a silently different classifier, so digests are compared on
+every restore.
 
 What is saved are host arrays without a device axis: they restore on any number of devices.
 """
 
 import contextlib
 import dataclasses
+import gc
+import hashlib
 import importlib.metadata
+import io
+import json
 import logging
 import math
+import os
+import re
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +29,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
 from robust_gan import config as config_lib
 from robust_gan import leaves as leaves_lib
@@ -31,12 +39,15 @@ from robust_gan.networks import inference
 from robust_gan.types import LogitsFn, Network, PyTree
 from robust_gan.version import __version__
 
-FORMAT = 1
+FORMAT = 2
+"""Raised when older versions could not read what is written; format 1 had no digest of its record."""
+
 FOLDER = "checkpoints"
 SELECTION = "selection"
 """The metric by which the best step is chosen; see `training`."""
 
 _DAMAGED = "checkpoints_damaged"
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class DataInfo(NamedTuple):
@@ -85,31 +96,27 @@ class Writer:
         workdir: The run's folder; checkpoints go to `checkpoints/` in it.
         config: The run's configuration, kept with every step.
         data: What the networks know of the data.
+
+    Raises:
+        CheckpointError: The folder cannot be written.
+
+    Guarantees:
+        `test_newest_and_best_are_kept_after_any_sequence_of_metrics`,
+        `test_a_flipped_byte_is_found_or_changes_nothing`.
     """
 
     def __init__(self, workdir: epath.PathLike, config: Config, data: DataInfo) -> None:
         """Opens the folder, making it where there is none, and clears what a killed save left."""
         self._config, self._data = config, data
-        self._directory = epath.Path(workdir).resolve() / FOLDER
-
-        def selection(metrics: dict[str, float]) -> float:
-            return metrics[SELECTION]
-
-        # `max_to_keep` with `best_fn` would drop the latest step; these policies keep both. Creating directories in the
-        # background would hang the process for minutes where the folder is not writable.
+        self._directory = epath.Path(workdir).expanduser().resolve() / FOLDER
+        self._selection = {step: _selection(self._directory, step) for step in _steps(self._directory)}
+        # Creating directories in the background would hang the process for minutes where the folder is not writable.
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                [
-                    checkpoint_managers.LatestN(config.keep_last),
-                    checkpoint_managers.BestN(get_metric_fn=selection, n=1),
-                ]
-            ),
-            best_fn=selection,
-            best_mode="max",
+            preservation_policy=_NewestAndBest(config.keep_last, self._selection),
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        with _quiet():
+        with self._writing():
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
@@ -118,13 +125,18 @@ class Writer:
         Args:
             step: Classifier steps taken; a step that is saved already is left alone.
             state: Any pytree of arrays; typed keys are stored as their data.
-            metrics: Validation figures; `SELECTION` among them chooses the best step.
+            metrics: Validation figures; `SELECTION` among them chooses the best step, where one that is not finite
+                counts as the worst.
+
+        Raises:
+            CheckpointError: It cannot be written, or the one before could not.
         """
         if step in self._manager.all_steps():
             return
         leaves = {name: leaves_lib.to_host(leaf) for name, leaf in leaves_lib.named(state).items()}
-        # Orbax takes a NaN for the best of all.
+        # JSON has no NaN, and no comparison finds a best among NaNs.
         metrics = {name: float(value) if math.isfinite(value) else -1.0 for name, value in metrics.items()}
+        self._selection[step] = metrics[SELECTION]
         record = {
             "format": FORMAT,
             "step": step,
@@ -136,13 +148,13 @@ class Writer:
                 name: leaves_lib.layout(leaf) | {"sha256": leaves_lib.digest(leaf)} for name, leaf in leaves.items()
             },
         }
-        with _quiet():
+        with self._writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(leaves_lib.nested(leaves)), config=ocp.args.JsonSave(record)
+                    state=ocp.args.StandardSave(leaves_lib.nested(leaves)),
+                    config=ocp.args.JsonSave(record | {"sha256": _record_digest(record)}),
                 ),
-                metrics=metrics,
                 force=True,
             )
 
@@ -159,17 +171,17 @@ class Writer:
         Raises:
             CheckpointError: There are steps but none is whole, or they are of another configuration.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        steps = _steps(self._directory)
+        for step in reversed(steps):
             try:
-                record = read_record(self._directory, step)
-                return _fill(like, record), step
+                return _fill(like, read_record(self._directory, step)), step
             except _DamagedError as error:
                 aside = self._directory.parent / _DAMAGED / str(step)
-                warn(f"{error}; it is set aside as {aside} and the step before it is used")
+                warn(f"{error.finding}; it is set aside as {aside} and the step before it is used")
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(aside, ignore_errors=True)
                 (self._directory / str(step)).rename(aside)
+                self._selection.pop(step, None)
                 self._manager.reload()
         if steps:
             raise CheckpointError(
@@ -178,32 +190,81 @@ class Writer:
         return None
 
     def close(self) -> None:
-        """Waits for the last save and releases the folder."""
-        with _quiet():
+        """Waits for the last save and releases the folder.
+
+        Raises:
+            CheckpointError: The last save failed.
+        """
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.close()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with _quiet():
+                yield
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoints cannot be written to {self._directory} ({_first_line(error)}): make room there, or give "
+                "a workdir that can be written; finished checkpoints are as they were"
+            ) from error
+
 
 class _DamagedError(CheckpointError):
-    """A step whose files are not what was written."""
+    """A step whose files are not what was written.
+
+    Args:
+        folder: The folder of the checkpoints.
+        step: Which.
+        why: What was found.
+    """
+
+    def __init__(self, folder: epath.Path, step: int, why: str) -> None:
+        self.finding = f"the checkpoint {folder / str(step)} is damaged ({why})"
+        others = ", ".join(str(number) for number in _steps(folder) if number != step)
+        super().__init__(self.finding + (f": name another step, of {others}" if others else ""))
+
+
+class _NewestAndBest:
+    """Which steps Orbax keeps: its own `max_to_keep` with `best_fn` would drop the newest.
+
+    Args:
+        count: How many of the newest.
+        selection: The metric of each step, None where it cannot be read: nobody knows whether that is the best.
+    """
+
+    def __init__(self, count: int, selection: dict[int, float | None]) -> None:
+        self._count, self._selection = count, selection
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        steps = [info.step for info in checkpoints]
+        if not steps:
+            return []
+        unknown = {step for step in steps if self._selection.get(step) is None}
+        kept = {*sorted(steps)[-self._count :], *unknown, _best(steps, self._selection)}
+        return [step in kept for step in steps]
 
 
 def parse_location(text: str) -> tuple[str, str | int]:
     """Splits `DIR[@STEP]` into the folder and the step: a number, `best` or `last`; `best` where none is given.
 
-    Raises:
-        UserError: What follows the last `@` is none of these.
+    A folder that has an `@` in its own name is found as it is, or with a step after it.
 
-    >>> parse_location("runs/a@1000"), parse_location("runs/a")
-    (('runs/a', 1000), ('runs/a', 'best'))
+    Raises:
+        UserError: What follows the last `@` is none of these, and there is no folder of that name.
+
+    >>> parse_location("runs/a@1000"), parse_location("runs/a"), parse_location("me@home/runs/a")
+    (('runs/a', 1000), ('runs/a', 'best'), ('me@home/runs/a', 'best'))
     """
-    directory, at, step = text.rpartition("@")
-    if not at:
-        return text, "best"
-    if step in ("best", "last"):
+    directory, _, step = text.rpartition("@")
+    if directory and step in ("best", "last"):
         return directory, step
-    if step.isascii() and step.isdigit():
+    if directory and _NUMBER.fullmatch(step):
         return directory, int(step)
+    if "@" not in os.path.basename(text) or epath.Path(text).expanduser().exists():
+        return text, "best"
     raise UserError(f"the step of a checkpoint is a number, best or last, not {step!r} (in {text!r})")
 
 
@@ -218,37 +279,16 @@ def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
         CheckpointError: The folder or the step is missing, empty, damaged or of a newer format.
     """
     folder = _find_folder(directory)
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+    steps = _steps(folder)
     if not steps:
         raise CheckpointError(f"{folder} holds no finished checkpoint: train first, or name another folder")
     if step == "best":
-        step = _best(folder, steps)
-    elif step == "last":
-        step = steps[-1]
-    if step not in steps:
+        records = {number: _read_step(folder, number) for number in steps}
+        return records[_best(steps, {number: record.metrics.get(SELECTION) for number, record in records.items()})]
+    number = steps[-1] if step == "last" else step
+    if number not in steps:
         raise CheckpointError(f"{folder} has no step {step}: the steps there are {', '.join(map(str, steps))}")
-    where = f"the checkpoint {folder / str(step)}"
-    try:
-        with _manager(folder) as manager:
-            saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-        if saved["format"] > FORMAT:
-            raise CheckpointError(
-                f"{where} has format {saved['format']}, and this version reads up to {FORMAT}: update robust_gan"
-            )
-        data = saved["data"] | {
-            "image_shape": tuple(saved["data"]["image_shape"]),
-            "label_names": tuple(saved["data"]["label_names"]),
-        }
-        return Record(
-            folder, int(step), config_lib.from_dict(saved["config"]), DataInfo(**data), saved["metrics"],
-            saved["versions"], saved["leaves"],
-        )  # fmt: skip
-    except UserError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{where} does not fit this version of robust_gan: {error}") from error
-    except Exception as error:
-        raise _DamagedError(f"{where} is damaged (its configuration cannot be read: {_brief(error)})") from error
+    return _read_step(folder, int(number))
 
 
 def load_classifier(directory: epath.PathLike, step: str | int = "best") -> LogitsFn:
@@ -317,7 +357,7 @@ def _shapes(network: Network, image_shape: tuple[int, ...]) -> PyTree:
 
 
 def _find_folder(directory: epath.PathLike) -> epath.Path:
-    path = epath.Path(directory)
+    path = epath.Path(directory).expanduser()
     if not path.exists():
         raise CheckpointError(f"there is no folder {path}: give the workdir of a run")
     if not path.is_dir():
@@ -326,23 +366,59 @@ def _find_folder(directory: epath.PathLike) -> epath.Path:
     return (nested if nested.exists() else path).resolve()
 
 
-def _best(folder: epath.Path, steps: list[int]) -> int:
-    """The step of the best selection metric; the newest of equals, as Orbax keeps it."""
-    with _manager(folder) as manager:
-        try:
-            best = manager.best_step()
-        except Exception:  # Metrics that cannot be read are no reason to refuse: the newest step is named instead.
-            best = None
-    return steps[-1] if best is None else best
+def _steps(folder: epath.Path) -> list[int]:
+    """The finished steps of a folder, the newest last; Orbax renames a step when it is finished."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if _NUMBER.fullmatch(path.name) and path.is_dir())
 
 
-@contextlib.contextmanager
-def _manager(folder: epath.Path) -> Iterator[ocp.CheckpointManager]:
-    options = ocp.CheckpointManagerOptions(
-        read_only=True, best_fn=lambda metrics: metrics[SELECTION], best_mode="max", create=False
-    )
-    with _quiet(), ocp.CheckpointManager(folder, options=options) as manager:
-        yield manager
+def _best(steps: list[int], selection: dict[int, float | None]) -> int:
+    """The step of the largest metric; the newest of equals."""
+    values = {step: selection.get(step) for step in steps}
+    return max(steps, key=lambda step: (-math.inf if values[step] is None else values[step], step))
+
+
+def _selection(folder: epath.Path, step: int) -> float | None:
+    try:
+        return _read_step(folder, step).metrics.get(SELECTION)
+    except CheckpointError:
+        return None
+
+
+def _read_step(folder: epath.Path, step: int) -> Record:
+    where = f"the checkpoint {folder / str(step)}"
+    try:
+        saved = _restore(folder / str(step) / "config", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+        written = saved.pop("sha256", None)
+        if written and written != _record_digest(saved):
+            raise ValueError("it is not what was saved")
+        if saved["format"] > FORMAT:
+            raise CheckpointError(
+                f"{where} has format {saved['format']}, and this version reads up to {FORMAT}: update robust_gan"
+            )
+        if not written and saved["format"] > 1:
+            raise ValueError("it has no digest")
+        if saved["step"] != step:
+            raise ValueError(f"it is that of step {saved['step']}")
+        data = saved["data"] | {
+            "image_shape": tuple(saved["data"]["image_shape"]),
+            "label_names": tuple(saved["data"]["label_names"]),
+        }
+        return Record(
+            folder, step, config_lib.from_dict(saved["config"]), DataInfo(**data), saved["metrics"], saved["versions"],
+            saved["leaves"],
+        )  # fmt: skip
+    except UserError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{where} does not fit this version of robust_gan: {error}") from error
+    except Exception as error:
+        raise _DamagedError(folder, step, f"its configuration cannot be read: {error}") from error
+
+
+def _record_digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _fill(like: PyTree, record: Record) -> PyTree:
@@ -361,16 +437,14 @@ def _fill(like: PyTree, record: Record) -> PyTree:
             )
     try:
         target = {name: np.empty(saved["shape"], saved["dtype"]) for name, saved in record.leaves.items()}
-        with _manager(record.directory) as manager:
-            restored = manager.restore(
-                record.step, args=ocp.args.Composite(state=ocp.args.StandardRestore(leaves_lib.nested(target)))
-            )["state"]
+        args = ocp.args.StandardRestore(leaves_lib.nested(target))
+        restored = _restore(record.directory / str(record.step) / "state", ocp.StandardCheckpointHandler(), args)
         found = {name: np.asarray(leaf) for name, leaf in leaves_lib.named(restored).items()}
     except Exception as error:
-        raise _DamagedError(f"{where} is damaged (its arrays cannot be read: {_brief(error)})") from error
+        raise _DamagedError(record.directory, record.step, f"its arrays cannot be read: {error}") from error
     for name in wanted:
         if name not in found or leaves_lib.digest(found[name]) != record.leaves[name]["sha256"]:
-            raise _DamagedError(f"{where} is damaged: the array {name} is not what was saved")
+            raise _DamagedError(record.directory, record.step, f"the array {name} is not what was saved")
     leaves = [leaves_lib.from_host(leaf, found[name]) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -380,18 +454,38 @@ def _versions() -> dict[str, str]:
     return {"robust_gan": __version__} | {name: importlib.metadata.version(name) for name in libraries}
 
 
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:120]
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def _restore(item: epath.Path, handler: ocp.CheckpointHandler, args: Any) -> Any:
+    """Restores an item of a step; what Orbax raises on damage, of many kinds, becomes one `ValueError`."""
+    heard = io.StringIO()
+    with _quiet(), contextlib.redirect_stderr(heard):
+        try:
+            with ocp.Checkpointer(handler) as reader:
+                restored, failure = reader.restore(item, args=args), None
+        except Exception as error:
+            restored, failure = None, _first_line(error)
+        if failure:
+            # The other reads report to a loop that is closed by now, from threads of C++, and again when collected.
+            time.sleep(0.1)
+            gc.collect()
+    if failure:
+        raise ValueError(failure)
+    sys.stderr.write(heard.getvalue())
+    return restored
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Orbax tells at length what it does; a user wants to know what failed, and that is in the exception."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
