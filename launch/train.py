@@ -12,7 +12,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from robust_gan import command_line
+from robust_gan import command_line, workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe, FILE or FILE:CONTESTANT. It is Python and is run: use your own only."
@@ -28,14 +28,15 @@ def main(argv):
     """Trains."""
     del argv
     config = command_line.config_of(_CONFIG.value)
-    workdir = command_line.required("workdir", _WORKDIR.value, "the folder of the run, such as runs/digits")
+    directory = command_line.required("workdir", _WORKDIR.value, "the folder of the run, such as runs/digits")
+    workdir.check(directory, config)
 
     from robust_gan import parallel, training  # After the flags: a mistake is told before jax is loaded.
 
     try:
         result = training.train(
             config,
-            workdir,
+            directory,
             devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
             progress=_PROGRESS.value,
             tensorboard=_TENSORBOARD.value,

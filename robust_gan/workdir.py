@@ -36,15 +36,10 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[epath.Path]:
         UserError: The folder is a file, cannot be written, holds a run of another configuration (the sentence names
             the fields), or another process is training in it. Nothing is written then.
     """
-    path = epath.Path(os.path.abspath(os.path.expanduser(os.fspath(directory))))
-    if path.exists() and not path.is_dir():
-        raise UserError(f"the workdir {path} is a file: give a folder")
-    check_config(path, config)
+    path = check(directory, config)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / _LOCK, "w")  # noqa: SIM115 - held as long as the context.
-    except (NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"the workdir {path} lies below a file: give a folder") from error
     except OSError as error:
         raise UserError(
             f"the workdir {path} cannot be written ({error.strerror.lower()}): give a folder that can"
@@ -55,36 +50,64 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[epath.Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process is training in {path}: wait for it, or give another workdir") from error
-        check_config(path, config)
+        check(path, config)
         write_text(path / CONFIG, json.dumps(config_lib.to_dict(config), indent=2) + "\n")
         yield path
 
 
-def check_config(path: epath.Path, config: Config) -> None:
-    """Refuses a folder that holds a run of another configuration, without touching it.
+def check(directory: epath.PathLike, config: Config) -> epath.Path:
+    """Refuses a folder that a run cannot have, without touching it.
+
+    Args:
+        directory: It need not exist.
+        config: The run's configuration.
+
+    Returns:
+        The absolute path of the folder.
 
     Raises:
-        UserError: The sentence names the fields that differ; or what is there is not a configuration.
+        UserError: It is a file or lies below one, is known not to be writable, or holds a run of another configuration
+            (the sentence names the fields that differ) or a `config.json` that is none.
+
+    >>> check("/nosuch", Config()).name
+    'nosuch'
     """
+    path = epath.Path(os.path.abspath(os.path.expanduser(os.fspath(directory))))
+    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(f"the workdir {path} is a file: give a folder" if nearest == path else
+                        f"the workdir {path} lies below the file {nearest}: give a folder")  # fmt: skip
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"the workdir {path} cannot be written (permission denied): give a folder that can")
     file = path / CONFIG
     if not file.exists():
-        return
+        return path
     try:
-        text = file.read_text()
-        if len(text) > _LARGEST_CONFIG:
+        if file.stat().length > _LARGEST_CONFIG:
             raise ValueError("it is too large")
-        there = config_lib.from_dict(json.loads(text))
-    except ValueError as error:
+        there = config_lib.from_dict(json.loads(file.read_text()))
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file} is not a configuration ({error}): give another workdir") from error
     if names := config_lib.differences(there, config):
         raise UserError(
             f"{path} holds a run of another configuration (there != here: {'; '.join(names)}): "
             "give another workdir, or the same configuration to go on with it"
         )
+    return path
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all.
+
+    Args:
+        path: Its folder exists.
+        text: What it is to hold.
+
+    >>> path = epath.Path(getfixture("tmp_path")) / "a.txt"
+    >>> write_text(path, "whole")
+    >>> path.read_text(), len(list(path.parent.iterdir()))
+    ('whole', 1)
+    """
     partial = path.parent / f".{path.name}.partial"
     partial.write_text(text)
     partial.replace(path)
@@ -97,15 +120,21 @@ class Lines:
         path: The file.
         step: Lines of later steps, which a stopped run wrote after its last checkpoint, are dropped, and so is a line
             that was cut: the steps come again.
+
+    >>> lines = Lines(epath.Path(getfixture("tmp_path")) / "metrics.jsonl", step=0)
+    >>> lines.write(50, {"train/clean_loss": 0.5})
+    >>> lines.close()
+    >>> (getfixture("tmp_path") / "metrics.jsonl").read_text()
+    '{"step": 50, "train/clean_loss": 0.5}\\n'
     """
 
     def __init__(self, path: epath.Path, step: int) -> None:
         """Opens the file and drops what comes after the step."""
         kept = []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_bytes().split(b"\n") if path.exists() else []:
             try:
                 if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                    kept.append(line.decode() + "\n")
             except (ValueError, KeyError, TypeError):
                 continue
         write_text(path, "".join(kept))
