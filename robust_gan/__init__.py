@@ -1,23 +1,28 @@
 """robust_gan: classifiers trained against a generator of bounded adversarial noise, and the attacks that measure them.
 
 The names here are what a JAX project of one's own needs: threat models, unreduced losses, attacks, adversaries and the
-game. Data, checkpoints, evaluation and training are modules of their own and are imported by name, so that importing
-`robust_gan` pulls little more than jax, flax and optax.
+game. Data, checkpoints, evaluation and training are modules of their own and are imported by name. A name is loaded
+when it is first used, and jax with the first that needs it: the launchers tell a mistake before that.
 
 References:
     Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019,
     https://arxiv.org/abs/1905.09591
 """
 
-from robust_gan import adversaries, attacks, game, losses, metrics, networks, optimizers, threat_model
-from robust_gan.attacks import fgsm, pgd
-from robust_gan.config import Config
-from robust_gan.errors import CheckpointError, DataError, UserError
-from robust_gan.game import Game, TrainState, train_step
-from robust_gan.losses import classifier_loss, cross_entropy, dlr, generator_loss, kl, margin
-from robust_gan.threat_model import L2Threat, LinfThreat, perturb, project
-from robust_gan.types import Adversary, Attack, Batch, LogitsFn, LossFn, Network, PlayerState, ThreatModel
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from robust_gan.version import __version__
+
+if TYPE_CHECKING:
+    from robust_gan import adversaries, attacks, game, losses, metrics, networks, optimizers, threat_model
+    from robust_gan.attacks import fgsm, pgd
+    from robust_gan.config import Config
+    from robust_gan.errors import CheckpointError, DataError, UserError
+    from robust_gan.game import Game, TrainState, train_step
+    from robust_gan.losses import classifier_loss, cross_entropy, dlr, generator_loss, kl, margin
+    from robust_gan.threat_model import L2Threat, LinfThreat, perturb, project
+    from robust_gan.types import Adversary, Attack, Batch, LogitsFn, LossFn, Network, PlayerState, ThreatModel
 
 __all__ = [
     "Adversary",
@@ -57,3 +62,29 @@ __all__ = [
     "threat_model",
     "train_step",
 ]
+
+_MODULES = ("adversaries", "attacks", "game", "losses", "metrics", "networks", "optimizers", "threat_model")
+_HOMES = {
+    "attacks": ("fgsm", "pgd"),
+    "config": ("Config",),
+    "errors": ("CheckpointError", "DataError", "UserError"),
+    "game": ("Game", "TrainState", "train_step"),
+    "losses": ("classifier_loss", "cross_entropy", "dlr", "generator_loss", "kl", "margin"),
+    "threat_model": ("L2Threat", "LinfThreat", "perturb", "project"),
+    "types": ("Adversary", "Attack", "Batch", "LogitsFn", "LossFn", "Network", "PlayerState", "ThreatModel"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first used (PEP 562)."""
+    if name in _MODULES:
+        return importlib.import_module(f"robust_gan.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'robust_gan' has no attribute {name!r}", name=name)
+    value = globals()[name] = getattr(importlib.import_module(f"robust_gan.{_HOME_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
