@@ -21,7 +21,9 @@ _ATTACKS = flags.DEFINE_string(
 _SPLIT = flags.DEFINE_string("split", "test", "test, validation or train.")
 _COUNT = flags.DEFINE_integer("count", 0, "Only the first images of the split; 0 for all.")
 _NORM = flags.DEFINE_enum("norm", "", ["", "linf", "l2"], "Empty for that of the training.")
-_EPSILON = flags.DEFINE_float("epsilon", 0.0, "In units of the [0, 1] pixel range; 0 for that of the training.")
+_EPSILON = flags.DEFINE_float(
+    "epsilon", None, "In units of the [0, 1] pixel range, such as 8/255; left out, that of the training."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once; no figure depends on it.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")

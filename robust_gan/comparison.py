@@ -1,5 +1,6 @@
 """From checkpoints to a report: loads the models, checks that they fit one another, scores them on one split."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from etils import epath
 from robust_gan import attacks as attacks_lib
 from robust_gan import checkpoint, data, evaluation, parallel, report, threat_model
 from robust_gan.checkpoint import Record
-from robust_gan.config import ThreatConfig, check_epsilon
+from robust_gan.config import NORMS, ThreatConfig, check_epsilon
 from robust_gan.errors import UserError
 from robust_gan.evaluation import Model, Scores
 
@@ -30,7 +31,7 @@ def compare(
     split: str = "test",
     count: int = 0,
     norm: str = "",
-    epsilon: float = 0.0,
+    epsilon: float | None = None,
     batch_size: int = 500,
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
@@ -48,7 +49,7 @@ def compare(
         split: `test`, `validation` or `train`.
         count: Only the first images of the split; 0 for all.
         norm: `linf` or `l2`; empty for that of the first target's training.
-        epsilon: Radius in the unit of [0, 1]; 0 for that of the first target's training.
+        epsilon: Radius in the unit of [0, 1]; None for that of the first target's training.
         batch_size: Images at once.
         seed: Of the attacks.
         devices: Where; None for all.
@@ -69,23 +70,29 @@ def compare(
         raise UserError(f"the split must be one of {', '.join(SPLITS)}, not {split!r}")
     if batch_size < 1 or count < 0:
         raise UserError(f"batch_size must be at least 1 and count at least 0, not {batch_size} and {count}")
-    if epsilon:
+    if norm and norm not in NORMS:
+        raise UserError(f"the norm must be one of {', '.join(NORMS)}, not {norm!r}")
+    if epsilon is not None:
         check_epsilon(epsilon)
     if not targets:
         raise UserError("give at least one checkpoint to evaluate")
+    drawn = next((name for name in reversed(names) if name != evaluation.GENERATOR), None)
     if examples:
         if output is None:
             raise UserError("the picture of examples goes to the report folder: give --output")
+        if drawn is None:
+            raise UserError("a picture needs an attack on the classifier among --attacks, such as pgd10")
         report.check_plot()
-    if output is not None:
-        _check_output(epath.Path(output))
+    folder = None if output is None else _check_output(output)
 
     records = _read_records([*targets, *sources])
     first = next(iter(records.values()))
     for name, record in records.items():
         _check_fits(name, record, first)
     threat = threat_model.from_config(
-        ThreatConfig(norm or first.config.threat.norm, epsilon or first.config.threat.epsilon)
+        ThreatConfig(
+            norm or first.config.threat.norm, first.config.threat.epsilon if epsilon is None else float(epsilon)
+        )
     )
     chosen = _load_split(first, split, data_dir)
     if count > len(chosen.labels):
@@ -100,6 +107,8 @@ def compare(
         for name, record in records.items()
     ]
     attacked, extra = models[: len(targets)], models[len(targets) :]
+    if folder is not None:
+        _make(folder)
 
     began = time.perf_counter()
     progress = sys.stderr.isatty() if progress is None else progress
@@ -127,23 +136,33 @@ def compare(
         settings={"seed": seed, "batch_size": batch_size, "num_devices": len(devices or parallel.find_devices())},
         seconds=time.perf_counter() - began,
     )
-    if output is not None:
-        report.write(output, scores, values)
+    if folder is not None:
+        report.write(folder, scores, values)
         if examples:
-            _draw(epath.Path(output) / report.EXAMPLES, attacked, images, labels, names, threat, seed, first)
+            _draw(folder / report.EXAMPLES, attacked, images, labels, drawn, threat, seed, first)
     return scores, values
 
 
 def _read_records(locations: Sequence[str]) -> dict[str, Record]:
     """Reads the records by name: the folder's last part, or the whole path where two share it."""
+    if "" in locations:
+        raise UserError("an empty name is among the checkpoints: give DIR[@STEP], separated by single commas")
     parsed = [checkpoint.parse_location(location) for location in locations]
-    paths = [epath.Path(directory) for directory, _ in parsed]
-    short = [path.resolve().name for path in paths]
+    short = [_short_name(directory) for directory, _ in parsed]
     names = [name if short.count(name) == 1 else location for name, location in zip(short, locations, strict=True)]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"the checkpoint {name} is given twice")
-    return {name: checkpoint.read_record(*location) for name, location in zip(names, parsed, strict=True)}
+    records: dict[str, Record] = {}
+    for name, location in zip(names, parsed, strict=True):
+        record = checkpoint.read_record(*location)
+        # A model beside itself would pass its white box attacks off as black box.
+        if name in records or any((record.directory, record.step) == (r.directory, r.step) for r in records.values()):
+            raise UserError(f"the checkpoint {name} is given twice (step {record.step} of {record.directory})")
+        records[name] = record
+    return records
+
+
+def _short_name(directory: str) -> str:
+    path = epath.Path(directory).expanduser().resolve()
+    return path.parent.name if path.name == checkpoint.FOLDER else path.name
 
 
 def _check_fits(name: str, record: Record, first: Record) -> None:
@@ -178,9 +197,18 @@ def _load_split(record: Record, split: str, data_dir: str) -> data.Split:
     return chosen
 
 
-def _check_output(path: epath.Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise UserError(f"the output {path} is a file: give a folder")
+def _check_output(directory: epath.PathLike) -> epath.Path:
+    """Refuses a folder that cannot be written as far as can be seen without making it."""
+    path = epath.Path(directory).expanduser().resolve()
+    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(f"the output {path} is a file, or lies below one: give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"the output {path} cannot be written (permission denied): give another folder")
+    return path
+
+
+def _make(path: epath.Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -189,11 +217,8 @@ def _check_output(path: epath.Path) -> None:
         ) from error
 
 
-def _draw(path, models, images, labels, names, threat, seed, record) -> None:
-    """Draws some images of different classes, attacked in the open with the strongest attack of the evaluation."""
-    attack = next((name for name in reversed(names) if name != evaluation.GENERATOR), None)
-    if attack is None:
-        raise UserError("a picture needs an attack on the classifier among --attacks, such as pgd10")
+def _draw(path, models, images, labels, attack, threat, seed, record) -> None:
+    """Draws some images of different classes, attacked in the open with the last attack of the evaluation."""
     _, rows = np.unique(labels, return_index=True)
     rows = np.sort(rows)[:_EXAMPLES]
     clean, columns = evaluation.to_unit(images[rows]), []
