@@ -13,7 +13,6 @@ import dataclasses
 import gc
 import hashlib
 import importlib.metadata
-import io
 import json
 import logging
 import math
@@ -460,20 +459,23 @@ def _first_line(error: Exception) -> str:
 
 def _restore(item: epath.Path, handler: ocp.CheckpointHandler, args: Any) -> Any:
     """Restores an item of a step; what Orbax raises on damage, of many kinds, becomes one `ValueError`."""
-    heard = io.StringIO()
-    with _quiet(), contextlib.redirect_stderr(heard):
-        try:
-            with ocp.Checkpointer(handler) as reader:
-                restored, failure = reader.restore(item, args=args), None
-        except Exception as error:
-            restored, failure = None, _first_line(error)
-        if failure:
-            # The other reads report to a loop that is closed by now, from threads of C++, and again when collected.
-            time.sleep(0.1)
-            gc.collect()
+    restored, failure = None, ""
+    before, sys.unraisablehook = sys.unraisablehook, lambda late: None
+    try:
+        with _quiet():
+            try:
+                with ocp.Checkpointer(handler) as reader:
+                    restored = reader.restore(item, args=args)
+            except Exception as error:
+                failure = _first_line(error)
+            if failure:
+                # The other reads report to a loop that is closed by now, from threads of C++, and when collected.
+                time.sleep(0.1)
+                gc.collect()
+    finally:
+        sys.unraisablehook = before
     if failure:
         raise ValueError(failure)
-    sys.stderr.write(heard.getvalue())
     return restored
 
 

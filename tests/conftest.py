@@ -1,6 +1,72 @@
-"""Four fake CPU devices for everything parallel, before anything imports jax."""
+"""Four fake CPU devices for everything parallel, before anything imports jax; a trained run, and the launchers."""
 
+import contextlib
+import io
 import os
+import pathlib
+import runpy
+import sys
+from typing import NamedTuple
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Ended(NamedTuple):
+    """How a launcher ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def _launch(script, *arguments):
+    from absl import app, flags, logging
+    from absl.testing import flagsaver
+
+    app.define_help_flags()
+    out, err, argv, verbosity = io.StringIO(), io.StringIO(), sys.argv, logging.get_verbosity()
+    sys.argv = [str(ROOT / "launch" / f"{script}.py"), *map(str, arguments)]
+    code = None
+    try:
+        # Flags that the launcher defines are forgotten again.
+        with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            flags.FLAGS.unparse_flags()
+            try:
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            except SystemExit as end:
+                code = end.code or 0
+    finally:
+        sys.argv = argv
+        logging.set_verbosity(verbosity)
+        flags.FLAGS.mark_as_parsed()
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    """Runs a launcher in this process, from the root: `launch("train", "--config=configs/digits.py")`."""
+    monkeypatch.chdir(ROOT)
+    return _launch
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The workdir of a run of two validated steps with a generator, on digits; not to be written to."""
+    from robust_gan import parallel, training
+    from robust_gan.config import AdversaryConfig, Config, DataConfig, GeneratorConfig, ValidationConfig
+
+    config = Config(
+        data=DataConfig(train_size=64, validation_size=32),
+        adversary=AdversaryConfig(generator=GeneratorConfig(steps=1)),
+        batch_size=16,
+        num_steps=2,
+        validation=ValidationConfig(every=1, pgd_steps=1),
+    )
+    directory = tmp_path_factory.mktemp("runs") / "tiny"
+    training.train(config, directory, devices=parallel.find_devices(num_devices=1), progress=False)
+    return directory
