@@ -6,6 +6,7 @@ import os
 import pathlib
 import runpy
 import sys
+import warnings
 from typing import NamedTuple
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
@@ -34,7 +35,14 @@ def _launch(script, *arguments):
     code = None
     try:
         # Flags that the launcher defines are forgotten again.
-        with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            flagsaver.flagsaver(),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            # As in a process of its own: ml_collections loads recipes in a deprecated way.
+            warnings.simplefilter("ignore", DeprecationWarning)
             flags.FLAGS.unparse_flags()
             try:
                 runpy.run_path(sys.argv[0], run_name="__main__")

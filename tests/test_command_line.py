@@ -1,0 +1,186 @@
+"""What the launchers share: flags, recipes, help, exit codes, and a mistake told before jax is loaded."""
+
+import ast
+import errno
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from robust_gan import command_line
+from robust_gan.errors import CheckpointError, DataError, UserError
+
+RECIPE = "--config=configs/digits.py"
+
+
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        ("train", ["--config", "--workdir", "--platform", "--num_devices", "--[no]progress", "--[no]tensorboard"]),
+        (
+            "evaluate",
+            ["--checkpoint", "--sources", "--attacks", "--split", "--count", "--norm", "--epsilon", "--output"],
+        ),
+        ("prepare_data", ["--dataset", "--source", "--data_dir"]),
+    ],
+)
+def test_help_shows_the_flags_and_an_example_and_succeeds(launch, script, names):
+    ended = launch(script, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    for name in names:
+        assert name in ended.out
+    assert f"python launch/{script}.py" in ended.out
+
+
+def test_a_mistake_is_told_before_jax_is_loaded():
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n    print([name for name in ('jax', 'flax', 'orbax', 'numpy.linalg') if name in sys.modules])"
+    )
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "launch/train.py", RECIPE, "--workdir=/nosuch", "--config.nosuch=1"],
+        capture_output=True, text=True, timeout=60, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (2, "[]\n")
+    assert ended.stderr.startswith("error: the configuration has no field nosuch: the fields are seed, data, threat,")
+    assert time.monotonic() - started < 10
+
+
+FRESH = """
+import sys
+from robust_gan import command_line, config, errors, workdir
+import robust_gan
+assert robust_gan.__version__
+assert set(robust_gan.__all__) <= set(dir(robust_gan))
+print("jax" in sys.modules)
+assert robust_gan.UserError is errors.UserError and robust_gan.Config is config.Config
+print("jax" in sys.modules)
+from robust_gan import *
+assert all(globals()[name] is getattr(robust_gan, name) for name in robust_gan.__all__)
+assert robust_gan.losses.margin is robust_gan.margin is margin
+try:
+    robust_gan.nosuch
+except AttributeError as error:
+    print(error)
+"""
+
+
+def test_public_names_are_loaded_when_they_are_first_used():
+    ended = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.splitlines() == ["False", "False", "module 'robust_gan' has no attribute 'nosuch'"]
+
+
+def test_type_checkers_see_every_public_name():
+    import robust_gan
+
+    (block,) = (node for node in ast.parse((ROOT / "robust_gan/__init__.py").read_text()).body
+                if isinstance(node, ast.If))  # fmt: skip
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert {*seen, "__version__"} == set(robust_gan.__all__)
+    homes = {name: f"robust_gan.{home}" for name, home in robust_gan._HOME_OF.items()}
+    assert seen == homes | dict.fromkeys(robust_gan._MODULES, "robust_gan")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (UserError("seed must be\n  at least 0"), "error: seed must be at least 0\n"),
+        (DataError("no data"), "error: no data\n"),
+        (CheckpointError("no checkpoint"), "error: no checkpoint\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a"), "error: /a cannot be read or written (permission"),
+        (PermissionError(), "error: a file cannot be read or written (permission denied)"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a"),
+            "error: /a cannot be written (no space left on device)",
+        ),
+        (OSError(errno.EROFS, "Read-only file system"), "error: a file cannot be written (read-only file system)"),
+    ],
+)
+def test_what_a_user_can_put_right_is_one_sentence_and_exit_code_2(capsys, error, sentence):
+    def main(argv):
+        raise error
+
+    assert command_line.guard(main, ["train.py"]) == 2
+    heard = capsys.readouterr()
+    assert heard.out == ""
+    assert heard.err.startswith(sentence)
+    assert heard.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), RuntimeError("a"), ValueError("a"), OSError(errno.EIO, "a")])
+def test_what_is_our_mistake_keeps_its_traceback(error):
+    def main(argv):
+        raise error
+
+    with pytest.raises(type(error)):
+        command_line.guard(main, ["train.py"])
+
+
+def test_ctrl_c_before_there_is_anything_to_save_ends_without_a_traceback(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert command_line.guard(main, ["train.py"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+SEEN = """
+from robust_gan.config import Config
+def get_config(text=""):
+    config = Config(seed=len(text))
+    return config
+"""
+SHOW = """
+import json
+from absl import flags
+from ml_collections import config_flags
+from robust_gan import command_line, config
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.")
+_EPSILON = flags.DEFINE_float("epsilon", None, "A number.")
+_NAME = flags.DEFINE_string("name", "", "A text.")
+def main(argv):
+    print(json.dumps([config.to_dict(command_line.config_of(_CONFIG.value)), _EPSILON.value, _NAME.value]))
+command_line.run(main)
+"""
+
+
+@pytest.fixture
+def show(launch, tmp_path):
+    """Runs a launcher that prints its flags; the recipe is given."""
+    import json
+
+    (tmp_path / "recipe.py").write_text(SEEN)
+    (tmp_path / "show.py").write_text(SHOW)
+
+    def run(*arguments, recipe="recipe.py"):
+        ended = launch(tmp_path / "show", f"--config={tmp_path}/{recipe}", *arguments)
+        assert (ended.code, ended.err) == (0, "")
+        return json.loads(ended.out)
+
+    return run
+
+
+def test_fields_are_set_and_what_follows_the_colon_reaches_the_recipe(show):
+    config, epsilon, name = show(
+        "--config.batch_size=32", "--config.threat.epsilon", "0.25", "--config.classifier.optimizer.decay_steps=(3, 5)",
+        "-config.adversary.name=none", recipe="recipe.py:abc",
+    )  # fmt: skip
+    assert (config["seed"], config["batch_size"], config["threat"]["epsilon"]) == (3, 32, 0.25)
+    assert (config["adversary"]["name"], config["classifier"]["optimizer"]["decay_steps"]) == ("none", [3, 5])
+    assert (epsilon, name) == (None, "")
+
+
+def test_a_fraction_is_a_number_where_a_number_is_wanted(show):
+    config, epsilon, name = show("--config.threat.epsilon=8/255", "--epsilon=4/255", "--name=8/255")
+    assert (config["threat"]["epsilon"], epsilon, name) == (8 / 255, 4 / 255, "8/255")
+
+
+def test_launchers_do_not_disturb_one_another_in_these_tests(launch):
+    for _ in range(2):
+        for script in ("train", "evaluate"):
+            assert launch(script, "--num_devices=x").code == 2

@@ -1,0 +1,172 @@
+"""The folder of a run: whose it is, one process at a time, and lines that continue where a checkpoint stands."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from robust_gan import workdir
+from robust_gan.config import Config, DataConfig, ThreatConfig, to_dict
+from robust_gan.errors import UserError
+
+
+def tree(folder):
+    """What lies below a folder: names, and the contents of files."""
+    return {path: path.read_bytes() if path.is_file() else None for path in pathlib.Path(folder).rglob("*")}
+
+
+def claim(directory, config=None):
+    with workdir.claim(directory, config or Config()) as path:
+        return path
+
+
+def test_a_claimed_folder_is_made_and_holds_the_configuration(tmp_path):
+    path = claim(tmp_path / "runs" / "a", Config(seed=3))
+    assert path == epath.Path(tmp_path / "runs" / "a")
+    assert json.loads((path / workdir.CONFIG).read_text()) == to_dict(Config(seed=3))
+
+
+def test_relative_paths_and_a_tilde_are_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert os.fspath(claim("a")) == str(tmp_path / "a")
+    assert os.fspath(claim("~/b")) == str(tmp_path / "home" / "b")
+
+
+@pytest.mark.parametrize("change", [{"num_steps": 7}, {"log_every": 3}, {"keep_last": 9}])
+def test_a_run_may_go_on_with_what_does_not_touch_a_step(tmp_path, change):
+    claim(tmp_path)
+    claim(tmp_path, Config(**change))
+    assert json.loads((tmp_path / workdir.CONFIG).read_text()) == to_dict(Config(**change))
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
+    claim(tmp_path)
+    before = tree(tmp_path)
+    other = Config(seed=1, threat=ThreatConfig(epsilon=0.3), data=DataConfig(name="mnist"))
+    with pytest.raises(UserError, match="another configuration") as caught:
+        claim(tmp_path, other)
+    for field in ("seed: 0 != 1", "threat.epsilon: 0.15 != 0.3", "data.name: 'digits' != 'mnist'"):
+        assert field in str(caught.value)
+    assert "batch_size" not in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"seed": 0}', json.dumps(to_dict(Config()) | {"seed": "0"}), "[" * 100000, " " * 2000000,
+     json.dumps(to_dict(Config()) | {"nosuch": 1}), json.dumps(to_dict(Config()) | {"threat": 3}), "\x00"],
+    ids=lambda text: f"{text[:20]!r} of {len(text)}",
+)  # fmt: skip
+def test_a_config_that_is_none_is_refused_and_left_as_it_is(tmp_path, text):
+    (tmp_path / workdir.CONFIG).write_text(text)
+    with pytest.raises(UserError, match=r"config.json is not a configuration \(.*\): give another workdir"):
+        claim(tmp_path)
+    assert tree(tmp_path) == {tmp_path / workdir.CONFIG: text.encode()}
+
+
+def test_a_config_that_is_no_text_or_a_folder_is_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / workdir.CONFIG).write_bytes(b"\xff\xfe")
+    (tmp_path / "b" / workdir.CONFIG).mkdir(parents=True)
+    for name in ("a", "b"):
+        with pytest.raises(UserError, match=r"config.json is not a configuration"):
+            claim(tmp_path / name)
+
+
+def test_a_file_and_what_lies_below_one_are_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"the workdir .*/file is a file: give a folder"):
+        claim(tmp_path / "file")
+    with pytest.raises(UserError, match=r"the workdir .*/file/a/b lies below the file .*/file: give a folder"):
+        claim(tmp_path / "file" / "a" / "b")
+    assert tree(tmp_path) == {tmp_path / "file": b"mine"}
+
+
+def test_a_folder_that_cannot_be_made_is_refused():
+    # Nobody can make a folder there, root included.
+    with pytest.raises(UserError, match=r"the workdir /proc/nosuch/run cannot be written \(.*\): give a folder"):
+        claim("/proc/nosuch/run")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch, exists):
+    # Permissions do not hold root back, so what the system says is said here.
+    folder = tmp_path / "run"
+    if exists:
+        folder.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"the workdir .*/run cannot be written \(permission denied\)"):
+        claim(folder)
+    assert tree(tmp_path) == ({folder: None} if exists else {})
+
+
+def test_two_at_once_are_refused_and_the_first_is_not_disturbed(tmp_path):
+    with workdir.claim(tmp_path, Config()):
+        before = tree(tmp_path)
+        with pytest.raises(UserError, match=r"another process is training in .*: wait for it, or give another workdir"):
+            claim(tmp_path)
+        assert tree(tmp_path) == before
+    claim(tmp_path)
+
+
+HOLD = """
+import sys, time
+from robust_gan import workdir
+from robust_gan.config import Config
+with workdir.claim(sys.argv[1], Config()):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_living_process_holds_and_that_of_a_killed_one_is_free(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training"):
+            claim(tmp_path)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    claim(tmp_path)
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path) / "config.json"
+    workdir.write_text(path, "first")
+    with pytest.raises(UnicodeEncodeError):
+        workdir.write_text(path, "half\ud800")
+    assert path.read_text() == "first"
+    # A process that dies between writing and renaming leaves the old text; the next write wins over what it left.
+    with monkeypatch.context() as patched:
+        patched.setattr(type(path), "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            workdir.write_text(path, "second")
+    assert path.read_text() == "first"
+    workdir.write_text(path, "third")
+    assert tree(tmp_path) == {tmp_path / "config.json": b"third"}
+
+
+def test_lines_after_the_step_and_lines_that_were_cut_or_garbled_are_dropped(tmp_path):
+    path = epath.Path(tmp_path) / workdir.METRICS
+    kept = ['{"step": 1, "a": 0.5}', '{"step": 2, "a": 0.25}']
+    path.write_bytes(
+        "\n".join([kept[0], '{"a": 1}', '{"step": "2"}', "[1]", "", kept[1], '{"step": 3, "a": 1}']).encode()
+        + b'\n{"step": 1, "name": "\xff"}\n\x00\x00\x00\n{"step": 2, "a": 0.1'
+    )
+    lines = workdir.Lines(path, step=2)
+    lines.write(3, {"a": 0.125})
+    assert path.read_text().splitlines() == [*kept, '{"step": 3, "a": 0.125}']
+    lines.close()
+
+
+def test_lines_of_a_new_run_begin_empty(tmp_path):
+    path = epath.Path(tmp_path) / workdir.METRICS
+    workdir.Lines(path, step=0).close()
+    assert path.read_text() == ""
