@@ -116,6 +116,7 @@ class Writer:
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         with self._writing():
+            self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:

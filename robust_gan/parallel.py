@@ -6,6 +6,7 @@ unstacked and replicated, the batch is sharded over its leading axis.
 
 import collections
 import functools
+import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -35,10 +36,13 @@ def find_devices(platform: str = "", num_devices: int = 0) -> list[jax.Device]:
     """
     try:
         devices = jax.local_devices(backend=platform or None)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # jax asserts that it found something.
         if not platform:
-            raise
-        present = ", ".join(sorted({device.platform for device in jax.local_devices()}))
+            named = os.environ.get("JAX_PLATFORMS", "")
+            raise UserError(
+                f"jax finds no device (JAX_PLATFORMS is {named!r}): leave it unset for the best there is, or say cpu"
+            ) from error
+        present = ", ".join(sorted({device.platform for device in find_devices()}))
         raise UserError(
             f"no {platform} was found here, only {present}: leave --platform out, or install the extra "
             f"robust_gan[{platform}]"
@@ -46,7 +50,7 @@ def find_devices(platform: str = "", num_devices: int = 0) -> list[jax.Device]:
     if num_devices < 0 or num_devices > len(devices):
         raise UserError(
             f"{num_devices} devices were asked for, but there are {len(devices)} of platform {devices[0].platform}: "
-            f"ask for 1 to {len(devices)}, or 0 for all"
+            f"ask for {'1' if len(devices) == 1 else f'1 to {len(devices)}'}, or 0 for all"
         )
     return devices[: num_devices or None]
 
@@ -63,7 +67,7 @@ def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
         lower = batch_size // len(devices) * len(devices)
         raise UserError(
             f"batch_size {batch_size} is not divisible by the {len(devices)} devices: "
-            f"take {lower or len(devices)} or {lower + len(devices)}"
+            f"take {f'{lower} or ' if lower else ''}{lower + len(devices)}"
         )
 
 
