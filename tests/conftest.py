@@ -44,6 +44,7 @@ def _launch(script, *arguments):
             # As in a process of its own: ml_collections loads recipes in a deprecated way.
             warnings.simplefilter("ignore", DeprecationWarning)
             flags.FLAGS.unparse_flags()
+            sys.modules.pop("config_config", None)  # The recipe before.
             try:
                 runpy.run_path(sys.argv[0], run_name="__main__")
             except SystemExit as end:
