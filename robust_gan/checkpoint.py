@@ -46,6 +46,7 @@ SELECTION = "selection"
 """The metric by which the best step is chosen; see `training`."""
 
 _DAMAGED = "checkpoints_damaged"
+_LATE = 0.1  # Seconds after a failure in which other threads still report theirs.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
@@ -115,9 +116,12 @@ class Writer:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        with self._writing():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_late_reports_dropped())
+            with self._writing():
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._closed = stack.pop_all()
 
     def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
         """Saves a state in the background; returns when its arrays are copied to the host.
@@ -195,15 +199,21 @@ class Writer:
         Raises:
             CheckpointError: The last save failed.
         """
-        with self._writing():
-            self._manager.wait_until_finished()
-            self._manager.close()
+        with self._closed, self._writing():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             with _quiet():
-                yield
+                try:
+                    yield
+                except Exception:
+                    time.sleep(_LATE)
+                    raise
         except Exception as error:
             raise CheckpointError(
                 f"checkpoints cannot be written to {self._directory} ({_first_line(error)}): make room there, or give "
@@ -283,8 +293,15 @@ def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
     if not steps:
         raise CheckpointError(f"{folder} holds no finished checkpoint: train first, or name another folder")
     if step == "best":
-        records = {number: _read_step(folder, number) for number in steps}
-        return records[_best(steps, {number: record.metrics.get(SELECTION) for number, record in records.items()})]
+        records = {}
+        for number in steps:
+            try:
+                records[number] = _read_step(folder, number)
+            except _DamagedError:
+                time.sleep(_LATE)
+                if (folder / str(number)).exists() or number == steps[-1]:
+                    raise  # Else a run that goes on has just dropped it.
+        return records[_best(list(records), {number: records[number].metrics.get(SELECTION) for number in records})]
     number = steps[-1] if step == "last" else step
     if number not in steps:
         raise CheckpointError(f"{folder} has no step {step}: the steps there are {', '.join(map(str, steps))}")
@@ -461,23 +478,35 @@ def _first_line(error: Exception) -> str:
 def _restore(item: epath.Path, handler: ocp.CheckpointHandler, args: Any) -> Any:
     """Restores an item of a step; what Orbax raises on damage, of many kinds, becomes one `ValueError`."""
     restored, failure = None, ""
-    before, sys.unraisablehook = sys.unraisablehook, lambda late: None
-    try:
-        with _quiet():
-            try:
-                with ocp.Checkpointer(handler) as reader:
-                    restored = reader.restore(item, args=args)
-            except Exception as error:
-                failure = _first_line(error)
-            if failure:
-                # The other reads report to a loop that is closed by now, from threads of C++, and when collected.
-                time.sleep(0.1)
-                gc.collect()
-    finally:
-        sys.unraisablehook = before
+    with _quiet(), _late_reports_dropped():
+        try:
+            with ocp.Checkpointer(handler) as reader:
+                restored = reader.restore(item, args=args)
+        except Exception as error:
+            failure = _first_line(error)
+        if failure:
+            # The other reads report a little later, and those that nobody waits for when they are collected.
+            time.sleep(_LATE)
+            gc.collect()
     if failure:
         raise ValueError(failure)
     return restored
+
+
+@contextlib.contextmanager
+def _late_reports_dropped() -> Iterator[None]:
+    """When one read or write fails, the others report to a loop that is closed by then, from threads of C++."""
+    before = sys.unraisablehook
+
+    def hook(late: Any) -> None:
+        if str(late.exc_value) != "Event loop is closed":
+            before(late)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager

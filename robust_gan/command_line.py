@@ -5,6 +5,7 @@ Imports nothing heavy, so that a mistake on the command line is told before jax 
 
 import dataclasses
 import errno
+import logging as standard_logging
 import os
 import re
 import sys
@@ -38,7 +39,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     def quiet_main(argv: Sequence[str]) -> int | None:
         # What the libraries log at length is for their developers; what failed is in the exception.
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)
+            logging.set_verbosity(logging.FATAL)
+            standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
         return guard(main, argv)
 
     app.run(quiet_main, flags_parser=_parse)

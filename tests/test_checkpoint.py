@@ -443,6 +443,19 @@ def test_a_step_that_is_none_is_refused(text):
         checkpoint.parse_location(text)
 
 
+def test_a_step_that_a_running_training_drops_meanwhile_is_not_missed(sound, tmp_path, monkeypatch):
+    run = pathlib.Path(shutil.copytree(sound, tmp_path / "run"))
+    read = checkpoint._read_step
+
+    def dropped(folder, step):
+        if step == 3:
+            shutil.rmtree(folder / "3")
+        return read(folder, step)
+
+    monkeypatch.setattr(checkpoint, "_read_step", dropped)
+    assert checkpoint.read_record(run).step == 5
+
+
 def test_missing_checkpoints_are_named(sound, tmp_path):
     with pytest.raises(CheckpointError, match=r"there is no folder .*nowhere: give the workdir of a run"):
         checkpoint.read_record(tmp_path / "nowhere")
@@ -453,6 +466,27 @@ def test_missing_checkpoints_are_named(sound, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is a file: give the workdir of a run, which is a folder"):
         checkpoint.read_record(tmp_path / "file")
+
+
+def test_a_full_disk_is_a_sentence_whether_it_shows_at_once_or_at_the_end(tmp_path, monkeypatch):
+    """A disk cannot be filled here, so what Orbax says of one is said by hand; tried with a small tmpfs too."""
+
+    def full(*_, **__):
+        raise ValueError('RESOURCE_EXHAUSTED: Error writing "w/0"\nand more')
+
+    sentence = r"^checkpoints cannot be written to \S+ \(RESOURCE_EXHAUSTED[^\n]*\): make room there, or give a workdir"
+    hook = sys.unraisablehook
+    writer = checkpoint.Writer(tmp_path, Config(), INFO)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(writer._manager), "save", full)
+        with pytest.raises(CheckpointError, match=sentence):
+            writer.save(1, small(), {checkpoint.SELECTION: 0.5})
+    writer.save(1, small(), {checkpoint.SELECTION: 0.5})
+    with monkeypatch.context() as patched:
+        patched.setattr(type(writer._manager), "wait_until_finished", full)
+        with pytest.raises(CheckpointError, match=sentence):
+            writer.close()
+    assert sys.unraisablehook is hook
 
 
 UNWRITABLE = """
