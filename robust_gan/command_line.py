@@ -64,6 +64,9 @@ def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> i
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
+    except BrokenPipeError:  # Whoever read our output, such as `head`, has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except PermissionError as error:
         what = error.filename or "a file"
         return complain(f"{what} cannot be read or written (permission denied): choose a folder of your own")

@@ -129,6 +129,18 @@ def test_ctrl_c_before_there_is_anything_to_save_ends_without_a_traceback(capsys
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
+def test_a_reader_that_has_had_enough_is_no_mistake():
+    program = "from robust_gan import command_line\n" \
+              "command_line.run(lambda argv: [print('line', flush=True) for _ in range(99999)] and 0)"  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert (process.wait(timeout=60), process.stderr.read()) == (0, "")
+    process.stderr.close()
+
+
 SEEN = """
 from robust_gan.config import Config
 def get_config(text=""):
