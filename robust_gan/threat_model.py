@@ -1,6 +1,7 @@
 """What the attacker may do: the ball around an image and the range of valid pixels, with the guarantee on both."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
@@ -11,7 +12,6 @@ from robust_gan.config import ThreatConfig
 from robust_gan.types import ThreatModel
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinfThreat:
     """The L-infinity ball: no pixel moves by more than epsilon.
@@ -24,11 +24,10 @@ class LinfThreat:
     """
 
     epsilon: jax.typing.ArrayLike
-    bounds: tuple[float, float] = dataclasses.field(default=(0.0, 1.0), metadata={"static": True})
+    bounds: tuple[float, float] = (0.0, 1.0)
     norm: ClassVar[str] = "linf"
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class L2Threat:
     """The L2 ball: the perturbation of an image has a Euclidean norm of at most epsilon.
@@ -39,8 +38,18 @@ class L2Threat:
     """
 
     epsilon: jax.typing.ArrayLike
-    bounds: tuple[float, float] = dataclasses.field(default=(0.0, 1.0), metadata={"static": True})
+    bounds: tuple[float, float] = (0.0, 1.0)
     norm: ClassVar[str] = "l2"
+
+
+# Not register_dataclass: it makes the structures of two classes with the same fields equal, and now and then, when
+# their hashes collide too, jit ran the code that was compiled for the other norm.
+for _kind in (LinfThreat, L2Threat):
+    jax.tree_util.register_pytree_with_keys(
+        _kind,
+        lambda threat: (((jax.tree_util.GetAttrKey("epsilon"), threat.epsilon),), (threat.norm, threat.bounds)),
+        lambda static, leaves, kind=_kind: kind(*leaves, bounds=static[1]),
+    )
 
 
 def from_config(config: ThreatConfig) -> LinfThreat | L2Threat:
@@ -56,13 +65,14 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
     """Projects points onto the ball around the images, and then onto the valid range.
 
     Args:
-        adversarial: `[B, ...]`, any points.
+        adversarial: `[B, ...]`, any points; a NaN stays one, so that a diverged generator is noticed.
         images: `[B, ...]`, the centres, inside the range.
         threat: The threat model.
 
     Returns:
         `[B, ...]` of the dtype of `images`. In L-infinity the nearest such point; in L2 the ball is projected onto
-        first and the range second, which ends inside both.
+        first and the range second, which ends inside both. Differentiable, also on the border of ball and range,
+        where the gradient is that of the inside.
 
     Guarantees:
         `test_project_stays_in_the_ball_and_the_range`: within epsilon + 2**-24 of the image, computed in float64, and
@@ -73,20 +83,20 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
     [[0.75, 0.0]]
     """
     wide = jnp.promote_types(images.dtype, jnp.float32)
-    centre = images.astype(wide)
+    centre, moved = images.astype(wide), adversarial.astype(wide)
     epsilon = jnp.asarray(threat.epsilon, wide)
     if threat.norm == "linf":
-        moved = jnp.clip(adversarial.astype(wide), centre - epsilon, centre + epsilon)
+        moved = _clip(moved, centre - epsilon, centre + epsilon)
     else:
-        delta = adversarial.astype(wide) - centre
+        delta = jnp.clip(moved - centre, -1e30, 1e30)
         norm = l2_norm(delta)
-        # The margin of 2**-20 absorbs the rounding of the norm itself.
-        shrink = jnp.where(norm > epsilon, epsilon * (1 - 2.0**-20) / jnp.maximum(norm, 1e-12), 1.0)
-        moved = centre + _expand(shrink, delta) * delta
-    moved = jnp.clip(moved, *threat.bounds)
-    if threat.norm == "linf" and images.dtype == wide:
-        return moved
-    return _round_towards(moved, centre, images.dtype)
+        # The margins absorb the rounding of the norm, the smaller one so that what was shrunk is not shrunk again.
+        outside = norm > epsilon * (1 - 2.0**-21)
+        step = _expand(epsilon * (1 - 2.0**-20) / jnp.where(outside, norm, 1.0), delta) * delta
+        shrunk = _round_towards(centre + step, centre, jnp.abs(step), wide)
+        moved = jnp.where(_expand(outside, delta), shrunk, moved)
+    moved = _clip(moved, *threat.bounds)
+    return moved if images.dtype == wide else _round_towards(moved, centre, jnp.abs(moved - centre), images.dtype)
 
 
 def perturb(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Array:
@@ -143,8 +153,8 @@ def random_start(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax
         # A normalised Gaussian is uniform on the sphere; the radius of a uniform point in the d-ball is u ** (1 / d).
         direction_keys, radius_keys = random.split_per_image(keys, 2)
         direction = random.normal_per_image(direction_keys, shape, wide)
-        radius = random.uniform_per_image(radius_keys, (), wide) ** (1 / max(1, direction[0].size))
-        delta = direction * _expand(radius / jnp.maximum(l2_norm(direction), 1e-12), direction)
+        radius = random.uniform_per_image(radius_keys, (), wide) ** (1 / max(1, math.prod(shape)))
+        delta = direction * _expand(radius / l2_norm(direction), direction)
     return project(images + jnp.asarray(threat.epsilon, wide) * delta, images, threat)
 
 
@@ -156,17 +166,17 @@ def steepest(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
         threat: The threat model, for its norm.
 
     Returns:
-        `[B, ...]`; zero where the gradient of an image is zero.
+        `[B, ...]`, at least float32; zero where the gradient of an image is zero, and in entries that are NaN.
 
     >>> steepest(jnp.array([[3.0, -4.0]]), L2Threat(1.0)).tolist()
     [[0.6000000238418579, -0.800000011920929]]
     """
+    wide = jnp.promote_types(gradient.dtype, jnp.float32)
+    gradient = jnp.nan_to_num(gradient.astype(wide), posinf=1e30, neginf=-1e30)
     if threat.norm == "linf":
         return jnp.sign(gradient)
-    # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
-    largest = jnp.max(jnp.abs(gradient), axis=tuple(range(1, gradient.ndim)), keepdims=True)
-    scaled = gradient / jnp.where(largest > 0, largest, 1.0)
-    return scaled / _expand(jnp.maximum(l2_norm(scaled), 1e-12), scaled)
+    norm = l2_norm(gradient)
+    return gradient / _expand(jnp.where(norm > 0, norm, 1.0), gradient)
 
 
 def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
@@ -175,7 +185,8 @@ def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> 
     >>> distance(jnp.array([[0.3, 0.4]]), jnp.zeros((1, 2)), L2Threat(1.0)).tolist()
     [0.5]
     """
-    delta = adversarial - images
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    delta = adversarial.astype(wide) - images.astype(wide)
     if threat.norm == "linf":
         return jnp.max(jnp.abs(delta), axis=tuple(range(1, delta.ndim)))
     return l2_norm(delta)
@@ -184,23 +195,32 @@ def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> 
 def l2_norm(delta: jax.Array) -> jax.Array:
     """Returns the Euclidean norm of each row, with gradient 0 (not NaN) at 0: `[B, ...]` to `[B]`.
 
+    The squares of tiny and of huge entries neither underflow nor overflow.
+
     >>> l2_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [5.0, 0.0]
     """
-    square = jnp.sum(jnp.square(delta), axis=tuple(range(1, delta.ndim)))
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+    largest = jnp.max(jnp.abs(delta), axis=tuple(range(1, delta.ndim)))
+    # Below the smallest normal number a quotient is not reliable; the scale is a constant to the derivatives.
+    positive = largest >= jnp.finfo(delta.dtype).tiny
+    scale = jax.lax.stop_gradient(jnp.where(positive, largest, 1.0))
+    square = jnp.sum(jnp.square(delta / _expand(scale, delta)), axis=tuple(range(1, delta.ndim)))
+    return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def _clip(values: jax.Array, low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) -> jax.Array:
+    """Clips with gradient 1 on the border, where `jnp.clip` has 1/2: a generator's noise often is exactly 1."""
+    return jnp.where(values < low, low, jnp.where(values > high, high, values))
 
 
 def _expand(per_image: jax.Array, like: jax.Array) -> jax.Array:
     return per_image.reshape(per_image.shape + (1,) * (like.ndim - per_image.ndim))
 
 
-def _round_towards(point: jax.Array, centre: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Casts so that no coordinate ends farther from the centre: 8/255 is about two ulps of bfloat16 at 1."""
+def _round_towards(point: jax.Array, centre: jax.Array, limit: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Casts so that no coordinate ends farther from the centre than the limit: 8/255 is two ulps of bfloat16 at 1."""
     rounded = point.astype(dtype)
-    nearer = jnp.nextafter(rounded, centre.astype(dtype))
-    overshoots = jnp.abs(rounded.astype(centre.dtype) - centre) > jnp.abs(point - centre)
-    inside = jnp.where(overshoots, nearer, rounded)
-    # Rounding has no derivative; the gradient is that of the cast.
-    return rounded + jax.lax.stop_gradient(inside - rounded)
+    # Rounding has no derivative, and nextafter none in JAX; the gradient is that of the cast.
+    fixed, centre, limit = jax.lax.stop_gradient((rounded, centre, limit))
+    overshoots = jnp.abs(fixed.astype(centre.dtype) - centre) > limit
+    return rounded + jnp.where(overshoots, jnp.nextafter(fixed, centre.astype(dtype)) - fixed, 0)
