@@ -19,11 +19,13 @@ def per_image_keys(key: jax.Array, count: int) -> jax.Array:
         Typed keys `[count]`.
 
     Raises:
-        ValueError: The key is neither a scalar nor a vector of `count` keys.
+        ValueError: The key is not typed, or neither a scalar nor a vector of `count` keys.
 
     >>> per_image_keys(jax.random.key(0), 3).shape
     (3,)
     """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key must be a typed key, as jax.random.key makes it, not an array of {key.dtype}")
     if key.ndim == 0:
         return jax.random.split(key, count)
     if key.shape != (count,):

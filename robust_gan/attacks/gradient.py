@@ -44,8 +44,8 @@ def fgsm(
     """
     del key
     gradient = jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), labels)))(images)
-    step = jnp.asarray(threat.epsilon, gradient.dtype) * threat_model.steepest(gradient, threat)
-    return threat_model.project(images + step, images, threat)
+    direction = threat_model.steepest(gradient, threat)
+    return threat_model.project(images + jnp.asarray(threat.epsilon, direction.dtype) * direction, images, threat)
 
 
 def pgd(
@@ -69,7 +69,8 @@ def pgd(
     Args:
         logits_fn: The classifier, differentiable.
         key: One key, or one per image.
-        images: `[B, H, W, C]`.
+        images: `[B, H, W, C]`; where they are narrower than float32, as bfloat16 is, the iterates are float32 all the
+            same and the classifier sees them rounded: a short step would be lost in the rounding.
         labels: int32 `[B]`.
         threat: The threat model.
         num_steps: Gradient steps of each restart.
@@ -101,6 +102,7 @@ def pgd(
     if num_steps < 1 or num_restarts < 1:
         raise ValueError(f"num_steps and num_restarts must be at least 1, not {num_steps} and {num_restarts}")
     wide = jnp.promote_types(images.dtype, jnp.float32)
+    centre = images.astype(wide)
     size = 2.5 * jnp.asarray(threat.epsilon, wide) / num_steps if step_size is None else jnp.asarray(step_size, wide)
     keys = random.split_per_image(random.per_image_keys(key, images.shape[0]), num_restarts)
 
@@ -120,18 +122,21 @@ def pgd(
             best_fooled | fooled,
         )
 
+    def seen(points):
+        return points if images.dtype == wide else threat_model.project(points, images, threat)
+
     def step(_, carry):
         points, best = carry
-        gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(points)
-        best = keep_better(best, points, losses, logits)
+        gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(seen(points))
+        best = keep_better(best, seen(points), losses, logits)
         moved = points + size * threat_model.steepest(gradient, threat)
-        return threat_model.project(moved, images, threat), best
+        return threat_model.project(moved, centre, threat), best
 
     def restart(index, best):
-        start = threat_model.random_start(keys[index], images, threat) if random_start else images
+        start = threat_model.random_start(keys[index], centre, threat) if random_start else centre
         points, best = jax.lax.fori_loop(0, num_steps, step, (start, best))
-        logits = logits_fn(points)
-        return keep_better(best, points, loss_fn(logits, labels), logits)
+        logits = logits_fn(seen(points))
+        return keep_better(best, seen(points), loss_fn(logits, labels), logits)
 
     # The dtype and the sharding of what the loop carries are those of a real evaluation, whatever logits_fn returns.
     losses = loss_fn(logits_fn(images), labels)

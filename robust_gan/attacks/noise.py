@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from robust_gan import random, threat_model
 from robust_gan.types import LogitsFn, ThreatModel
@@ -54,7 +55,7 @@ def generator(
         noise_fn: Images to noise in [-1, 1] of the same shape, as `checkpoint.load_generator` returns it.
 
     Returns:
-        Adversarial images `[B, H, W, C]`.
+        Adversarial images `[B, H, W, C]`; clean where the noise is NaN: a diverged generator fools nobody.
 
     References:
         Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, section 3.
@@ -66,7 +67,8 @@ def generator(
     [0.75, 0.75]
     """
     del logits_fn, key, labels
-    return threat_model.perturb(images, noise_fn(images), threat)
+    noise = noise_fn(images)
+    return threat_model.perturb(images, jnp.where(jnp.isnan(noise), 0, noise), threat)
 
 
 def transfer(
