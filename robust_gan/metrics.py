@@ -35,14 +35,17 @@ def mean_of(values: jax.Array, mask: jax.Array | None = None) -> Mean:
 
     Returns:
         The mean under way, with an integer count (and an integer sum for bool values): 10,007 images count as 10,007.
+        Values narrower than float32 are summed in float32.
 
     >>> mean_of(jnp.array([True, False, True]), jnp.array([True, True, False])).compute()
     0.5
     """
-    mask = jnp.ones(values.shape, bool) if mask is None else mask
+    mask = jnp.ones(values.shape, bool) if mask is None else mask.astype(bool)
     if values.dtype == bool:
         values = values.astype(jnp.int32)
-    return Mean(jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask.astype(jnp.int32)))
+    elif jnp.issubdtype(values.dtype, jnp.floating):
+        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    return Mean(jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask, dtype=jnp.int32))
 
 
 def merge(left: Mean, right: Mean) -> Mean:
