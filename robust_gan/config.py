@@ -217,25 +217,30 @@ CHANGEABLE = ("num_steps", "log_every", "keep_last", "data.data_dir")
 """Fields in which a resumed run may differ from the one it continues: they do not touch what a step computes."""
 
 
-def check_epsilon(epsilon: Any, field: str = "epsilon") -> None:
+def check_epsilon(epsilon: Any, field: str = "epsilon", norm: str = "linf") -> None:
     """Refuses a radius that cannot be meant.
 
     Raises:
-        UserError: Not a finite number in (0, 1]; above 1 the sentence says what the unit is.
+        UserError: Not a finite number in (0, 1], or in (0, 10] for L2; above it the sentence says what the unit is.
 
     >>> check_epsilon(8 / 255)
     >>> check_epsilon(8)
     Traceback (most recent call last):
     robust_gan.errors.UserError: epsilon is 8, but pixels are in [0, 1]: for 8 grey levels of 255 write 8/255 (0.03137)
     """
-    epsilon = float(epsilon)
-    if epsilon > 1.0 and math.isfinite(epsilon):
+    # Common radii of the L2 ball on 28 x 28 pixels go up to 3, the farthest corner of the range is at 28.
+    limit = 10 if norm == "l2" else 1
+    try:
+        value = float(epsilon)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if limit < value < math.inf:
         raise UserError(
-            f"{field} is {epsilon:g}, but pixels are in [0, 1]: for {epsilon:g} grey levels of 255 "
-            f"write {epsilon:g}/255 ({epsilon / 255:.4g})"
+            f"{field} is {value:g}, but pixels are in [0, 1]: for {value:g} grey levels of 255 "
+            f"write {value:g}/255 ({value / 255:.4g})"
         )
-    if not 0.0 < epsilon <= 1.0:
-        raise UserError(f"{field} must be a number in (0, 1], not {epsilon:g}")
+    if not 0.0 < value <= limit:
+        raise UserError(f"{field} must be a number in (0, {limit}], not {epsilon}")
 
 
 def validate(config: Config) -> None:
@@ -250,8 +255,8 @@ def validate(config: Config) -> None:
     robust_gan.errors.UserError: batch_size must be at least 1, not 0
     """
     _check_types(config, "")
-    check_epsilon(config.threat.epsilon, "threat.epsilon")
     _one_of("threat.norm", config.threat.norm, NORMS)
+    check_epsilon(config.threat.epsilon, "threat.epsilon", config.threat.norm)
     _one_of("adversary.name", config.adversary.name, ADVERSARIES)
     _one_of("penalty.form", config.penalty.form, PENALTY_FORMS)
     _one_of("classifier.attacked_batch_norm", config.classifier.attacked_batch_norm, BATCH_NORM_MODES)
@@ -277,8 +282,10 @@ def validate(config: Config) -> None:
         ("validation.batch_size", config.validation.batch_size, 1),
         ("validation.pgd_steps", config.validation.pgd_steps, 1),
     ):
-        if not (math.isfinite(value) and value >= low):
+        if not low <= value < math.inf:
             raise UserError(f"{name} must be at least {low}, not {value}")
+        if isinstance(low, int) and name != "seed" and value >= 2**31:
+            raise UserError(f"{name} must be below 2**31, not {value}")
     _validate_optimizer(config.classifier.optimizer, "classifier.optimizer")
     _validate_optimizer(config.adversary.generator.optimizer, "adversary.generator.optimizer")
     if config.seed >= 2**32:
@@ -360,8 +367,10 @@ def _validate_optimizer(optimizer: OptimizerConfig, name: str) -> None:
     if not 0 < optimizer.decay_factor <= 1:
         raise UserError(f"{name}.decay_factor must be in (0, 1], not {optimizer.decay_factor}")
     steps = list(optimizer.decay_steps)
-    if any(step < 1 for step in steps) or steps != sorted(set(steps)):
-        raise UserError(f"{name}.decay_steps must be increasing positive steps, not {optimizer.decay_steps}")
+    if any(not 1 <= step < 2**31 for step in steps) or steps != sorted(set(steps)):
+        raise UserError(
+            f"{name}.decay_steps must be increasing positive steps below 2**31, not {optimizer.decay_steps}"
+        )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -375,7 +384,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple | list) and all(_fits(item, typing.get_args(kind)[0]) for item in value)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        # An integer that no float reaches overflows in every comparison with one.
+        return isinstance(value, float) or (_fits(value, int) and abs(value) < 2**1023)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
@@ -385,7 +395,8 @@ def _check_types(node: Any, prefix: str) -> None:
     for field in dataclasses.fields(node):
         value, name = getattr(node, field.name), prefix + field.name
         if not _fits(value, field.type):
-            expected = getattr(field.type, "__name__", str(field.type))
+            generic = typing.get_origin(field.type) is not None
+            expected = str(field.type) if generic else typing.cast(type, field.type).__name__
             raise UserError(f"{name} must be of type {expected}, not {value!r}")
         if dataclasses.is_dataclass(value):
             _check_types(value, name + ".")
@@ -395,7 +406,7 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if not isinstance(values, dict):
         raise UserError(f"{prefix.rstrip('.') or 'the configuration'} must be a JSON object, not {values!r}")
-    unknown, missing = sorted(set(values) - set(fields)), sorted(set(fields) - set(values))
+    unknown, missing = sorted(map(str, set(values) - set(fields))), sorted(set(fields) - set(values))
     if unknown:
         raise UserError(f"unknown field {prefix}{unknown[0]}: the fields here are {', '.join(fields)}")
     if missing:
