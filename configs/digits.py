@@ -1,4 +1,4 @@
-"""PLACEHOLDER"""
+"""Placeholder."""
 
 from robust_gan.config import (
     AdversaryConfig,

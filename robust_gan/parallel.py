@@ -126,7 +126,10 @@ def map_step(step: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Call
 
 @functools.cache
 def _mapped(function, devices):
-    return jax.pmap(function, in_axes=(None, 0), devices=devices)
+    # pmap takes the next argument for replicated where a replicated one has no leaves (jax 0.10 and 0.11), as a
+    # function without parameters has none; the number beside it is a leaf.
+    mapped = jax.pmap(lambda first, share: function(first[0], share), in_axes=(None, 0), devices=devices)
+    return lambda replicated, share: mapped((replicated, np.float32(0)), share)
 
 
 def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Callable[..., PyTree]:

@@ -1,4 +1,7 @@
-"""Keys per image: what makes a result independent of the batch size and of the number of devices."""
+"""Keys per image: what makes a result independent of the batch size and of the number of devices.
+
+That needs keys of JAX's default implementation, threefry: what `rbg` keys draw depends on the batch they are in.
+"""
 
 import jax
 import jax.numpy as jnp

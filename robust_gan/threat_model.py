@@ -74,6 +74,9 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
         first and the range second, which ends inside both. Differentiable, also on the border of ball and range,
         where the gradient is that of the inside.
 
+    Raises:
+        ValueError: The images are integers.
+
     Guarantees:
         `test_project_stays_in_the_ball_and_the_range`: within epsilon + 2**-24 of the image, computed in float64, and
             inside the bounds, for float32 and bfloat16, at epsilon 0 and at saturated pixels.
@@ -82,6 +85,8 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
     >>> project(jnp.array([[0.9, -0.5]]), jnp.array([[0.5, 0.0]]), LinfThreat(0.25)).tolist()
     [[0.75, 0.0]]
     """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be floats between {threat.bounds[0]} and {threat.bounds[1]}, not {images.dtype}")
     wide = jnp.promote_types(images.dtype, jnp.float32)
     centre, moved = images.astype(wide), adversarial.astype(wide)
     epsilon = jnp.asarray(threat.epsilon, wide)

@@ -17,11 +17,11 @@ SHAPE = (4, 4, 1)
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(16, 2)).astype(np.float32)
 HIDDEN, OUT = RNG.normal(size=(16, 12)).astype(np.float32), RNG.normal(size=(12, 3)).astype(np.float32)
-LABELS = jnp.array([0, 1, 0, 1, 1, 0], jnp.int32)
+LABELS = jnp.array([0, 1, 0, 1, 1, 0, 1, 0], jnp.int32)
 KEY = jax.random.key(0)
 
 
-def images_between(low, high, seed=0, count=6):
+def images_between(low, high, seed=0, count=8):
     return jnp.asarray(np.random.default_rng(seed).uniform(low, high, (count, *SHAPE)), jnp.float32)
 
 
@@ -223,17 +223,17 @@ def test_more_restarts_never_hurt():
 @pytest.mark.parametrize("name", ["fgsm", "margin_pgd2x2"])
 @pytest.mark.parametrize("norm", THREATS)
 def test_attack_does_not_depend_on_the_batch_size(name, norm):
-    images, labels, keys = images_between(0, 1, seed=5, count=6), jnp.arange(6) % 3, random.keys_at(KEY, jnp.arange(6))
+    images, labels, keys = images_between(0, 1, seed=5), jnp.arange(8) % 3, random.keys_at(KEY, jnp.arange(8))
     threat = THREATS[norm](0.1)
     whole = compiled(name)(keys, images, labels, threat)
-    for index in range(6):
+    for index in range(8):
         alone = compiled(name)(*(x[index : index + 1] for x in (keys, images, labels)), threat)
         np.testing.assert_allclose(alone[0], whole[index], atol=1e-6)
 
 
 @pytest.mark.parametrize("mapping", [jax.vmap, jax.pmap])
 def test_attack_does_not_depend_on_the_number_of_devices(mapping):
-    images, labels, keys = images_between(0, 1, seed=6, count=8), jnp.arange(8) % 3, jax.random.split(KEY, 8)
+    images, labels, keys = images_between(0, 1, seed=6), jnp.arange(8) % 3, jax.random.split(KEY, 8)
     shares = [x.reshape(4, 2, *x.shape[1:]) for x in (keys, images, labels)]
     attack = compiled("margin_pgd2x2")
     mapped = mapping(attack, in_axes=(0, 0, 0, None))(*shares, LinfThreat(0.1))
@@ -251,16 +251,23 @@ def test_the_same_key_gives_the_same_images_and_another_gives_others():
 
 
 @given(
-    name=st.sampled_from(sorted(ALL)),
-    norm=st.sampled_from(sorted(THREATS)),
+    case=st.sampled_from(
+        [
+            (name, norm, dtype)
+            for name in ALL
+            for norm in THREATS
+            for dtype in ("float32", "bfloat16")
+            if (name, norm, dtype) != ("margin_pgd2x2", "linf", "bfloat16")  # Compiles for seconds.
+        ]
+    ),
     epsilon=st.sampled_from([0.0, 1e-6, 8 / 255, 0.3, 1.0]),
-    dtype=st.sampled_from(["float32", "bfloat16"]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=80, deadline=None, derandomize=True)
-def test_every_attack_stays_in_the_ball_and_the_range(name, norm, epsilon, dtype, seed):
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_every_attack_stays_in_the_ball_and_the_range(case, epsilon, seed):
+    name, norm, dtype = case
     rng = np.random.default_rng(seed)
-    images = rng.uniform(size=(6, *SHAPE))
+    images = rng.uniform(size=(8, *SHAPE))
     images = jnp.asarray(np.where(rng.uniform(size=images.shape) < 0.3, images.round(), images), dtype)
     adversarial = compiled(name)(jax.random.key(seed), images, LABELS, THREATS[norm](epsilon))
     assert_inside(adversarial, images, norm, epsilon)
@@ -268,7 +275,7 @@ def test_every_attack_stays_in_the_ball_and_the_range(name, norm, epsilon, dtype
         assert np.array_equal(adversarial, images)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "margin_pgd2x2", "pgd_from_clean"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd_from_clean"])
 def test_a_constant_classifier_survives_and_a_wrong_one_scores_zero(name):
     images = images_between(0, 1)
 
@@ -276,11 +283,11 @@ def test_a_constant_classifier_survives_and_a_wrong_one_scores_zero(name):
         return jnp.ones((len(x), 1)) * jnp.array([1.0, 2.0, 0.0])
 
     threat = LinfThreat(0.3)
-    adversarial = compiled(name, constant)(KEY, images, jnp.ones(6, int), threat)
-    assert losses.is_correct(constant(adversarial), jnp.ones(6, int)).all()
+    adversarial = compiled(name, constant)(KEY, images, jnp.ones(8, int), threat)
+    assert losses.is_correct(constant(adversarial), jnp.ones(8, int)).all()
     assert_inside(adversarial, images, "linf", 0.3)
-    wrong = compiled(name, constant)(KEY, images, jnp.zeros(6, int), threat)
-    assert not losses.is_correct(constant(wrong), jnp.zeros(6, int)).any()
+    wrong = compiled(name, constant)(KEY, images, jnp.zeros(8, int), threat)
+    assert not losses.is_correct(constant(wrong), jnp.zeros(8, int)).any()
 
 
 def square_root_of_zero(x):
@@ -289,16 +296,16 @@ def square_root_of_zero(x):
 
 
 @pytest.mark.parametrize("norm", THREATS)
-@pytest.mark.parametrize("name", ["fgsm", "margin_pgd2x2", "pgd_from_clean"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd_from_clean"])
 def test_gradients_that_are_nan_do_not_make_images_that_are(name, norm):
     images = images_between(0, 1)
-    adversarial = compiled(name, square_root_of_zero)(KEY, images, jnp.zeros(6, int), THREATS[norm](0.3))
+    adversarial = compiled(name, square_root_of_zero)(KEY, images, jnp.zeros(8, int), THREATS[norm](0.3))
     assert_inside(adversarial, images, norm, 0.3)
-    assert losses.is_correct(square_root_of_zero(adversarial), jnp.zeros(6, int)).all()
+    assert losses.is_correct(square_root_of_zero(adversarial), jnp.zeros(8, int)).all()
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
-@pytest.mark.parametrize("name", ["fgsm", "margin_pgd2x2", "pgd_from_clean"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd_from_clean"])
 def test_logits_that_are_not_finite_still_give_images_in_the_ball(name, bad):
     images = images_between(0, 1)
     adversarial = compiled(name, lambda x: linear(x) * bad)(KEY, images, LABELS, LinfThreat(0.3))
@@ -306,17 +313,17 @@ def test_logits_that_are_not_finite_still_give_images_in_the_ball(name, bad):
 
 
 def test_the_default_step_is_two_and_a_half_epsilon_over_the_number_of_steps():
-    # Not misclassified at the end: with a fixed classifier that is right everywhere, the steps are all that counts.
+    # Right everywhere, with a loss that rises all the way: how far the points travel is all that counts.
     def rising(x):
         return jnp.stack([5 + 0 * flat(x).sum(1), flat(x).sum(1) / 16], -1)
 
     images, labels = jnp.full((1, *SHAPE), 0.5), jnp.array([0])
-    for num_steps, travelled in ((1, 1.0), (2, 1.0), (10, 1.0)):
+    for num_steps in (2, 10):
         pgd = functools.partial(attacks.pgd, rising, KEY, images, labels, LinfThreat(0.2), random_start=False)
-        np.testing.assert_allclose(pgd(num_steps=num_steps) - images, 0.2 * travelled, atol=1e-6)
+        np.testing.assert_allclose(pgd(num_steps=num_steps) - images, 0.2, atol=1e-6)
         short = pgd(num_steps=num_steps, step_size=0.1 / num_steps)
         np.testing.assert_allclose(short - images, 0.1, atol=1e-6)
-    # The paper's epsilon / 4 for ten steps, seen where three of four turn back.
+    # The paper's epsilon / 4 for ten steps, seen in the points visited.
     visited = []
 
     def spy(x):
@@ -358,7 +365,7 @@ def test_too_few_steps_and_restarts_are_refused(settings):
         attacks.pgd(linear, KEY, images_between(0, 1), LABELS, LinfThreat(0.1), **settings)
 
 
-@pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.split(jax.random.PRNGKey(0), 6)])
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.split(jax.random.PRNGKey(0), 8)])
 def test_keys_without_a_type_are_refused(key):
     with pytest.raises(
         ValueError, match=r"key must be a typed key, as jax.random.key makes it, not an array of uint32"
@@ -366,8 +373,14 @@ def test_keys_without_a_type_are_refused(key):
         attacks.pgd(linear, key, images_between(0, 1), LABELS, LinfThreat(0.1))
 
 
+def test_images_that_are_integers_are_refused():
+    for attack in (attacks.fgsm, attacks.by_name("pgd3"), attacks.uniform_noise):
+        with pytest.raises((ValueError, TypeError), match=r"images must be floats between 0.0 and 1.0, not uint8|grad"):
+            attack(linear, KEY, jnp.zeros((8, *SHAPE), jnp.uint8), LABELS, LinfThreat(0.1))
+
+
 def test_a_wrong_number_of_keys_is_refused():
-    with pytest.raises(ValueError, match=r"one key for each of the 6 images, but has shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"one key for each of the 8 images, but has shape \(5,\)"):
         attacks.uniform_noise(None, jax.random.split(KEY, 5), images_between(0, 1), LABELS, LinfThreat(0.1))
 
 
@@ -400,7 +413,7 @@ def test_a_generator_that_diverged_fools_nobody():
 def test_uniform_noise_is_the_random_start():
     images, threat = images_between(0, 1), LinfThreat(0.2)
     noisy = attacks.uniform_noise(None, KEY, images, LABELS, threat)
-    assert np.array_equal(noisy, threat_model.random_start(jax.random.split(KEY, 6), images, threat))
+    assert np.array_equal(noisy, threat_model.random_start(jax.random.split(KEY, 8), images, threat))
     assert np.abs(np.asarray(noisy) - np.asarray(images)).max() > 0.15
 
 

@@ -180,11 +180,10 @@ def test_the_penalty_matches_finite_differences(coefficient):
     with jax.enable_x64(True):
         part, case = penalty_part({"gradient_penalty": coefficient, "adversarial_weight": 1.5})
         theta = case[1].classifier.params
-        rng = np.random.default_rng(1)
+        h, rng = 1e-5, np.random.default_rng(1)
         for _ in range(3):
             direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), theta)
             value = functools.partial(penalty_value, *case)
-            h = 1e-5
             ahead = value(jax.tree.map(lambda p, d: p + h * d, theta, direction))
             behind = value(jax.tree.map(lambda p, d: p - h * d, theta, direction))
             expected = float(ahead - behind) / (2 * h)
@@ -259,8 +258,9 @@ def bilinear_game(coefficient):
             ),
             {},
         ),
-        perturb=lambda state, classifier_fn, batch, keys, *, axis_name=None: jnp.full((1, 1, 1, 1), 1.0)
-        * state.params["phi"],
+        perturb=lambda state, classifier_fn, batch, keys, *, axis_name=None: (
+            jnp.full((1, 1, 1, 1), 1.0) * state.params["phi"]
+        ),
         response=lambda state, batch, keys, *, axis_name=None: (
             state.params,
             lambda params: jnp.full((1, 1, 1, 1), 1.0) * params["phi"],
@@ -282,7 +282,7 @@ def test_positive_penalty_converges_and_negative_diverges_on_the_bilinear_game(c
         theta, phi, start = 1.0, 1.0, np.hypot(1.0, 1.0)
         steps = 150 if converges else 20
         for _ in range(steps):
-            state, metrics = step(state, batch)
+            state, _ = step(state, batch)
             phi += 0.1 * theta
             theta -= 0.1 * (phi + coefficient * theta)
         np.testing.assert_allclose(state.classifier.params["theta"], theta, rtol=1e-6, atol=1e-9)

@@ -1,0 +1,90 @@
+"""Every recipe builds, and each of its contestants takes one step on tiny arrays."""
+
+import functools
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_gan import config as config_lib
+from robust_gan import game, networks
+from robust_gan.types import Batch
+
+RECIPES = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1)}
+COUNTS = {
+    "mnist": (83_466, 413_504),
+    "cifar10": (272_762, 7_892_099),
+    "cifar10_wide": (26_800_154, 7_892_099),
+    "svhn": (272_858, 7_892_099),
+    "cifar100": (278_612, 7_892_099),
+}
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_recipes_of_the_paper_are_there():
+    assert {path.stem for path in RECIPES} >= {"digits", "mnist", "svhn", "cifar10", "cifar10_wide", "cifar100"}
+
+
+@pytest.mark.parametrize("adversary", ["none", "pgd", "generator"])
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_builds_and_takes_one_step(path, adversary):
+    config = load(path).get_config(adversary)
+    config_lib.validate(config)
+    assert config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(config)))) == config
+    assert config.adversary.name == adversary
+    assert config.classifier.clean_weight == (0.0 if adversary == "pgd" else 1.0)
+    shape = SHAPES.get(path.stem, (32, 32, 3))
+    classes = 100 if path.stem == "cifar100" else 10
+    played = game.from_config(config, num_classes=classes, channels=shape[-1])
+    batch = Batch(jax.ShapeDtypeStruct((2, *shape), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32))
+    # Traced with the shapes alone: the wide classifier would take minutes to run here.
+    state = jax.eval_shape(functools.partial(game.init, played), jax.random.key(0), batch.images)
+    after, metrics = jax.eval_shape(functools.partial(game.train_step, played), state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert "classifier_loss" in metrics
+    if path.stem in COUNTS:
+        assert networks.count_params(state.classifier.params) == COUNTS[path.stem][0]
+        if adversary == "generator":
+            assert networks.count_params(state.adversary.params) == COUNTS[path.stem][1]
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem in ("digits", "mnist")], ids=lambda p: p.stem)
+def test_the_small_recipes_run_a_step_for_real(path):
+    config = load(path).get_config()
+    config.adversary.generator.steps = 1
+    shape = SHAPES[path.stem]
+    played = game.from_config(config, num_classes=10, channels=1)
+    rng = np.random.default_rng(0)
+    batch = Batch(jnp.asarray(rng.uniform(size=(4, *shape)), jnp.float32), jnp.arange(4))
+    state = game.init(played, jax.random.key(0), batch.images)
+    earlier = jax.tree.map(lambda x: x[None], batch)
+    after, metrics = jax.jit(functools.partial(game.train_step, played))(state, batch, earlier=earlier)
+    assert all(np.isfinite(value) for value in jax.tree.leaves(metrics))
+    assert int(after.step) == 1
+
+
+def test_the_constants_are_those_of_the_paper():
+    recipes = {path.stem: load(path).get_config() for path in RECIPES}
+    cifar, svhn, mnist = recipes["cifar10"], recipes["svhn"], recipes["mnist"]
+    assert [c.threat.epsilon for c in (cifar, svhn, mnist)] == [8 / 256, 0.05, 0.3]
+    assert [c.classifier.optimizer.learning_rate for c in (cifar, svhn, mnist)] == [0.1, 0.01, 0.01]
+    assert [c.classifier.optimizer.weight_decay for c in (cifar, svhn, mnist)] == [1e-5, 1e-4, 1e-5]
+    assert [c.num_steps for c in (cifar, svhn, mnist)] == [200_000, 200_000, 40_000]
+    assert [c.penalty.step for c in (cifar, svhn, mnist)] == [0.01, 0.001, 0.001]
+    generator = mnist.adversary.generator
+    assert generator.steps * generator.minibatches == 25
+    # The classifier's rate falls after 100,000 minibatches of 200,000.
+    assert mnist.classifier.optimizer.decay_steps[0] * generator.minibatches == 100_000
+    adam = cifar.adversary.generator.optimizer
+    assert (adam.name, adam.learning_rate, adam.b1, adam.b2, adam.decay_steps) == ("adam", 0.002, 0.5, 0.999, ())
