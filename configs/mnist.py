@@ -45,7 +45,7 @@ def get_config(adversary: str = "generator") -> Config:
             generator=GeneratorConfig(
                 network="mnist_generator",
                 steps=5,
-                # 200,000 minibatches, on every fifth of which the classifier moves: 25 generator steps to one of its own.
+                # The classifier moves on every fifth minibatch: 25 generator steps to one of its own.
                 minibatches=5,
                 optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-5),
             ),
