@@ -22,7 +22,7 @@ SIZE = 12
 
 project = jax.jit(threat_model.project)
 perturb = jax.jit(threat_model.perturb)
-random_start = jax.jit(threat_model.random_start)
+random_start = jax.jit(threat_model.random_start, compiler_options={"xla_backend_optimization_level": 0})
 
 pixels = st.lists(
     st.one_of(st.sampled_from([0.0, 1.0, 0.5, 1e-30, 1 - 2.0**-24]), st.floats(0, 1, width=32, allow_subnormal=False)),
