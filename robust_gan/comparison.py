@@ -72,8 +72,6 @@ def compare(
         raise UserError(f"batch_size must be at least 1 and count at least 0, not {batch_size} and {count}")
     if norm and norm not in NORMS:
         raise UserError(f"the norm must be one of {', '.join(NORMS)}, not {norm!r}")
-    if epsilon is not None:
-        check_epsilon(epsilon)
     if not targets:
         raise UserError("give at least one checkpoint to evaluate")
     drawn = next((name for name in reversed(names) if name != evaluation.GENERATOR), None)
@@ -89,11 +87,10 @@ def compare(
     first = next(iter(records.values()))
     for name, record in records.items():
         _check_fits(name, record, first)
-    threat = threat_model.from_config(
-        ThreatConfig(
-            norm or first.config.threat.norm, first.config.threat.epsilon if epsilon is None else float(epsilon)
-        )
-    )
+    norm = norm or first.config.threat.norm
+    epsilon = first.config.threat.epsilon if epsilon is None else epsilon
+    check_epsilon(epsilon, norm=norm)
+    threat = threat_model.from_config(ThreatConfig(norm, float(epsilon)))
     chosen = _load_split(first, split, data_dir)
     if count > len(chosen.labels):
         raise UserError(f"count is {count}, but the {split} split of {first.data.name} has {len(chosen.labels)} images")

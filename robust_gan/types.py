@@ -50,6 +50,7 @@ class Network(NamedTuple):
 class ThreatModel(Protocol):
     """What the attacker may do: a ball of radius epsilon around each image, within the range of valid pixels."""
 
+    norm: str
     epsilon: jax.typing.ArrayLike
     bounds: tuple[float, float]
 
