@@ -22,6 +22,7 @@ import optax
 from robust_gan import adversaries, networks, optimizers, random, threat_model
 from robust_gan.config import Config, adversarial_weight
 from robust_gan.losses import classifier_loss, cross_entropy, is_correct
+from robust_gan.metrics import mean_over
 from robust_gan.types import Adversary, Batch, Metrics, Network, PlayerState, PyTree
 
 
@@ -254,7 +255,7 @@ def classifier_gradient(
         (adversarial_gradient, cotangent), (logits["adversarial"], batch_stats) = jax.grad(
             mean_loss, argnums=(0, 2), has_aux=True
         )(params, batch_stats, images)
-        v = _mean_over(axis_name, pullback(cotangent)[0])
+        v = mean_over(axis_name, pullback(cotangent)[0])
         gradient_at = functools.partial(
             jax.grad(lambda params, images: mean_loss(params, classifier.batch_stats, images)[0]), params
         )
@@ -272,7 +273,7 @@ def classifier_gradient(
     weights, trees = zip(*gradients, strict=True)
     gradient = jax.tree.map(lambda *leaves: sum(w * g for w, g in zip(weights, leaves, strict=True)), *trees)
     metrics |= _measure(game, logits, batch.labels)
-    gradient, metrics = _mean_over(axis_name, (gradient, metrics))
+    gradient, metrics = mean_over(axis_name, (gradient, metrics))
     return gradient, batch_stats, metrics
 
 
@@ -317,7 +318,3 @@ def _attacked_classifier(game, classifier, axis_name):
         return game.classifier.apply(params, batch_stats, images, train=train, axis_name=axis_name)[0]
 
     return classifier_fn
-
-
-def _mean_over(axis_name, tree):
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from robust_gan.types import PyTree
+
 
 class Mean(NamedTuple):
     """A mean under way.
@@ -64,3 +66,12 @@ def merge_over(mean: Mean, axis_name: str | None) -> Mean:
     0.5
     """
     return mean if axis_name is None else Mean(*jax.lax.psum(tuple(mean), axis_name))
+
+
+def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
+    """Averages every array of a tree over the devices of a mapped axis; without an axis returns the tree as it is.
+
+    >>> mean_over(None, {"loss": 1.0})
+    {'loss': 1.0}
+    """
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

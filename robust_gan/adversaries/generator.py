@@ -6,6 +6,7 @@ import optax
 
 from robust_gan import threat_model
 from robust_gan.losses import generator_loss
+from robust_gan.metrics import mean_over
 from robust_gan.types import Adversary, Network, PlayerState, ThreatModel
 
 
@@ -56,7 +57,7 @@ def generator(
 
         def step(state, _):
             (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.batch_stats)
-            loss, gradient = _mean_over(axis_name, (loss, gradient))
+            loss, gradient = mean_over(axis_name, (loss, gradient))
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             return PlayerState(optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
 
@@ -78,7 +79,3 @@ def generator(
         return images_fn(params)
 
     return Adversary(init, improve, perturb, response)
-
-
-def _mean_over(axis_name, tree):
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
