@@ -1,0 +1,207 @@
+"""The typed configuration of a run: nested dataclasses, whose defaults are the paper's game on digits."""
+
+import dataclasses
+
+NORMS = ("linf", "l2")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+ADVERSARIES = ("none", "pgd", "generator")
+PENALTY_FORMS = ("exact", "finite_difference")
+BATCH_NORM_MODES = ("batch", "running")
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Which images.
+
+    Attributes:
+        name: A TFDS data set: digits, mnist, cifar10, cifar100, svhn_cropped, or any prepared as array_record.
+        data_dir: Where the prepared data lie; empty for TFDS's own default.
+        validation_size: Images held out of the training split for model selection; the test split is never touched.
+        train_size: Use this many training images only; 0 for all.
+        extra_size: Images of SVHN's `extra` split added to training.
+        augmentation: `none`, `crop` or `crop_flip`.
+        padding: Pixels of zero padding on each side before a random crop.
+    """
+
+    name: str = "digits"
+    data_dir: str = ""
+    validation_size: int = 180
+    train_size: int = 0
+    extra_size: int = 0
+    augmentation: str = "none"
+    padding: int = 2
+
+
+@dataclasses.dataclass
+class ThreatConfig:
+    """What the attacker may do.
+
+    Attributes:
+        norm: `linf` or `l2`.
+        epsilon: Radius of the ball, in units of the [0, 1] pixel range: `8 / 255`, not 8.
+    """
+
+    norm: str = "linf"
+    epsilon: float = 0.15
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """How one player moves.
+
+    Attributes:
+        name: `sgd` (with momentum), `adam` or `adamw`.
+        learning_rate: The rate at step 0.
+        momentum: Of sgd.
+        b1: Of adam and adamw.
+        b2: Of adam and adamw.
+        weight_decay: On kernels alone, never on biases or BatchNorm. For sgd and adam it is the gradient of
+            `weight_decay / 2 * ||w||^2` (the paper's loss term); for adamw it is decoupled.
+        decay_steps: Steps of this optimiser after which the rate is multiplied by `decay_factor`.
+        decay_factor: See `decay_steps`.
+    """
+
+    name: str = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    decay_steps: tuple[int, ...] = ()
+    decay_factor: float = 0.1
+
+
+@dataclasses.dataclass
+class ClassifierConfig:
+    """The classifier (the paper's discriminator) and how it learns.
+
+    Attributes:
+        network: A name of `networks.CLASSIFIERS`.
+        optimizer: How it moves.
+        clean_weight: Weight of the cross-entropy on clean images; 0 trains on adversarial images alone.
+        adversarial_weight: Weight of the cross-entropy on adversarial images.
+        attacked_batch_norm: BatchNorm statistics of the classifier *while it is attacked in training*: `batch`, those
+            of the attacked batch, as the released code does, or `running`. At test it is always `running`.
+    """
+
+    network: str = "digits_cnn"
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    clean_weight: float = 1.0
+    adversarial_weight: float = 1.0
+    attacked_batch_norm: str = "batch"
+
+
+@dataclasses.dataclass
+class PGDConfig:
+    """Projected gradient descent as the adversary of training.
+
+    Attributes:
+        num_steps: Gradient steps.
+        step_size: In the unit of epsilon; 0 for 2.5 epsilon / num_steps.
+    """
+
+    num_steps: int = 10
+    step_size: float = 0.0
+
+
+@dataclasses.dataclass
+class GeneratorConfig:
+    """The generator as the adversary of training: the paper's game.
+
+    Attributes:
+        network: A name of `networks.GENERATORS`.
+        optimizer: How it moves.
+        steps: Generator steps on each minibatch.
+        minibatches: Minibatches per classifier step; the classifier learns from the last. 5 in the paper's MNIST
+            recipe, otherwise 1.
+    """
+
+    network: str = "digits_generator"
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(name="adam", learning_rate=0.002, b1=0.5)
+    )
+    steps: int = 5
+    minibatches: int = 1
+
+
+@dataclasses.dataclass
+class AdversaryConfig:
+    """Whom the classifier plays against.
+
+    Attributes:
+        name: `none`, `pgd` or `generator`.
+        pgd: Read when `name` is `pgd`.
+        generator: Read when `name` is `generator`.
+    """
+
+    name: str = "generator"
+    pgd: PGDConfig = dataclasses.field(default_factory=PGDConfig)
+    generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
+
+
+@dataclasses.dataclass
+class PenaltyConfig:
+    """The gradient penalty R = 1/2 ||grad_phi CE||^2, added to the classifier's loss as + coefficient * R.
+
+    Attributes:
+        coefficient: Positive damps the game; negative is what the released code computes; 0 is none, at no cost.
+        form: `exact`, or `finite_difference` as in the released code.
+        step: Size h of the finite difference.
+    """
+
+    coefficient: float = 0.0
+    form: str = "exact"
+    step: float = 0.01
+
+
+@dataclasses.dataclass
+class ValidationConfig:
+    """What is measured on the validation split while training.
+
+    Attributes:
+        every: Training steps between validations; also between checkpoints.
+        size: Images; 0 for the whole split.
+        batch_size: Images at once.
+        pgd_steps: Steps of the PGD attack whose robust accuracy chooses the best checkpoint.
+    """
+
+    every: int = 500
+    size: int = 0
+    batch_size: int = 500
+    pgd_steps: int = 10
+
+
+@dataclasses.dataclass
+class Config:
+    """One training run.
+
+    Attributes:
+        seed: Reaches the initialisation, the order of the images, their augmentation and the adversary.
+        data: Which images.
+        threat: What the attacker may do, in training and validation.
+        classifier: The minimising player.
+        adversary: The maximising player.
+        penalty: The gradient penalty.
+        batch_size: Images in a minibatch, over all devices.
+        num_steps: Classifier steps.
+        log_every: Steps between lines of metrics.
+        validation: What is measured while training, and how often.
+        keep_last: Newest checkpoints kept, beside the best.
+    """
+
+    seed: int = 0
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    threat: ThreatConfig = dataclasses.field(default_factory=ThreatConfig)
+    classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
+    adversary: AdversaryConfig = dataclasses.field(default_factory=AdversaryConfig)
+    penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
+    batch_size: int = 64
+    num_steps: int = 1000
+    log_every: int = 50
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    keep_last: int = 2
+
+
+CHANGEABLE = ("num_steps", "log_every", "keep_last", "data.data_dir")
+"""Fields in which a resumed run may differ from the one it continues: they do not touch what a step computes."""

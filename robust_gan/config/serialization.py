@@ -1,0 +1,77 @@
+"""A configuration to JSON and back, so that a checkpoint knows what it is; and in what two of them differ."""
+
+import dataclasses
+import typing
+from typing import Any
+
+from robust_gan.config.schema import CHANGEABLE, Config
+from robust_gan.config.validation import validate
+from robust_gan.errors import UserError
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns the configuration as JSON-able nested dictionaries.
+
+    >>> to_dict(Config())["threat"]
+    {'norm': 'linf', 'epsilon': 0.15}
+    """
+    return dataclasses.asdict(config, dict_factory=lambda items: {k: _plain(v) for k, v in items})
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Builds a configuration from what `to_dict` gave.
+
+    Raises:
+        UserError: A field is unknown or missing, or has a value of the wrong type.
+
+    >>> from_dict(to_dict(Config(seed=3))).seed
+    3
+    """
+    config = _build(Config, values, "")
+    validate(config)
+    return config
+
+
+def differences(left: Config, right: Config) -> list[str]:
+    """Returns the names of the fields that differ and matter for what a step computes, each with both values.
+
+    >>> differences(Config(), Config(batch_size=32, num_steps=5))
+    ['batch_size: 64 != 32']
+    """
+    flat_left, flat_right = _flatten(to_dict(left)), _flatten(to_dict(right))
+    return [
+        f"{name}: {flat_left[name]!r} != {flat_right[name]!r}"
+        for name in flat_left
+        if name not in CHANGEABLE and flat_left[name] != flat_right[name]
+    ]
+
+
+def _build(kind: type, values: Any, prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'the configuration'} must be a JSON object, not {values!r}")
+    unknown, missing = sorted(map(str, set(values) - set(fields))), sorted(set(fields) - set(values))
+    if unknown:
+        raise UserError(f"unknown field {prefix}{unknown[0]}: the fields here are {', '.join(fields)}")
+    if missing:
+        raise UserError(f"the configuration lacks the field {prefix}{missing[0]}")
+    arguments = {}
+    for name, field in fields.items():
+        value = values[name]
+        if dataclasses.is_dataclass(field.type):
+            value = _build(typing.cast(type, field.type), value, f"{prefix}{name}.")
+        elif typing.get_origin(field.type) is tuple and isinstance(value, list):
+            value = tuple(value)
+        arguments[name] = value
+    return kind(**arguments)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
