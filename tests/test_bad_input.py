@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT
 
 from robust_gan import checkpoint, data
+from robust_gan.checkpoint import records
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, to_dict
 
 SECONDS = 10
@@ -342,12 +343,8 @@ def test_a_checkpoint_of_a_network_that_is_unknown(mistake, tmp_path, tiny_run):
     shutil.copytree(tiny_run, tmp_path / "copy")
     for step in (1, 2):
         path = tmp_path / "copy" / checkpoint.FOLDER / str(step) / "config" / "metadata"
-        record = json.loads(path.read_text())
-        del record["sha256"]
-        record["config"] = to_dict(
-            dataclasses.replace(config_of(tiny_run), classifier=ClassifierConfig(network="resnet1000"))
-        )
-        path.write_text(json.dumps(record | {"sha256": checkpoint._record_digest(record)}))
+        config = dataclasses.replace(config_of(tiny_run), classifier=ClassifierConfig(network="resnet1000"))
+        path.write_text(json.dumps(records.signed(json.loads(path.read_text()) | {"config": to_dict(config)})))
     assert "resnet1000" in mistake("evaluate", "--checkpoint={copy}", "--output={tmp}/report")
 
 

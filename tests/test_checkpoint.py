@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_gan import checkpoint, game, parallel, training
+from robust_gan.checkpoint import records
+from robust_gan.checkpoint.restoring import fill
 from robust_gan.config import AdversaryConfig, Config
 from robust_gan.errors import CheckpointError, UserError
 
@@ -210,7 +212,7 @@ def test_a_flipped_byte_is_found_or_changes_nothing(tmp_path):
         path.write_bytes(damaged)
         try:
             record = checkpoint.read_record(tmp_path, 1)
-            restored = checkpoint._fill(small(), record)
+            restored = fill(small(), record)
             assert is_bit_equal(restored, small()), (path, position)
             assert (record.config, record.metrics, record.data) == (Config(), {checkpoint.SELECTION: 0.5}, INFO)
         except CheckpointError as error:
@@ -219,7 +221,7 @@ def test_a_flipped_byte_is_found_or_changes_nothing(tmp_path):
             path.write_bytes(whole)
     assert len(found) >= 8
     assert all(str(folder / "1") in sentence for sentence in found)
-    assert is_bit_equal(checkpoint._fill(small(), checkpoint.read_record(tmp_path, 1)), small())
+    assert is_bit_equal(fill(small(), checkpoint.read_record(tmp_path, 1)), small())
 
 
 def truncate(path):
@@ -260,7 +262,7 @@ def test_damage_is_named_and_a_run_goes_on_from_the_step_before(sound, tmp_path,
     step = run / checkpoint.FOLDER / "5"
     DAMAGES[damage](step)
     with pytest.raises(CheckpointError, match=r"/checkpoints/5 is damaged \(.*\): name another step, of 3"):
-        checkpoint._fill(small(), checkpoint.read_record(run))
+        fill(small(), checkpoint.read_record(run))
     (restored, at), said = restore(run)
     assert at == 3
     assert is_bit_equal(restored, small(3))
@@ -324,31 +326,35 @@ def test_folders_that_are_no_step_are_not_taken_for_one(sound, tmp_path, name):
 
 def edit_record(step, **changes):
     path = step / "config" / "metadata"
+    path.write_text(json.dumps(records.signed(json.loads(path.read_text()) | changes)))
+
+
+def remove_digest(step):
+    path = step / "config" / "metadata"
     record = json.loads(path.read_text())
     del record["sha256"]
-    record |= changes
-    path.write_text(json.dumps(record | {"sha256": checkpoint._record_digest(record)}))
+    path.write_text(json.dumps(record))
 
 
-def test_a_newer_format_asks_for_an_update(sound, tmp_path):
+@pytest.mark.parametrize("number", [checkpoint.FORMAT - 1, checkpoint.FORMAT + 1])
+@pytest.mark.parametrize("signed", [True, False])
+def test_another_format_is_told_and_not_set_aside(sound, tmp_path, number, signed):
     run = pathlib.Path(shutil.copytree(sound, tmp_path / "run"))
-    edit_record(run / checkpoint.FOLDER / "5", format=checkpoint.FORMAT + 1)
-    with pytest.raises(CheckpointError, match=r"has format 3, and this version reads up to 2: update robust_gan"):
+    edit_record(run / checkpoint.FOLDER / "5", format=number)
+    if not signed:
+        remove_digest(run / checkpoint.FOLDER / "5")
+    sentence = rf"5 has format {number}, and this version of robust_gan reads format {checkpoint.FORMAT} alone: load it"
+    with pytest.raises(CheckpointError, match=sentence):
         checkpoint.read_record(run)
-    with pytest.raises(CheckpointError, match="update robust_gan"):
+    with pytest.raises(CheckpointError, match=sentence):
         restore(run)
     assert steps_of(run) == [3, 5]
 
 
-def test_format_1_which_had_no_digest_of_its_record_is_read(sound, tmp_path):
+def test_a_record_without_its_digest_is_damaged(sound, tmp_path):
     run = pathlib.Path(shutil.copytree(sound, tmp_path / "run"))
-    path = run / checkpoint.FOLDER / "5" / "config" / "metadata"
-    record = json.loads(path.read_text()) | {"format": 1}
-    del record["sha256"]
-    path.write_text(json.dumps(record))
-    assert restore(run)[0][1] == 5
-    path.write_text(json.dumps(record | {"format": 2}))
-    with pytest.raises(CheckpointError, match="it has no digest"):
+    remove_digest(run / checkpoint.FOLDER / "5")
+    with pytest.raises(CheckpointError, match=r"5 is damaged \(.*it has no digest\)"):
         checkpoint.read_record(run, 5)
 
 
@@ -445,14 +451,14 @@ def test_a_step_that_is_none_is_refused(text):
 
 def test_a_step_that_a_running_training_drops_meanwhile_is_not_missed(sound, tmp_path, monkeypatch):
     run = pathlib.Path(shutil.copytree(sound, tmp_path / "run"))
-    read = checkpoint._read_step
+    read = records.read_step
 
     def dropped(folder, step):
         if step == 3:
             shutil.rmtree(folder / "3")
         return read(folder, step)
 
-    monkeypatch.setattr(checkpoint, "_read_step", dropped)
+    monkeypatch.setattr(records, "read_step", dropped)
     assert checkpoint.read_record(run).step == 5
 
 

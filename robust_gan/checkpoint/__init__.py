@@ -1,0 +1,30 @@
+"""Checkpoints that know what they are; the only package that imports orbax.
+
+A step holds two items: `state`, the arrays, and `config`, a JSON record of the run's configuration, the shape of its
+images, its validation figures, and a SHA-256 digest of every array and of the record itself. Orbax checks its manifests
+but not the array data: a flipped byte would restore as a silently different classifier, so digests are compared on
+every restore.
+
+What is saved are host arrays without a device axis: they restore on any number of devices.
+"""
+
+from robust_gan.checkpoint.folders import FOLDER, parse_location
+from robust_gan.checkpoint.models import classifier_of, generator_of, has_generator, load_classifier, load_generator
+from robust_gan.checkpoint.records import FORMAT, SELECTION, DataInfo, Record, read_record
+from robust_gan.checkpoint.saving import Writer
+
+__all__ = [
+    "FOLDER",
+    "FORMAT",
+    "SELECTION",
+    "DataInfo",
+    "Record",
+    "Writer",
+    "classifier_of",
+    "generator_of",
+    "has_generator",
+    "load_classifier",
+    "load_generator",
+    "parse_location",
+    "read_record",
+]

@@ -1,0 +1,170 @@
+"""The states of one run, saved in the background: the newest and the best are kept, damaged ones set aside."""
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from robust_gan import leaves as leaves_lib
+from robust_gan.checkpoint import folders, records, storage
+from robust_gan.checkpoint.records import SELECTION, DamagedError, DataInfo
+from robust_gan.checkpoint.restoring import fill
+from robust_gan.config import Config
+from robust_gan.errors import CheckpointError
+from robust_gan.types import PyTree
+
+_DAMAGED = "checkpoints_damaged"
+
+
+class Writer:
+    """Saves the states of one run, in the background, keeping the newest and the best.
+
+    Args:
+        workdir: The run's folder; checkpoints go to `checkpoints/` in it.
+        config: The run's configuration, kept with every step.
+        data: What the networks know of the data.
+
+    Raises:
+        CheckpointError: The folder cannot be written.
+
+    Guarantees:
+        `test_newest_and_best_are_kept_after_any_sequence_of_metrics`,
+        `test_a_flipped_byte_is_found_or_changes_nothing`.
+    """
+
+    def __init__(self, workdir: epath.PathLike, config: Config, data: DataInfo) -> None:
+        """Opens the folder, making it where there is none, and clears what a killed save left."""
+        self._config, self._data = config, data
+        self._directory = epath.Path(workdir).expanduser().resolve() / folders.FOLDER
+        self._selection = {step: _selection(self._directory, step) for step in folders.steps(self._directory)}
+        # Creating directories in the background would hang the process for minutes where the folder is not writable.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_NewestAndBest(config.keep_last, self._selection),
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(storage.late_reports_dropped())
+            with self._writing():
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._closed = stack.pop_all()
+
+    def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
+        """Saves a state in the background; returns when its arrays are copied to the host.
+
+        Args:
+            step: Classifier steps taken; a step that is saved already is left alone.
+            state: Any pytree of arrays; typed keys are stored as their data.
+            metrics: Validation figures; `SELECTION` among them chooses the best step, where one that is not finite
+                counts as the worst.
+
+        Raises:
+            CheckpointError: It cannot be written, or the one before could not.
+        """
+        if step in self._manager.all_steps():
+            return
+        leaves = {name: leaves_lib.to_host(leaf) for name, leaf in leaves_lib.named(state).items()}
+        # JSON has no NaN, and no comparison finds a best among NaNs.
+        metrics = {name: float(value) if math.isfinite(value) else -1.0 for name, value in metrics.items()}
+        self._selection[step] = metrics[SELECTION]
+        record = records.to_json(step, self._config, self._data, metrics, leaves)
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(leaves_lib.nested(leaves)), config=ocp.args.JsonSave(record)
+                ),
+                force=True,
+            )
+
+    def restore_latest(self, like: PyTree, warn: Callable[[str], Any] = print) -> tuple[PyTree, int] | None:
+        """Restores the newest step that is whole; sets damaged newer ones aside and says so.
+
+        Args:
+            like: A state of the run: its structure, shapes and dtypes.
+            warn: Called with one sentence for every damaged step.
+
+        Returns:
+            The state, of NumPy arrays and typed keys, and its step; None where there is no step.
+
+        Raises:
+            CheckpointError: There are steps but none is whole, or they are of another configuration or format.
+        """
+        steps = folders.steps(self._directory)
+        for step in reversed(steps):
+            try:
+                return fill(like, records.read_step(self._directory, step)), step
+            except DamagedError as error:
+                aside = self._directory.parent / _DAMAGED / str(step)
+                warn(f"{error.finding}; it is set aside as {aside} and the step before it is used")
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._directory / str(step)).rename(aside)
+                self._selection.pop(step, None)
+                self._manager.reload()
+        if steps:
+            raise CheckpointError(
+                f"no step of {self._directory} is whole: start anew in another workdir, or restore it from a copy"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for the last save and releases the folder.
+
+        Raises:
+            CheckpointError: The last save failed.
+        """
+        with self._closed, self._writing():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with storage.quiet():
+                try:
+                    yield
+                except Exception:
+                    time.sleep(storage.LATE)
+                    raise
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoints cannot be written to {self._directory} ({storage.first_line(error)}): make room there, "
+                "or give a workdir that can be written; finished checkpoints are as they were"
+            ) from error
+
+
+class _NewestAndBest:
+    """Which steps Orbax keeps: its own `max_to_keep` with `best_fn` would drop the newest.
+
+    Args:
+        count: How many of the newest.
+        selection: The metric of each step, None where it cannot be read: nobody knows whether that is the best.
+    """
+
+    def __init__(self, count: int, selection: dict[int, float | None]) -> None:
+        self._count, self._selection = count, selection
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        selection = {info.step: self._selection.get(info.step) for info in checkpoints}
+        if not selection:
+            return []
+        unknown = {step for step, value in selection.items() if value is None}
+        kept = {*sorted(selection)[-self._count :], *unknown, records.best(selection)}
+        return [step in kept for step in selection]
+
+
+def _selection(folder: epath.Path, step: int) -> float | None:
+    try:
+        return records.read_step(folder, step).metrics.get(SELECTION)
+    except CheckpointError:
+        return None
