@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from robust_gan import checkpoint, data, evaluation, game, parallel, threat_model, workdir
+from robust_gan import checkpoint, data, evaluation, game, networks, parallel, threat_model, workdir
 from robust_gan.config import Config, validate
 from robust_gan.data import augmentation, order
 from robust_gan.errors import DataError, UserError
@@ -87,6 +87,9 @@ def train(
     parallel.check_batch_size(config.batch_size, devices)
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("--tensorboard needs tensorboardX: pip install 'robust_gan[tensorboard]'")
+    # Before the data, which take long to decode.
+    workdir.check(directory, config)
+    _check_networks(config)
     dataset = load_data(config)
     info = checkpoint.DataInfo(
         dataset.name, dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.label_names)
@@ -97,7 +100,7 @@ def train(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(workdir.claim(directory, config))
         writer = checkpoint.Writer(folder, config, info)
-        stack.callback(writer.close)
+        stack.enter_context(_closed(writer.close))
         restored = writer.restore_latest(state, warn=say)
         start = 0
         if restored is not None:
@@ -105,9 +108,11 @@ def train(
             say(f"going on from step {start} of {folder}")
         metrics = workdir.Lines(folder / workdir.METRICS, start)
         timing = workdir.Lines(folder / workdir.TIMING, start)
-        stack.callback(metrics.close)
-        stack.callback(timing.close)
-        board = stack.enter_context(_tensorboard(folder)) if tensorboard else None
+        stack.enter_context(_closed(metrics.close))
+        stack.enter_context(_closed(timing.close))
+        board = _tensorboard(folder) if tensorboard else None
+        if board is not None:
+            stack.enter_context(_closed(board.close))
         stopped = stack.enter_context(_signals())
         progress = sys.stderr.isatty() if progress is None else progress
         bar = stack.enter_context(
@@ -261,6 +266,13 @@ def state_model(config: Config, state: TrainState, info: checkpoint.DataInfo) ->
     return evaluation.Model("classifier", logits_fn, noise_fn)
 
 
+def _check_networks(config: Config) -> None:
+    """Refuses names of networks that there are not; how many classes and channels they have is not known yet."""
+    networks.build_classifier(config.classifier.network, 1)
+    if config.adversary.name == "generator":
+        networks.build_generator(config.adversary.generator.network, 1)
+
+
 def _selection(config: Config, validation: dict[str, float]) -> float:
     if config.adversary.name == "none":
         return validation["validation/clean_accuracy"]
@@ -311,11 +323,20 @@ def _signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _tensorboard(folder) -> Iterator[Any]:
+def _closed(close: Callable[[], None]) -> Iterator[None]:
+    """Closes at the end; where that fails after a failure, the first one goes on, with the second as a note."""
+    try:
+        yield
+    except BaseException as first:
+        try:
+            close()
+        except Exception as second:
+            first.add_note(f"and then, in closing: {second}")
+        raise
+    close()
+
+
+def _tensorboard(folder) -> Any:
     import tensorboardX
 
-    board = tensorboardX.SummaryWriter(os.fspath(folder / "tensorboard"))
-    try:
-        yield board
-    finally:
-        board.close()
+    return tensorboardX.SummaryWriter(os.fspath(folder / "tensorboard"))

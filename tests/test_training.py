@@ -22,8 +22,9 @@ from robust_gan.config import (
     PenaltyConfig,
     PGDConfig,
     ValidationConfig,
+    to_dict,
 )
-from robust_gan.errors import DataError, UserError
+from robust_gan.errors import CheckpointError, DataError, UserError
 
 
 def tiny(name="generator", **settings):
@@ -157,6 +158,45 @@ def test_nothing_is_written_when_the_data_do_not_fit(tmp_path):
     with pytest.raises(UserError, match="digits_cnn"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_names_of_networks_and_the_folder_are_checked_before_the_data_are_read(tmp_path, monkeypatch):
+    def read(*_, **__):
+        raise AssertionError("the data are read")
+
+    monkeypatch.setattr(training, "load_data", read)
+    config = tiny()
+    for player in (config.classifier, config.adversary.generator):
+        before, player.network = player.network, "nosuch"
+        with pytest.raises(UserError, match=r"unknown (classifier|generator) 'nosuch'; choose from"):
+            train(config, tmp_path / "run")
+        player.network = before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / workdir.CONFIG).write_text(json.dumps(to_dict(tiny(seed=1))))
+    with pytest.raises(UserError, match=r"holds a run of another configuration \(there != here: seed: 1 != 0\)"):
+        train(config, tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [workdir.CONFIG]
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "error", "notes"),
+    [(1e30, training.NotFiniteError, ["and then, in closing: the disk is full"]), (0.1, CheckpointError, [])],
+    ids=["after a failure", "alone"],
+)
+def test_a_failure_in_closing_is_told_but_hides_no_other(tmp_path, monkeypatch, learning_rate, error, notes):
+    close = checkpoint.Writer.close
+
+    def fail(writer):
+        close(writer)
+        raise CheckpointError("the disk is full")
+
+    monkeypatch.setattr(checkpoint.Writer, "close", fail)
+    config = tiny("none", num_steps=2)
+    config.classifier.optimizer = OptimizerConfig(learning_rate=learning_rate)
+    with pytest.raises(error) as caught:
+        train(config, tmp_path)
+    assert getattr(caught.value, "__notes__", []) == notes
 
 
 PROGRAM = """
