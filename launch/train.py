@@ -15,7 +15,10 @@ from ml_collections import config_flags
 from robust_gan import command_line, workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The recipe, FILE or FILE:CONTESTANT. It is Python and is run: use your own only."
+    "config",
+    None,
+    "The recipe, FILE or FILE:CONTESTANT. It is Python and is run: use your own only.",
+    sys_argv=command_line.arguments(),
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")

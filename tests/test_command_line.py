@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import re
 import subprocess
 import sys
 import time
@@ -190,6 +191,44 @@ def test_fields_are_set_and_what_follows_the_colon_reaches_the_recipe(show):
 def test_a_fraction_is_a_number_where_a_number_is_wanted(show):
     config, epsilon, name = show("--config.threat.epsilon=8/255", "--epsilon=4/255", "--name=8/255")
     assert (config["threat"]["epsilon"], epsilon, name) == (8 / 255, 4 / 255, "8/255")
+
+
+def test_a_file_of_flags_is_as_good_as_the_command_line(show, tmp_path):
+    (tmp_path / "more").write_text("--epsilon=4/255\n")
+    (tmp_path / "flags").write_text(f"# Seen.\n--config.threat.epsilon=8/255\n--flagfile={tmp_path}/more\n--name=a\n")
+    config, epsilon, name = show(f"--flagfile={tmp_path}/flags", "--name=b")
+    assert (config["threat"]["epsilon"], epsilon, name) == (8 / 255, 4 / 255, "b")
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "prepare_data"])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--flagfile={tmp}/nosuch"],
+            r"the file '\S+/nosuch' of --flagfile cannot be read \(no such file or directory\)",
+        ),
+        (["--flagfile", "{tmp}"], r"the file '\S+' of --flagfile cannot be read \(is a directory\): give one with"),
+        (["--flagfile={tmp}/nested"], r"the file '\S+/nosuch' of --flagfile cannot be read"),
+        (["--flagfile={tmp}/binary"], r"a file of --flagfile is no text \(.*\): give one with a flag on each line"),
+        (["--flagfile={tmp}/unknown"], r"Unknown command line flag 'nosuch'"),
+        (["--flagfile"], r"--flagfile with no argument: see --help"),
+    ],
+)
+def test_a_file_of_flags_that_cannot_be_read(launch, tmp_path, script, arguments, sentence):
+    (tmp_path / "nested").write_text(f"--flagfile={tmp_path}/nosuch\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "unknown").write_text("--nosuch=1\n")
+    ended = launch(script, *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert (ended.code, ended.out) == (2, "")
+    assert re.fullmatch(rf"error: {sentence}[^\n]*\n", ended.err)
+
+
+def test_a_field_in_a_file_of_flags_is_checked_like_one_on_the_command_line(launch, tmp_path):
+    (tmp_path / "flags").write_text(f"{RECIPE}\n--config.nosuch=1\n")
+    ended = launch("train", f"--flagfile={tmp_path}/flags")
+    assert ended.code == 2
+    assert ended.err.startswith("error: the configuration has no field nosuch: the fields are seed, data, threat,")
 
 
 def test_launchers_do_not_disturb_one_another_in_these_tests(launch):

@@ -1,0 +1,67 @@
+"""What a user can put right: told in one sentence on stderr, with an exit code of its own."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from robust_gan.errors import UserError
+
+MISTAKE = 2
+"""The exit code of a user's mistake."""
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, where nobody was there to save."""
+
+
+def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
+    """Calls `main`, and turns what a user can put right into one sentence on stderr and the exit code 2.
+
+    >>> def main(argv):
+    ...     raise UserError("batch_size must be at least 1, not 0")
+    >>> guard(main, [])
+    2
+    """
+    try:
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}: everything is given as --flag=value")
+        return main(argv)
+    except UserError as error:
+        return complain(str(error))
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # Whoever read our output, such as `head`, has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except PermissionError as error:
+        what = error.filename or "a file"
+        return complain(f"{what} cannot be read or written (permission denied): choose a folder of your own")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+            return complain(f"{error.filename or 'a file'} cannot be written ({str(error.strerror).lower()})")
+        raise
+
+
+def complain(sentence: str) -> int:
+    """Prints a sentence on stderr and returns the exit code of a mistake.
+
+    >>> complain("the split must be one of test, validation, train, not 'tset'")
+    2
+    """
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    return MISTAKE
+
+
+def required(flag: str, value: str | None, what: str) -> str:
+    """Returns the value of a flag that must be given.
+
+    Raises:
+        UserError: It is missing.
+
+    >>> required("workdir", "runs/a", "the folder of the run")
+    'runs/a'
+    """
+    if not value:
+        raise UserError(f"--{flag} is missing: give {what}")
+    return value

@@ -1,0 +1,86 @@
+"""From the command line to the launcher's `main`."""
+
+import logging as standard_logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from robust_gan.command_line import fields
+from robust_gan.command_line.mistakes import complain, guard
+from robust_gan.command_line.recipes import FLAG, of_recipe
+from robust_gan.errors import UserError
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Parses the flags, runs `main(argv)` and exits: with 0, with 2 after a mistake of the user's, or as main says.
+
+    Args:
+        main: Takes what absl leaves of the command line; may raise `UserError`.
+    """
+
+    def quiet_main(argv: Sequence[str]) -> int | None:
+        # What the libraries log at length is for their developers; what failed is in the exception.
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.FATAL)
+            standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+        return guard(main, argv)
+
+    app.run(quiet_main, flags_parser=_parse)
+    raise AssertionError("app.run exits")
+
+
+def arguments() -> list[str]:
+    """Returns the command line with the lines of every `--flagfile=FILE` in its place; exits with 2 where it cannot.
+
+    For `config_flags.DEFINE_config_file(..., sys_argv=arguments())`, which would read the files as it defines its flag:
+    before `run`, where a mistake is a traceback.
+    """
+    try:
+        return _with_flag_files(sys.argv)
+    except UserError as error:
+        sys.exit(complain(str(error)))
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; what is wrong with a `--config.*` flag is told better here than by absl."""
+    level = logging.get_absl_logger().level
+    try:
+        argv = _with_flag_files(argv)
+        if FLAG in flags.FLAGS:
+            fields.check(argv)
+        # config_flags warns of a recipe that returns nothing; `config_of` says it.
+        logging.get_absl_logger().setLevel("CRITICAL")
+        return flags.FLAGS([fields.without_fraction(argument) for argument in argv])
+    except SystemExit as end:  # absl prints the help and leaves with 1.
+        sys.exit(0 if end.code == 1 else end.code)
+    except UserError as error:
+        sys.exit(complain(str(error)))
+    except flags.Error as error:
+        recipe = "parsing config file" in str(error)
+        sys.exit(complain(of_recipe(error) if recipe else f"{error}: see --help"))
+    except Exception as error:  # A recipe is the user's own program, and may raise anything.
+        sys.exit(complain(of_recipe(error)))
+    finally:
+        logging.get_absl_logger().setLevel(level)
+
+
+def _with_flag_files(argv: Sequence[str]) -> list[str]:
+    """Puts the lines of every `--flagfile=FILE` in its place.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    try:
+        return [*argv[:1], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+    except UnicodeDecodeError as error:
+        raise UserError(f"a file of --flagfile is no text ({error}): give one with a flag on each line") from error
+    except flags.Error as error:
+        cause = error.__context__
+        if not isinstance(cause, OSError):
+            raise UserError(f"{error}: see --help") from error
+        raise UserError(
+            f"the file {cause.filename!r} of --flagfile cannot be read ({str(cause.strerror).lower()}): give one "
+            "with a flag on each line"
+        ) from error

@@ -1,0 +1,58 @@
+"""The recipe behind `--config`: a program of the user's, which may return and raise anything."""
+
+from typing import Any
+
+from absl import flags
+
+from robust_gan.config import Config, validate
+from robust_gan.errors import UserError
+
+FLAG = "config"
+"""The name of the flag."""
+
+
+def config_of(value: Any) -> Config:
+    """Returns the configuration behind the `config_flags` flag `--config`, validated.
+
+    Raises:
+        UserError: The flag is missing, or its recipe returns something else; or a field is wrong.
+
+    >>> config_of(Config(seed=3)).seed
+    3
+    """
+    if value is None and (FLAG not in flags.FLAGS or not flags.FLAGS[FLAG].present):
+        raise UserError(f"--{FLAG} is missing: give a recipe, such as --{FLAG}=configs/digits.py")
+    try:
+        value.seed  # noqa: B018 - config_flags keeps an OSError of the recipe for the first use of what it returned.
+    except AttributeError:
+        pass
+    except OSError as error:
+        raise UserError(of_recipe(error)) from error
+    if not isinstance(value, Config):
+        raise UserError(f"get_config() of a recipe must return a robust_gan.config.Config, not {_kind(value)}")
+    validate(value)
+    return value
+
+
+def of_recipe(error: BaseException) -> str:
+    """Says what went wrong in a recipe, and where; config_flags and absl wrap it up to three times."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for cause in chain:
+        if isinstance(cause, SyntaxError):
+            return f"the recipe {cause.filename} cannot be run (line {cause.lineno}): {cause.msg}"
+        trace, line = cause.__traceback__, None
+        while trace is not None:
+            if trace.tb_frame.f_globals.get("__name__") == f"{FLAG}_config":
+                line, file = trace.tb_lineno, trace.tb_frame.f_code.co_filename
+            trace = trace.tb_next
+        if line is not None:
+            return f"the recipe {file} cannot be run (line {line}): {_kind(cause)}: {cause}"
+    return f"the recipe of --{FLAG} cannot be used: {_kind(chain[-1])}: {chain[-1]}"
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
