@@ -1,5 +1,6 @@
 """From checkpoints to a report: loads the models, checks that they fit one another, scores them on one split."""
 
+import dataclasses
 import os
 import sys
 import time
@@ -177,14 +178,7 @@ def _check_fits(name: str, record: Record, first: Record) -> None:
 
 def _load_split(record: Record, split: str, data_dir: str) -> data.Split:
     config = record.config.data
-    dataset = data.load(
-        config.name,
-        data_dir=data_dir or config.data_dir or None,
-        validation_size=config.validation_size,
-        extra_size=config.extra_size,
-        train_size=config.train_size or None,
-    )
-    chosen = getattr(dataset, split)
+    chosen = getattr(data.from_config(dataclasses.replace(config, data_dir=data_dir or config.data_dir)), split)
     evaluation.check_images(chosen.images, chosen.labels, record.data.num_classes)
     if chosen.images.shape[1:] != record.data.image_shape:
         raise UserError(

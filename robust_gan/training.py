@@ -164,13 +164,7 @@ def load_data(config: Config) -> data.Dataset:
     Raises:
         DataError: They are not prepared, damaged, or do not fit the configuration.
     """
-    dataset = data.load(
-        config.data.name,
-        data_dir=config.data.data_dir or None,
-        validation_size=config.data.validation_size,
-        extra_size=config.data.extra_size,
-        train_size=config.data.train_size or None,
-    )
+    dataset = data.from_config(config.data)
     for split in (dataset.train, dataset.validation, dataset.test):
         evaluation.check_images(split.images, split.labels, dataset.num_classes)
     if config.validation.size > len(dataset.validation.labels):

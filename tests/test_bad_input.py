@@ -185,9 +185,8 @@ def test_training_on_images_that_the_networks_cannot_take(mistake, monkeypatch):
 
 def test_labels_that_are_out_of_range(mistake, monkeypatch):
     split = data.Split(np.zeros((200, 8, 8, 1), np.uint8), np.full(200, 10, np.int32))
-    monkeypatch.setattr(
-        data, "load", lambda *_, **__: data.Dataset("odd", split, split, split, 10, tuple("0123456789"))
-    )
+    odd = data.Dataset("odd", split, split, split, 10, tuple("0123456789"))
+    monkeypatch.setattr(data, "from_config", lambda _: odd)
     assert "labels must be in 0..9, but range from 10 to 10" in mistake("train", *TRAIN)
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_gan import data
+from robust_gan.config import DataConfig
 from robust_gan.data import published
 from robust_gan.data.augmentation import AUGMENTATIONS, augment, crop_and_flip, random_crop, to_unit
 from robust_gan.data.batching import padded_batches
@@ -302,6 +303,16 @@ def test_train_size_and_extra_size(tiny):
     assert extra[:5] == small
     assert len(set(extra[5:])) == 7
     assert set(extra[5:]) <= set(range(200, 220))
+
+
+def test_the_data_of_a_configuration(tiny):
+    config = DataConfig(name="tiny", data_dir=str(tiny), validation_size=10, train_size=5, extra_size=7)
+    found = data.from_config(config)
+    expected = data.load("tiny", data_dir=tiny, validation_size=10, train_size=5, extra_size=7)
+    for split in ("train", "validation", "test"):
+        assert numbers_of(getattr(found, split)) == numbers_of(getattr(expected, split))
+    everything = data.from_config(DataConfig(name="tiny", data_dir=str(tiny), validation_size=10))
+    assert len(numbers_of(everything.train)) == 30
 
 
 def test_no_validation(tiny):

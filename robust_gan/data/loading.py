@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robust_gan.config import DataConfig
 from robust_gan.data.locations import (
     KNOWN,
     data_directory,
@@ -120,6 +121,25 @@ def load(
     if extra:
         train = Split(*(np.concatenate(arrays) for arrays in zip(train, *extra, strict=True)))
     return Dataset(name, train, validation, test_split, len(prepared.label_names), prepared.label_names)
+
+
+def from_config(config: DataConfig) -> Dataset:
+    """Loads the data set of a configuration; see `load`.
+
+    Raises:
+        DataError: As for `load`.
+
+    >>> config = DataConfig(name="digits", data_dir=str(getfixture("tmp_path")), validation_size=137, train_size=100)
+    >>> len(from_config(config).train.labels)
+    100
+    """
+    return load(
+        config.name,
+        data_dir=config.data_dir or None,
+        validation_size=config.validation_size,
+        extra_size=config.extra_size,
+        train_size=config.train_size or None,
+    )
 
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> Path:
