@@ -12,45 +12,22 @@ What the released code computes as its gradient regulariser is --config.penalty.
 Measured: not run.
 """
 
-from robust_gan.config import (
-    AdversaryConfig,
-    ClassifierConfig,
-    Config,
-    DataConfig,
-    GeneratorConfig,
-    OptimizerConfig,
-    PenaltyConfig,
-    PGDConfig,
-    ThreatConfig,
-    ValidationConfig,
-)
+from robust_gan import recipes
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
 
 
 def get_config(adversary: str = "generator") -> Config:
     """Returns the recipe of a contestant: none, pgd or generator."""
-    return Config(
+    return recipes.resnet_game(
+        adversary,
         data=DataConfig(name="cifar100", validation_size=1_000, augmentation="crop_flip", padding=2),
-        threat=ThreatConfig(norm="linf", epsilon=8 / 256),
-        classifier=ClassifierConfig(
-            network="resnet20",
-            optimizer=OptimizerConfig(
-                name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=1e-5, decay_steps=(100_000,)
-            ),
-            # Adversarial training after Madry et al. learns from adversarial images alone.
-            clean_weight=0.0 if adversary == "pgd" else 1.0,
+        epsilon=8 / 256,
+        classifier="resnet20",
+        classifier_optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=1e-5, decay_steps=(100_000,)
         ),
-        adversary=AdversaryConfig(
-            name=adversary,
-            pgd=PGDConfig(num_steps=10),
-            generator=GeneratorConfig(
-                network="resnet_generator",
-                steps=5,
-                optimizer=OptimizerConfig(name="adam", learning_rate=0.002, b1=0.5, b2=0.999, weight_decay=1e-5),
-            ),
-        ),
-        penalty=PenaltyConfig(coefficient=0.01 if adversary == "generator" else 0.0, step=0.01),
+        generator_optimizer=OptimizerConfig(name="adam", learning_rate=0.002, b1=0.5, b2=0.999, weight_decay=1e-5),
+        penalty=PenaltyConfig(coefficient=0.01, step=0.01),
         batch_size=64,
         num_steps=200_000,
-        log_every=100,
-        validation=ValidationConfig(every=5_000, size=1_000, batch_size=500),
     )

@@ -8,6 +8,7 @@ The generator's rate and the penalty were chosen on the validation split, among 
 Measured: see the README (bash launch/quickstart.sh).
 """
 
+from robust_gan import recipes
 from robust_gan.config import (
     AdversaryConfig,
     ClassifierConfig,
@@ -24,7 +25,7 @@ from robust_gan.config import (
 
 def get_config(adversary: str = "generator") -> Config:
     """Returns the recipe of a contestant: none, pgd or generator."""
-    return Config(
+    config = Config(
         data=DataConfig(name="digits", validation_size=180),
         threat=ThreatConfig(norm="linf", epsilon=0.15),
         classifier=ClassifierConfig(
@@ -32,11 +33,9 @@ def get_config(adversary: str = "generator") -> Config:
             optimizer=OptimizerConfig(
                 name="sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4, decay_steps=(600,)
             ),
-            # Adversarial training after Madry et al. learns from adversarial images alone.
-            clean_weight=0.0 if adversary == "pgd" else 1.0,
         ),
         adversary=AdversaryConfig(
-            name=adversary,
+            name="generator",
             pgd=PGDConfig(num_steps=10),
             generator=GeneratorConfig(
                 network="digits_generator",
@@ -44,9 +43,10 @@ def get_config(adversary: str = "generator") -> Config:
                 optimizer=OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5),
             ),
         ),
-        penalty=PenaltyConfig(coefficient=0.1 if adversary == "generator" else 0.0),
+        penalty=PenaltyConfig(coefficient=0.1),
         batch_size=64,
         num_steps=800,
         log_every=50,
         validation=ValidationConfig(every=200, pgd_steps=10),
     )
+    return recipes.contestant(config, adversary)

@@ -12,6 +12,7 @@ What the released code computes as its gradient regulariser is --config.penalty.
 Measured: not run.
 """
 
+from robust_gan import recipes
 from robust_gan.config import (
     AdversaryConfig,
     ClassifierConfig,
@@ -28,7 +29,7 @@ from robust_gan.config import (
 
 def get_config(adversary: str = "generator") -> Config:
     """Returns the recipe of a contestant: none, pgd or generator."""
-    return Config(
+    config = Config(
         data=DataConfig(name="mnist", validation_size=5_000),
         threat=ThreatConfig(norm="linf", epsilon=0.3),
         classifier=ClassifierConfig(
@@ -36,11 +37,9 @@ def get_config(adversary: str = "generator") -> Config:
             optimizer=OptimizerConfig(
                 name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-5, decay_steps=(20_000,)
             ),
-            # Adversarial training after Madry et al. learns from adversarial images alone.
-            clean_weight=0.0 if adversary == "pgd" else 1.0,
         ),
         adversary=AdversaryConfig(
-            name=adversary,
+            name="generator",
             pgd=PGDConfig(num_steps=10),
             generator=GeneratorConfig(
                 network="mnist_generator",
@@ -50,9 +49,10 @@ def get_config(adversary: str = "generator") -> Config:
                 optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-5),
             ),
         ),
-        penalty=PenaltyConfig(coefficient=0.01 if adversary == "generator" else 0.0, step=0.001),
+        penalty=PenaltyConfig(coefficient=0.01, step=0.001),
         batch_size=64,
         num_steps=40_000,
         log_every=100,
         validation=ValidationConfig(every=1_000, size=1_000, batch_size=500),
     )
+    return recipes.contestant(config, adversary)

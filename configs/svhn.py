@@ -12,45 +12,22 @@ What the released code computes as its gradient regulariser is --config.penalty.
 Measured: not run.
 """
 
-from robust_gan.config import (
-    AdversaryConfig,
-    ClassifierConfig,
-    Config,
-    DataConfig,
-    GeneratorConfig,
-    OptimizerConfig,
-    PenaltyConfig,
-    PGDConfig,
-    ThreatConfig,
-    ValidationConfig,
-)
+from robust_gan import recipes
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
 
 
 def get_config(adversary: str = "generator") -> Config:
     """Returns the recipe of a contestant: none, pgd or generator."""
-    return Config(
+    return recipes.resnet_game(
+        adversary,
         data=DataConfig(name="svhn_cropped", validation_size=1_000, extra_size=80_000),
-        threat=ThreatConfig(norm="linf", epsilon=0.05),
-        classifier=ClassifierConfig(
-            network="resnet20_svhn",
-            optimizer=OptimizerConfig(
-                name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4, decay_steps=(100_000,)
-            ),
-            # Adversarial training after Madry et al. learns from adversarial images alone.
-            clean_weight=0.0 if adversary == "pgd" else 1.0,
+        epsilon=0.05,
+        classifier="resnet20_svhn",
+        classifier_optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4, decay_steps=(100_000,)
         ),
-        adversary=AdversaryConfig(
-            name=adversary,
-            pgd=PGDConfig(num_steps=10),
-            generator=GeneratorConfig(
-                network="resnet_generator",
-                steps=5,
-                optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4),
-            ),
-        ),
-        penalty=PenaltyConfig(coefficient=0.01 if adversary == "generator" else 0.0, step=0.001),
+        generator_optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4),
+        penalty=PenaltyConfig(coefficient=0.01, step=0.001),
         batch_size=64,
         num_steps=200_000,
-        log_every=100,
-        validation=ValidationConfig(every=5_000, size=1_000, batch_size=500),
     )

@@ -4,6 +4,8 @@ import functools
 import importlib.util
 import json
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +74,17 @@ def test_the_small_recipes_run_a_step_for_real(path):
     after, metrics = jax.jit(functools.partial(game.train_step, played))(state, batch, earlier=earlier)
     assert all(np.isfinite(value) for value in jax.tree.leaves(metrics))
     assert int(after.step) == 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_found_from_any_folder(tmp_path, path):
+    """It is run to its end, after which a workdir that cannot be is refused."""
+    (tmp_path / "file").write_text("mine")
+    train = path.parents[1] / "launch" / "train.py"
+    command = [sys.executable, train, f"--config={path}:pgd", "--config.seed=1", f"--workdir={tmp_path}/file"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"error: the workdir {tmp_path}/file is a file: give a folder\n"
 
 
 def test_the_constants_are_those_of_the_paper():
