@@ -100,7 +100,7 @@ def compare(
         Model(
             name,
             checkpoint.classifier_of(record),
-            checkpoint.generator_of(record) if checkpoint.has_generator(record) else None,
+            checkpoint.attack_of(record) if checkpoint.has_generator(record) else None,
         )
         for name, record in records.items()
     ]

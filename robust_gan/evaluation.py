@@ -20,7 +20,7 @@ from robust_gan import parallel, random
 from robust_gan.data import batching
 from robust_gan.errors import DataError, UserError
 from robust_gan.losses import is_correct
-from robust_gan.types import LogitsFn, ThreatModel
+from robust_gan.types import Attack, LogitsFn, ThreatModel
 
 GENERATOR = "generator"
 CLEAN = "clean"
@@ -33,12 +33,12 @@ class Model:
     Attributes:
         name: Its name in tables.
         logits_fn: Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
-        noise_fn: Its co-trained generator: images to noise in [-1, 1]; None where it has none.
+        generator: Its co-trained generator as an `Attack`; None where it has none.
     """
 
     name: str
     logits_fn: LogitsFn
-    noise_fn: Callable[[jax.Array], jax.Array] | None = None
+    generator: Attack | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,12 +186,12 @@ def evaluate(
             clean[row, kept] = parallel.join(score(placed[target.name], shares[1:]))[mask]
         for maker in makers:
             for name in attacks:
-                if name == GENERATOR and maker.noise_fn is None:
+                if name == GENERATOR and maker.generator is None:
                     continue
                 craft = parallel.map_batch(_crafter(name), devices)
                 key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-                attacked = _as_pytree(maker.noise_fn) if name == GENERATOR else placed[maker.name]
-                adversarial = craft((attacked, key, threat), shares)
+                made_by = _as_pytree(maker.generator) if name == GENERATOR else None
+                adversarial = craft((placed[maker.name], made_by, key, threat), shares)
                 for row, target in enumerate(targets):
                     if target is not maker and not transfers and maker not in sources:
                         continue
@@ -210,7 +210,8 @@ def total(targets: Sequence[Model], sources: Sequence[Model], attacks: Sequence[
     >>> total([model], [], ["fgsm", "generator"], 100)
     100
     """
-    crafted = sum(name != GENERATOR or maker.noise_fn is not None for maker in [*targets, *sources] for name in attacks)
+    makers = [*targets, *sources]
+    crafted = sum(name != GENERATOR or maker.generator is not None for maker in makers for name in attacks)
     return crafted * num_images
 
 
@@ -235,12 +236,11 @@ def _crafter(name: str):
     """Returns the compiled function of an attack; cached, so that every model of one architecture shares it."""
 
     def craft(replicated, share):
-        model, key, threat = replicated
+        logits_fn, generator, key, threat = replicated
         indices, images, labels = share
         keys = random.keys_at(key, indices)
-        if name == GENERATOR:
-            return attacks_lib.generator(None, keys, images, labels, threat, noise_fn=model)
-        return attacks_lib.by_name(name)(model, keys, images, labels, threat)
+        attack = generator if name == GENERATOR else attacks_lib.by_name(name)
+        return attack(logits_fn, keys, images, labels, threat)
 
     return craft
 

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
     """Cross-entropy of the softmax of the logits against integer labels.
 
     Args:
         logits: `[B, K]`.
         labels: int32 `[B]` in 0..K-1.
+        label_smoothing: Share of the probability that the target spreads evenly over all classes.
 
     Returns:
         `[B]`, in nats.
@@ -22,7 +23,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     [1.3862944]
     """
     # Unlike the difference of a log-sum-exp and a logit, this is exact to 1e-7 at any common offset of the logits.
-    return -_at(jax.nn.log_softmax(_widen(logits)), labels)
+    log_probabilities = jax.nn.log_softmax(_widen(logits))
+    at_label = -_at(log_probabilities, labels)
+    if not label_smoothing:
+        return at_label
+    return (1 - label_smoothing) * at_label - label_smoothing * jnp.mean(log_probabilities, axis=-1)
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -109,6 +114,7 @@ def classifier_loss(
     *,
     clean_weight: float = 1.0,
     adversarial_weight: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> jax.Array:
     """What the classifier minimises: cross-entropy on clean and on adversarial images; the value of the game.
 
@@ -118,6 +124,7 @@ def classifier_loss(
         labels: int32 `[B]`.
         clean_weight: Weight of the clean term.
         adversarial_weight: Weight of the adversarial term.
+        label_smoothing: Of both terms; the game is zero-sum without it.
 
     Returns:
         `[B]`.
@@ -133,8 +140,43 @@ def classifier_loss(
     >>> print(classifier_loss(logits, logits, jnp.array([0])))
     [1.3862944]
     """
-    clean = cross_entropy(clean_logits, labels)
-    return clean_weight * clean + adversarial_weight * cross_entropy(adversarial_logits, labels)
+    clean = cross_entropy(clean_logits, labels, label_smoothing=label_smoothing)
+    adversarial = cross_entropy(adversarial_logits, labels, label_smoothing=label_smoothing)
+    return clean_weight * clean + adversarial_weight * adversarial
+
+
+def trades(
+    clean_logits: jax.Array,
+    adversarial_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    clean_weight: float = 1.0,
+    adversarial_weight: float = 6.0,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """What a TRADES classifier minimises: clean cross-entropy, and that the prediction stays where it was.
+
+    Args:
+        clean_logits: `[B, K]`.
+        adversarial_logits: `[B, K]`, for the same images perturbed.
+        labels: int32 `[B]`.
+        clean_weight: Weight of the clean term.
+        adversarial_weight: beta, the weight of KL(clean || adversarial); differentiated in both of its arguments.
+        label_smoothing: Of the clean term.
+
+    Returns:
+        `[B]`.
+
+    References:
+        Zhang, Yu, Jiao, Xing, El Ghaoui and Jordan, "Theoretically Principled Trade-off between Robustness and
+        Accuracy", ICML 2019, equation 5 and algorithm 1, https://arxiv.org/abs/1901.08573
+
+    >>> logits = jnp.zeros((1, 2))
+    >>> print(trades(logits, logits, jnp.array([0])))
+    [0.6931472]
+    """
+    clean = cross_entropy(clean_logits, labels, label_smoothing=label_smoothing)
+    return clean_weight * clean + adversarial_weight * kl(adversarial_logits, clean_logits)
 
 
 def generator_loss(adversarial_logits: jax.Array, labels: jax.Array) -> jax.Array:

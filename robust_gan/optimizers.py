@@ -14,6 +14,13 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     >>> print(f"{schedule(99):.3f} {schedule(100):.3f}")
     0.100 0.010
     """
+    if config.schedule == "cosine":
+        return optax.cosine_decay_schedule(config.learning_rate, config.schedule_steps)
+    if config.schedule == "cyclic":
+        rise = max(1, round(0.4 * config.schedule_steps))
+        up = optax.linear_schedule(0.0, config.learning_rate, rise)
+        down = optax.linear_schedule(config.learning_rate, 0.0, max(1, config.schedule_steps - rise))
+        return optax.join_schedules([up, down], [rise])
     return optax.piecewise_constant_schedule(
         config.learning_rate, {step: config.decay_factor for step in config.decay_steps}
     )

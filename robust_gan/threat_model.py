@@ -61,6 +61,15 @@ def from_config(config: ThreatConfig) -> LinfThreat | L2Threat:
     return {"linf": LinfThreat, "l2": L2Threat}[config.norm](config.epsilon)
 
 
+def scaled(threat: ThreatModel, factor: float) -> ThreatModel:
+    """Returns the threat model with `factor` times its epsilon.
+
+    >>> scaled(LinfThreat(0.25), 2.0)
+    LinfThreat(epsilon=0.5, bounds=(0.0, 1.0))
+    """
+    return dataclasses.replace(threat, epsilon=threat.epsilon * factor)
+
+
 def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
     """Projects points onto the ball around the images, and then onto the valid range.
 
@@ -133,6 +142,34 @@ def perturb(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Arr
     if threat.norm == "l2":
         noise = noise / _expand(jnp.maximum(l2_norm(noise), 1.0), noise)
     return project(images.astype(wide) + jnp.asarray(threat.epsilon, wide) * noise, images, threat)
+
+
+def perturb_within_box(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Array:
+    """Maps noise onto the valid pixels within epsilon of each pixel: -1 to the least of them, 1 to the greatest.
+
+    Where `perturb` clips, noise beyond the border of the range has no effect and no gradient; here all noise counts.
+    Noise of 0 is the middle of the box, which near the border of the range is not the image.
+
+    Args:
+        images: `[B, ...]`, inside the range.
+        noise: `[B, ...]` in [-1, 1].
+        threat: An L-infinity threat model.
+
+    Returns:
+        `[B, ...]` of the dtype of `images`.
+
+    Raises:
+        ValueError: The threat model is not L-infinity: only there are the valid perturbations a box.
+
+    >>> perturb_within_box(jnp.array([[0.5, 0.0]]), jnp.array([[1.0, 0.0]]), LinfThreat(0.25)).tolist()
+    [[0.75, 0.125]]
+    """
+    if threat.norm != "linf":
+        raise ValueError(f"perturb_within_box needs an L-infinity threat model, not {threat.norm!r}")
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    centre, epsilon = images.astype(wide), jnp.asarray(threat.epsilon, wide)
+    low, high = jnp.maximum(centre - epsilon, threat.bounds[0]), jnp.minimum(centre + epsilon, threat.bounds[1])
+    return project(low + 0.5 * (high - low) * (1 + noise.astype(wide)), images, threat)
 
 
 def random_start(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:

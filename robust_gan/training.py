@@ -5,10 +5,9 @@ import functools
 import importlib.util
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,16 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from robust_gan import checkpoint, data, evaluation, game, networks, parallel, threat_model, workdir
+from robust_gan import checkpoint, data, ending, evaluation, game, networks, parallel, validation, workdir
 from robust_gan.config import Config, validate
 from robust_gan.data import augmentation, order
 from robust_gan.errors import DataError, UserError
 from robust_gan.game import Game, TrainState
-from robust_gan.networks import inference
-from robust_gan.types import Batch
-
-VALIDATION_SEED = 0
-"""The attacks of every validation draw the same numbers, so that steps are compared on equal terms."""
+from robust_gan.types import Batch, LogitsFn
 
 
 class NotFiniteError(RuntimeError):
@@ -38,7 +33,7 @@ class Result(NamedTuple):
     Attributes:
         state: The last state, on the host.
         step: Steps taken.
-        finished: False where a signal ended it early.
+        finished: False where a signal ended it early; True after all steps, or out of patience.
         validation: The figures of the last validation.
     """
 
@@ -94,13 +89,15 @@ def train(
     info = checkpoint.DataInfo(
         dataset.name, dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.label_names)
     )
-    played = game.from_config(config, num_classes=info.num_classes, channels=info.image_shape[-1])
+    played = game.from_config(
+        config, num_classes=info.num_classes, channels=info.image_shape[-1], sources=load_sources(config, info)
+    )
     state = initial_state(config, played, info.image_shape)
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(workdir.claim(directory, config))
         writer = checkpoint.Writer(folder, config, info)
-        stack.enter_context(_closed(writer.close))
+        stack.enter_context(ending.closed(writer.close))
         restored = writer.restore_latest(state, warn=say)
         start = 0
         if restored is not None:
@@ -108,12 +105,12 @@ def train(
             say(f"going on from step {start} of {folder}")
         metrics = workdir.Lines(folder / workdir.METRICS, start)
         timing = workdir.Lines(folder / workdir.TIMING, start)
-        stack.enter_context(_closed(metrics.close))
-        stack.enter_context(_closed(timing.close))
+        stack.enter_context(ending.closed(metrics.close))
+        stack.enter_context(ending.closed(timing.close))
         board = _tensorboard(folder) if tensorboard else None
         if board is not None:
-            stack.enter_context(_closed(board.close))
-        stopped = stack.enter_context(_signals())
+            stack.enter_context(ending.closed(board.close))
+        stopped = stack.enter_context(ending.signals())
         progress = sys.stderr.isatty() if progress is None else progress
         bar = stack.enter_context(
             tqdm.tqdm(total=config.num_steps, initial=min(start, config.num_steps), unit="step", disable=not progress)
@@ -128,9 +125,9 @@ def train(
         step_fn = parallel.map_step(functools.partial(training_step, played, config), devices)
         arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
         state, arrays = parallel.replicate((state, arrays), devices)
-        validation: dict[str, float] = {}
+        figures: dict[str, float] = {}
         began, began_step, step = time.perf_counter(), start, start
-        while step < config.num_steps and not stopped:
+        while step < config.num_steps and not stopped and not _is_out_of_patience(config, step, writer.best_step()):
             state, measured = step_fn(state, arrays, batch_positions(config, step, len(dataset.train.labels), devices))
             step += 1
             bar.update()
@@ -142,20 +139,24 @@ def train(
                 rate = (step - began_step) * config.batch_size / seconds
                 timing.write(step, {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)})
                 began, began_step = time.perf_counter(), step
-                bar.set_postfix_str(_postfix(values | validation))
+                bar.set_postfix_str(_postfix(values | figures))
             if step % config.validation.every == 0 or step == config.num_steps:
-                validation = validate_state(config, dataset, state, info, devices)
-                record(step, validation)
-                writer.save(step, state, validation | {checkpoint.SELECTION: _selection(config, validation)})
-                bar.set_postfix_str(_postfix(validation))
+                figures = validation.validate(config, dataset, state, info, devices)
+                record(step, figures)
+                writer.save(step, state, figures | {checkpoint.SELECTION: validation.selection(config, figures)})
+                bar.set_postfix_str(_postfix(figures))
                 began, began_step = time.perf_counter(), step
         if start >= config.num_steps:
             say(f"{folder} stands at step {start} of {config.num_steps}: nothing is left to do")
-        if step < config.num_steps:
+        ended = step >= config.num_steps
+        if not ended and _is_out_of_patience(config, step, writer.best_step()):
+            ended = True
+            say(f"ended at step {step}: no validation since step {writer.best_step()} was as good")
+        if not ended:
             # Saved without a validation: selecting it as the best would mean choosing blindly.
             writer.save(step, state, {checkpoint.SELECTION: -1.0})
             say(f"stopped at step {step} and saved; the same command goes on from there")
-        return Result(jax.device_get(_without_key(state)), step, step >= config.num_steps, validation)
+        return Result(jax.device_get(_without_keys(state)), step, ended, figures)
 
 
 def load_data(config: Config) -> data.Dataset:
@@ -173,6 +174,33 @@ def load_data(config: Config) -> data.Dataset:
             f"{len(dataset.validation.labels)} images: lower the one or raise the other"
         )
     return dataset
+
+
+def load_sources(config: Config, info: checkpoint.DataInfo) -> list[LogitsFn]:
+    """Loads the frozen classifiers that an ensemble attacks.
+
+    Args:
+        config: The run.
+        info: Its data.
+
+    Returns:
+        One for each of `adversary.ensemble.sources`; none where the adversary is another one.
+
+    Raises:
+        UserError: A source is missing, damaged, or of other images or classes.
+    """
+    if config.adversary.name != "ensemble":
+        return []
+    records = [checkpoint.read_record(*checkpoint.parse_location(text)) for text in config.adversary.ensemble.sources]
+    for text, record in zip(config.adversary.ensemble.sources, records, strict=True):
+        there = record.data
+        if (there.name, there.image_shape, there.num_classes) != (info.name, info.image_shape, info.num_classes):
+            raise UserError(
+                f"the source {text} was trained on {there.name}, images {there.image_shape}, {there.num_classes} "
+                f"classes, but this run is on {info.name}, {info.image_shape}, {info.num_classes}: give sources of the "
+                "same data"
+            )
+    return [checkpoint.classifier_of(record) for record in records]
 
 
 def initial_state(config: Config, played: Game, image_shape: Sequence[int]) -> TrainState:
@@ -227,39 +255,6 @@ def batch_positions(config: Config, step: int, num_images: int, devices: Sequenc
     return parallel.split(np.stack(rows), devices, axis=1)
 
 
-def validate_state(
-    config: Config, dataset: data.Dataset, state: TrainState, info: checkpoint.DataInfo, devices: Sequence[jax.Device]
-) -> dict[str, float]:
-    """Scores the classifier of a state on the validation split: clean, FGSM, PGD and its generator.
-
-    Returns:
-        `validation/clean_accuracy`, `validation/fgsm`, `validation/pgdN` and, with a generator,
-        `validation/generator`, as shares of the images.
-    """
-    count = config.validation.size or len(dataset.validation.labels)
-    model = state_model(config, state, info)
-    names = ("fgsm", f"pgd{config.validation.pgd_steps}", *([evaluation.GENERATOR] if model.noise_fn else []))
-    scores = evaluation.evaluate(
-        [model], dataset.validation.images[:count], dataset.validation.labels[:count],
-        threat_model.from_config(config.threat), attacks=names, batch_size=config.validation.batch_size,
-        seed=VALIDATION_SEED, devices=devices,
-    )  # fmt: skip
-    accuracies = {f"validation/{name}": scores.robust_accuracy(model.name, [model.name], [name]) for name in names}
-    return {"validation/clean_accuracy": scores.clean_accuracy(model.name), **accuracies}
-
-
-def state_model(config: Config, state: TrainState, info: checkpoint.DataInfo) -> evaluation.Model:
-    """Returns the classifier (and generator) of a state, as they evaluate: with running BatchNorm statistics."""
-    classifier, generator = state.classifier, state.adversary
-    noise_fn = None
-    if config.adversary.name == "generator":
-        apply = inference.generate(config.adversary.generator.network, info.image_shape[-1])
-        noise_fn = jax.tree_util.Partial(apply, generator.params, generator.batch_stats)
-    apply = inference.classify(config.classifier.network, info.num_classes)
-    logits_fn = jax.tree_util.Partial(apply, classifier.params, classifier.batch_stats)
-    return evaluation.Model("classifier", logits_fn, noise_fn)
-
-
 def _check_networks(config: Config) -> None:
     """Refuses names of networks that there are not; how many classes and channels they have is not known yet."""
     networks.build_classifier(config.classifier.network, 1)
@@ -267,10 +262,9 @@ def _check_networks(config: Config) -> None:
         networks.build_generator(config.adversary.generator.network, 1)
 
 
-def _selection(config: Config, validation: dict[str, float]) -> float:
-    if config.adversary.name == "none":
-        return validation["validation/clean_accuracy"]
-    return validation[f"validation/pgd{config.validation.pgd_steps}"]
+def _is_out_of_patience(config: Config, step: int, best: int | None) -> bool:
+    patience = config.validation.patience * config.validation.every
+    return bool(patience) and best is not None and step - best >= patience
 
 
 def _check_finite(values: dict[str, float], step: int, folder) -> None:
@@ -289,45 +283,11 @@ def _postfix(values: dict[str, float]) -> str:
     return " ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in (*shown, *pgd) if name in values)
 
 
-def _without_key(state: TrainState) -> TrainState:
-    return state._replace(key=jax.random.key_data(state.key))
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects the first SIGTERM or SIGINT, so that the loop can end its step; a second one acts as ever."""
-    received: list[int] = []
-    try:
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-        def handle(number, frame):
-            received.append(number)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-        for number in before:
-            signal.signal(number, handle)
-    except ValueError:  # Only the main thread may set handlers; elsewhere the caller handles signals.
-        before = {}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _closed(close: Callable[[], None]) -> Iterator[None]:
-    """Closes at the end; where that fails after a failure, the first one goes on, with the second as a note."""
-    try:
-        yield
-    except BaseException as first:
-        try:
-            close()
-        except Exception as second:
-            first.add_note(f"and then, in closing: {second}")
-        raise
-    close()
+def _without_keys(state: TrainState) -> TrainState:
+    """Typed keys have no form on the host; their data have."""
+    return jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf, state
+    )
 
 
 def _tensorboard(folder) -> Any:

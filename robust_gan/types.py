@@ -88,9 +88,9 @@ class Adversary(NamedTuple):
             classifier's loss on the batch; the classifier stays as it is.
         perturb: `(state, classifier_fn, batch, keys, *, axis_name=None) -> images [B, H, W, C]`, inside the threat
             model.
-        response: `(state, batch, keys, *, axis_name=None) -> (params, images_fn)` where `images_fn(params)` is what
-            `perturb` returns, differentiable in `params`; None for an adversary without parameters. The gradient
-            penalty of the game needs it.
+        response: `(state, classifier_fn, batch, keys, *, axis_name=None) -> (params, images_fn)` where
+            `images_fn(params)` is what `perturb` returns, differentiable in `params`; None for an adversary without
+            parameters. The gradient penalty of the game needs it.
     """
 
     init: Callable[[jax.Array, jax.Array], PyTree]

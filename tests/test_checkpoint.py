@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robust_gan import checkpoint, game, parallel, training
+from robust_gan import checkpoint, game, parallel, training, validation
 from robust_gan.checkpoint import records
 from robust_gan.checkpoint.restoring import fill
 from robust_gan.config import AdversaryConfig, Config
@@ -113,7 +113,7 @@ def test_a_whole_train_state_is_restored_with_optimisers_statistics_and_keys(tin
 def test_the_networks_of_a_checkpoint_need_nothing_else_and_equal_those_of_the_state(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     state, _, record = load_run(run)
-    model = training.state_model(record.config, state, record.data)
+    model = validation.state_model(record.config, state, record.data)
     images = np.random.default_rng(0).uniform(size=(5, 8, 8, 1)).astype(np.float32)
     assert np.array_equal(checkpoint.load_classifier(run, "last")(images), model.logits_fn(images))
     assert np.array_equal(checkpoint.load_generator(run, "last")(images), model.noise_fn(images))

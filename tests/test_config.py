@@ -14,6 +14,7 @@ from robust_gan.config import (
     ClassifierConfig,
     Config,
     DataConfig,
+    EnsembleConfig,
     OptimizerConfig,
     ThreatConfig,
     check_epsilon,
@@ -48,6 +49,10 @@ AT_LEAST = {
     "data__extra_size": 0,
     "data__padding": 0,
     "adversary__pgd__num_steps": 1,
+    "adversary__ensemble__pgd_steps": 1,
+    "adversary__generator__hops": 1,
+    "adversary__generator__latent_size": 0,
+    "validation__patience": 0,
     "adversary__generator__steps": 1,
     "adversary__generator__minibatches": 1,
     "validation__every": 1,
@@ -55,7 +60,15 @@ AT_LEAST = {
     "validation__batch_size": 1,
     "validation__pgd_steps": 1,
 }
-NOT_NEGATIVE = ("adversary__pgd__step_size", "classifier__clean_weight", "classifier__adversarial_weight")
+NOT_NEGATIVE = (
+    "adversary__fgsm__step_size",
+    "adversary__pgd__step_size",
+    "adversary__generator__diversity",
+    "adversary__generator__final_step",
+    "classifier__clean_weight",
+    "classifier__adversarial_weight",
+    "classifier__weight_perturbation",
+)
 PLAYERS = ("classifier__optimizer__", "adversary__generator__optimizer__")
 
 BAD = [
@@ -68,7 +81,20 @@ BAD = [
     ("threat__epsilon", 1.5, "is 1.5, but .* write 1.5/255"),
     *(("threat__epsilon", bad, r"must be a number in \(0, 1\], not ") for bad in (0.0, -0.1, math.nan, math.inf)),
     ("threat__norm", "l1", "must be one of linf, l2, not 'l1'"),
-    ("adversary__name", "fgsm", "must be one of none, pgd, generator, not 'fgsm'"),
+    ("adversary__name", "gan", "must be one of none, fgsm, pgd, ensemble, generator, not 'gan'"),
+    ("adversary__fgsm__start", "", "must be one of random, noise, not ''"),
+    ("adversary__pgd__loss", "dlr", "must be one of cross_entropy, kl, margin, not 'dlr'"),
+    ("adversary__ensemble__scheme", "", "must be one of paper, tramer, not ''"),
+    ("adversary__ensemble__sources", ("runs/a", ""), "has an empty name"),
+    ("adversary__generator__box", "clip", "must be one of project, map, not 'clip'"),
+    ("adversary__generator__sees", ("loss",), "must be one of gradient, perturbation, label, not 'loss'"),
+    ("adversary__generator__sees", ("label", "label"), "names something twice: label, label"),
+    ("classifier__loss", "mart", "must be one of cross_entropy, trades, not 'mart'"),
+    *(
+        (f"classifier__{field}", bad, r"must be in \[0, 1\), not")
+        for field in ("label_smoothing", "average_decay")
+        for bad in (-0.1, 1.0, math.nan)
+    ),
     ("penalty__form", "Exact", "must be one of exact, finite_difference, not 'Exact'"),
     ("classifier__attacked_batch_norm", "", "must be one of batch, running, not ''"),
     ("data__augmentation", "flip", "must be one of none, crop, crop_flip, not 'flip'"),
@@ -84,6 +110,8 @@ for player in PLAYERS:
             for field in ("momentum", "b1", "b2")
             for bad in (-0.1, 1.0, math.nan)
         ),
+        (f"{player}schedule", "step", "must be one of piecewise, cosine, cyclic, not 'step'"),
+        *((f"{player}schedule_steps", bad, "must be 0 with the schedule 'piecewise'") for bad in (-1, 100)),
         *((f"{player}weight_decay", bad, "must be at least 0, not") for bad in (-1e-4, math.nan, math.inf)),
         *((f"{player}decay_factor", bad, r"must be in \(0, 1\], not") for bad in (0.0, 1.5, math.nan)),
         *(
@@ -157,6 +185,24 @@ def getattr_path(name):
         ),
         ({"classifier__clean_weight": 0, "classifier__adversarial_weight": 0}, "leave nothing to learn from"),
         ({"classifier__clean_weight": 0.0, "adversary__name": "none"}, "leave nothing to learn from"),
+        ({"adversary__name": "ensemble"}, "sources is empty: give the checkpoints of trained classifiers"),
+        (
+            {"adversary__generator__diversity": 0.1},
+            "diversity is 0.1, but with latent_size 0 a perturbation has nothing to differ by",
+        ),
+        ({"adversary__generator__box": "map", "threat__norm": "l2"}, "box must be 'project' in L2"),
+        ({"classifier__loss": "trades", "classifier__clean_weight": 0.0}, "the TRADES loss needs clean_weight"),
+        ({"classifier__loss": "trades", "adversary__name": "none"}, "needs .* an adversary that makes images"),
+        ({"classifier__loss": "trades", "penalty__coefficient": 0.1}, "must be 0 with the TRADES loss"),
+        ({"classifier__optimizer__schedule": "cosine"}, "schedule_steps must be at least 1 with the schedule 'cosine'"),
+        (
+            {
+                "classifier__optimizer__schedule": "cyclic",
+                "classifier__optimizer__schedule_steps": 9,
+                "classifier__optimizer__decay_steps": (3,),
+            },
+            "decay_steps must be empty with the schedule 'cyclic'",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_one_sentence(fields, sentence):
@@ -177,6 +223,11 @@ def test_values_that_do_not_go_together_are_one_sentence(fields, sentence):
         {"classifier__optimizer__decay_steps": [10, 20]},
         {"classifier__optimizer__decay_factor": 1.0, "classifier__optimizer__momentum": 0},
         {"adversary__pgd__step_size": 0.0, "validation__size": 0, "data__train_size": 0},
+        {"adversary__name": "ensemble", "adversary__ensemble__sources": ["runs/a", "runs/b@100"]},
+        {"adversary__generator__hops": 3},
+        {"adversary__generator__latent_size": 4, "adversary__generator__diversity": 0.1},
+        {"classifier__loss": "trades", "classifier__adversarial_weight": 6},
+        {"classifier__optimizer__schedule": "cosine", "classifier__optimizer__schedule_steps": 100},
     ],
 )
 def test_what_is_right_is_accepted(fields):
@@ -213,7 +264,11 @@ configs = st.builds(
     data=st.builds(DataConfig, name=st.text(max_size=5), train_size=st.integers(0, 100)),
     threat=st.builds(ThreatConfig, norm=st.sampled_from(config_lib.NORMS), epsilon=positive),
     classifier=st.builds(ClassifierConfig, optimizer=optimizer),
-    adversary=st.builds(AdversaryConfig, name=st.sampled_from(config_lib.ADVERSARIES)),
+    adversary=st.builds(
+        AdversaryConfig,
+        name=st.sampled_from(config_lib.ADVERSARIES),
+        ensemble=st.builds(EnsembleConfig, sources=st.tuples(st.text(min_size=1, max_size=5))),
+    ),
     batch_size=st.integers(1, 2**31 - 1),
 )
 

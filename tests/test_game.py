@@ -158,7 +158,7 @@ def penalty_value(played, state, batch, keys, theta):
     """R written out: half the squared norm of the gradient in phi of the mean cross-entropy."""
 
     def loss(phi):
-        images = played.adversary.response(state.adversary, batch, keys)[1](phi)
+        images = played.adversary.response(state.adversary, None, batch, keys)[1](phi)
         logits, _ = played.classifier.apply(theta, {}, images, train=True)
         return losses.cross_entropy(logits, batch.labels).mean()
 
@@ -214,7 +214,7 @@ def test_the_finite_difference_is_the_released_codes_update():
         )
         found = game.classifier_gradient(played, state.classifier, state.adversary, batch, keys)[0]
         theta, phi = state.classifier.params, state.adversary.params
-        images_of = played.adversary.response(state.adversary, batch, keys)[1]
+        images_of = played.adversary.response(state.adversary, None, batch, keys)[1]
 
         def loss(theta, images):
             return losses.cross_entropy(played.classifier.apply(theta, {}, images, train=True)[0], batch.labels).mean()
@@ -261,7 +261,7 @@ def bilinear_game(coefficient):
         perturb=lambda state, classifier_fn, batch, keys, *, axis_name=None: (
             jnp.full((1, 1, 1, 1), 1.0) * state.params["phi"]
         ),
-        response=lambda state, batch, keys, *, axis_name=None: (
+        response=lambda state, classifier_fn, batch, keys, *, axis_name=None: (
             state.params,
             lambda params: jnp.full((1, 1, 1, 1), 1.0) * params["phi"],
         ),

@@ -84,3 +84,12 @@ def test_the_decay_is_on_the_kernels_of_a_network_alone(name):
     assert all(len(leaves) > 0 for leaves in kinds.values())
     assert all((leaf < 0).all() for leaf in kinds["kernel"])
     assert all((leaf == 0).all() for leaf in kinds["bias"] + kinds["scale"])
+
+
+def test_schedules_by_their_closed_forms():
+    cosine = optimizers.learning_rate(OptimizerConfig(learning_rate=0.2, schedule="cosine", schedule_steps=100))
+    cyclic = optimizers.learning_rate(OptimizerConfig(learning_rate=0.2, schedule="cyclic", schedule_steps=100))
+    for step in (0, 1, 20, 40, 70, 99, 100, 150):
+        share = min(step, 100) / 100
+        np.testing.assert_allclose(cosine(step), 0.1 * (1 + np.cos(np.pi * share)), atol=1e-7)
+        np.testing.assert_allclose(cyclic(step), 0.2 * min(share / 0.4, (1 - share) / 0.6), atol=1e-7)

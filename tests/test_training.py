@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from robust_gan import checkpoint, parallel, training, workdir
+from robust_gan import checkpoint, parallel, threat_model, training, validation, workdir
 from robust_gan.config import (
     AdversaryConfig,
     Config,
@@ -227,3 +227,74 @@ def test_the_first_signal_saves_and_the_run_goes_on_from_there(tmp_path, number)
     assert record.step == step > 0
     result = train(endless(step + 1), tmp_path / "run")
     assert result.step == step + 1
+
+
+def test_training_ends_when_patience_does_and_stays_ended(tmp_path):
+    # With a rate of next to nothing no validation is better than the first.
+    config = tiny("none", num_steps=20, validation=ValidationConfig(every=2, pgd_steps=1, patience=2))
+    config.classifier.optimizer = OptimizerConfig(learning_rate=1e-12)
+    config.classifier.average_decay = 0.5
+    said = []
+    ended = train(config, tmp_path / "run", say=said.append)
+    # Accuracies are equal then, and the newest of equals is the best: patience never ends.
+    assert ended.step == 20
+    assert ended.finished
+    config.data.train_size, config.classifier.optimizer.learning_rate = 100, 10.0
+    ended = train(config, tmp_path / "diverging", say=said.append)
+    best = checkpoint.read_record(tmp_path / "diverging", "best").step
+    assert ended.finished
+    assert ended.step == best + 4 < 20
+    assert said == [f"ended at step {ended.step}: no validation since step {best} was as good"]
+    again = train(config, tmp_path / "diverging", say=said.append)
+    assert again.step == ended.step
+
+
+def test_an_ensemble_trains_on_checkpoints_of_the_same_data_and_resumes(tmp_path):
+    train(tiny("none"), tmp_path / "source")
+    config = tiny("ensemble")
+    config.adversary.ensemble.sources = (str(tmp_path / "source"), f"{tmp_path / 'source'}@last")
+    config.adversary.ensemble.scheme = "tramer"
+    whole = train(config, tmp_path / "whole", 4)
+    config.num_steps = 3
+    train(config, tmp_path / "parts", 4)
+    config.num_steps = 6
+    assert_bit_equal(whole.state, train(config, tmp_path / "parts", 4).state)
+    loaded = checkpoint.load_classifier(tmp_path / "source")
+    assert_bit_equal(whole.state.adversary.sources[0][0], jax.device_get(loaded.args))
+
+
+def test_sources_that_are_missing_or_of_other_data_are_one_sentence_and_nothing_is_written(tmp_path):
+    config = tiny("ensemble")
+    config.adversary.ensemble.sources = (str(tmp_path / "none"),)
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        train(config, tmp_path / "run")
+    train(tiny("none", num_steps=1), tmp_path / "source")
+    config.adversary.ensemble.sources = (str(tmp_path / "source"),)
+    info = checkpoint.DataInfo("digits", (8, 8, 1), 10, ())
+    for other in (
+        info._replace(name="mnist"), info._replace(image_shape=(8, 8, 3)), info._replace(num_classes=11)
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"was trained on digits, images \(8, 8, 1\), 10 classes, but this run"):
+            training.load_sources(config, other)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_averaged_weights_are_what_is_validated_and_evaluated(tmp_path):
+    config = tiny("generator", num_steps=3)
+    config.classifier.average_decay = 0.5
+    config.adversary.generator.sees, config.adversary.generator.hops = ("gradient", "perturbation", "label"), 2
+    config.adversary.generator.latent_size = 2
+    ended = train(config, tmp_path / "run")
+    record = checkpoint.read_record(tmp_path / "run", "last")
+    images = np.random.default_rng(0).uniform(size=(6, 8, 8, 1)).astype(np.float32)
+    labels, threat = np.arange(6), threat_model.from_config(config.threat)
+    model = validation.state_model(config, ended.state, record.data)
+    logits_fn = checkpoint.load_classifier(tmp_path / "run", "last")
+    assert_bit_equal(logits_fn.args[0], ended.state.average.params)
+    assert_bit_equal(model.logits_fn(images), logits_fn(images))
+    attack = checkpoint.load_attack(tmp_path / "run", "last")
+    made = [attack_fn(logits_fn, jax.random.key(0), images, labels, threat) for attack_fn in (attack, model.generator)]
+    assert_bit_equal(*made)
+    assert 0 < float(threat_model.distance(made[0], images, threat).max()) <= config.threat.epsilon * (1 + 1e-6)
+    noise_fn = checkpoint.load_generator(tmp_path / "run", "last")
+    assert noise_fn(np.zeros((1, 8, 8, 1 + 1 + 1 + 10 + 2), np.float32)).shape == (1, 8, 8, 1)

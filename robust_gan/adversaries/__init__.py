@@ -1,33 +1,88 @@
 """Adversaries: the maximising player, one file each, each built of pure functions (`types.Adversary`)."""
 
+from collections.abc import Callable, Sequence
+
+import jax
+
 from robust_gan import networks, optimizers
+from robust_gan.adversaries.ensemble import ensemble
+from robust_gan.adversaries.fgsm import fgsm
 from robust_gan.adversaries.generator import generator
 from robust_gan.adversaries.none import none
 from robust_gan.adversaries.pgd import pgd
-from robust_gan.config import AdversaryConfig
-from robust_gan.types import Adversary, ThreatModel
+from robust_gan.attacks.learned import Design, trained
+from robust_gan.config import AdversaryConfig, GeneratorConfig
+from robust_gan.networks import inference
+from robust_gan.types import Adversary, LogitsFn, ThreatModel
 
-__all__ = ["from_config", "generator", "none", "pgd"]
+__all__ = ["attack_of", "design_of", "ensemble", "fgsm", "from_config", "generator", "none", "pgd"]
 
 
-def from_config(config: AdversaryConfig, threat: ThreatModel, channels: int) -> Adversary:
+def from_config(
+    config: AdversaryConfig,
+    threat: ThreatModel,
+    *,
+    channels: int,
+    num_classes: int,
+    sources: Sequence[LogitsFn] = (),
+) -> Adversary:
     """Builds the adversary of a configuration.
 
     Args:
         config: Validated already.
         threat: The threat model.
         channels: C of the images.
+        num_classes: K of the data.
+        sources: The classifiers of `config.ensemble.sources`, for the adversary `ensemble`.
 
     Raises:
         UserError: The generator's name is unknown.
 
     >>> from robust_gan import LinfThreat
-    >>> from_config(AdversaryConfig(name="pgd"), LinfThreat(0.15), 1).init(None, None)
+    >>> from_config(AdversaryConfig(name="pgd"), LinfThreat(0.15), channels=1, num_classes=10).init(None, None)
     ()
     """
     if config.name == "none":
         return none()
+    if config.name == "fgsm":
+        return fgsm(threat, start=config.fgsm.start, step_size=config.fgsm.step_size)
     if config.name == "pgd":
-        return pgd(threat, num_steps=config.pgd.num_steps, step_size=config.pgd.step_size or None)
-    network = networks.build_generator(config.generator.network, channels)
-    return generator(network, optimizers.build(config.generator.optimizer), threat, steps=config.generator.steps)
+        step_size = config.pgd.step_size or None
+        return pgd(threat, num_steps=config.pgd.num_steps, step_size=step_size, loss=config.pgd.loss)
+    if config.name == "ensemble":
+        return ensemble(sources, threat, scheme=config.ensemble.scheme, num_steps=config.ensemble.pgd_steps)
+    return generator(
+        networks.build_generator(config.generator.network, channels),
+        optimizers.build(config.generator.optimizer),
+        threat,
+        steps=config.generator.steps,
+        design=design_of(config.generator),
+        diversity=config.generator.diversity,
+        num_classes=num_classes,
+    )
+
+
+def design_of(config: GeneratorConfig) -> Design:
+    """Returns how the generator of a configuration attacks.
+
+    >>> design_of(GeneratorConfig(sees=("gradient",), hops=2)).hops
+    2
+    """
+    return Design(tuple(config.sees), config.hops, config.latent_size, config.final_step, config.box)
+
+
+def attack_of(config: GeneratorConfig, channels: int, num_classes: int) -> Callable[..., jax.Array]:
+    """Returns how a trained generator attacks.
+
+    It is called as `(params, batch_stats, logits_fn, key, images, labels, threat)`; see `attacks.learned.trained`. The
+    same arguments give the same object, so that what is compiled for it is found again.
+
+    Args:
+        config: Of its training.
+        channels: C of the images.
+        num_classes: K of the data.
+
+    >>> attack_of(GeneratorConfig(), 1, 10) is attack_of(GeneratorConfig(), 1, 10)
+    True
+    """
+    return trained(inference.generate(config.network, channels), design_of(config), num_classes)

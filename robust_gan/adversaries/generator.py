@@ -1,36 +1,54 @@
-"""A generator network as the adversary: the paper's game."""
+"""A generator network as the adversary: the paper's game, and what was added to it since."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from robust_gan import threat_model
+from robust_gan import random
+from robust_gan.attacks import learned
+from robust_gan.attacks.learned import PAPER, Design
 from robust_gan.losses import generator_loss
 from robust_gan.metrics import mean_over
 from robust_gan.types import Adversary, Network, PlayerState, ThreatModel
 
 
 def generator(
-    network: Network, optimizer: optax.GradientTransformation, threat: ThreatModel, *, steps: int = 1
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    threat: ThreatModel,
+    *,
+    steps: int = 1,
+    design: Design = PAPER,
+    diversity: float = 0.0,
+    num_classes: int = 0,
 ) -> Adversary:
     """Builds the adversary that is a network: image in, noise in [-1, 1] out.
 
     While it trains, its BatchNorm uses the statistics of the batch; as an attack after training, the running ones.
 
     Args:
-        network: The generator; outputs noise of the shape of the images.
+        network: The generator; outputs noise of the shape of the images for what `design` lets it see.
         optimizer: How it moves, weight decay included.
         threat: The threat model.
         steps: Optimiser steps on each batch, k of the paper.
+        design: What it sees, how often it is asked, how its noise becomes a perturbation.
+        diversity: Reward for the mean distance between two perturbations of an image, in units of epsilon, over the
+            mean distance between their random inputs.
+        num_classes: K; used only where the design sees the label.
 
     Returns:
         The adversary; its state is a `PlayerState`.
+
+    Raises:
+        ValueError: A reward for diversity without a random input.
 
     Guarantees:
         `test_a_generator_step_raises_the_frozen_classifiers_loss_and_leaves_it_alone`.
 
     References:
         Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, section 3.
+        Mao, Lee, Tseng, Ma and Yang, "Mode Seeking Generative Adversarial Networks for Diverse Image Synthesis", CVPR
+            2019, equation 3 (diversity).
 
     >>> import optax
     >>> from robust_gan import LinfThreat, networks
@@ -39,43 +57,84 @@ def generator(
     >>> sorted(state._fields)
     ['batch_stats', 'opt_state', 'params']
     """
+    if diversity and not design.latent_size:
+        raise ValueError(f"diversity is {diversity}, but the design has no random input to differ by")
 
     def init(key, images):
-        params, batch_stats = network.init(key, images)
+        channels = design.channels(images.shape[-1], num_classes)
+        params, batch_stats = network.init(key, jnp.zeros((*images.shape[:-1], channels), images.dtype))
         return PlayerState(params, batch_stats, optimizer.init(params))
 
-    def adversarial_images(params, batch_stats, images, axis_name):
-        noise, batch_stats = network.apply(params, batch_stats, images, train=True, axis_name=axis_name)
-        return threat_model.perturb(images, noise, threat), batch_stats
+    def adversarial_images(params, batch_stats, classifier_fn, batch, latent, axis_name):
+        def apply(batch_stats, seen):
+            return network.apply(params, batch_stats, seen, train=True, axis_name=axis_name)
+
+        images, labels = batch
+        return learned.unroll(
+            apply, batch_stats, classifier_fn, latent, images, labels, threat, design, num_classes
+        )  # fmt: skip
+
+    def latent_of(keys):
+        return learned.draw_latent(keys, design) if design.latent_size else None
 
     def improve(state, classifier_fn, batch, keys, *, axis_name=None):
-        del keys  # The paper's generator is deterministic.
+        def loss_fn(params, batch_stats, latents):
+            images, batch_stats = adversarial_images(params, batch_stats, classifier_fn, batch, latents[0], axis_name)
+            loss = jnp.mean(generator_loss(classifier_fn(images), batch.labels))
+            objective = loss
+            if diversity:
+                others, batch_stats = adversarial_images(
+                    params, batch_stats, classifier_fn, batch, latents[1], axis_name
+                )
+                objective = loss - diversity * jnp.mean(distinctness(images, others, *latents, threat))
+            return objective, (loss, batch_stats)
 
-        def loss_fn(params, batch_stats):
-            images, batch_stats = adversarial_images(params, batch_stats, batch.images, axis_name)
-            return jnp.mean(generator_loss(classifier_fn(images), batch.labels)), batch_stats
-
-        def step(state, _):
-            (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.batch_stats)
+        def step(state, index):
+            step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys) if design.latent_size else None
+            pairs = random.split_per_image(step_keys, 2) if diversity else [step_keys]
+            latents = [latent_of(key) for key in pairs]
+            gradient, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, latents)
             loss, gradient = mean_over(axis_name, (loss, gradient))
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             return PlayerState(optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
 
         # One step or many, it is the same compiled body; see networks/convolution.py for why a loop is fast on CPU.
-        state, losses = jax.lax.scan(step, state, None, length=steps)
+        state, losses = jax.lax.scan(step, state, jnp.arange(steps))
         return state, {"generator_loss": losses[-1]}
 
-    def response(state, batch, keys, *, axis_name=None):
-        del keys
+    def response(state, classifier_fn, batch, keys, *, axis_name=None):
+        latent = latent_of(keys)
 
         def images_fn(params):
-            return adversarial_images(params, state.batch_stats, batch.images, axis_name)[0]
+            return adversarial_images(params, state.batch_stats, classifier_fn, batch, latent, axis_name)[0]
 
         return state.params, images_fn
 
     def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
-        del classifier_fn
-        params, images_fn = response(state, batch, keys, axis_name=axis_name)
+        params, images_fn = response(state, classifier_fn, batch, keys, axis_name=axis_name)
         return images_fn(params)
 
     return Adversary(init, improve, perturb, response)
+
+
+def distinctness(
+    images: jax.Array, others: jax.Array, latent: jax.Array, other_latent: jax.Array, threat: ThreatModel
+) -> jax.Array:
+    """Returns how far apart two perturbations of each image are for random inputs so far apart: `[B]`.
+
+    Both distances are means of absolute differences, that of the images in units of epsilon.
+
+    Args:
+        images: `[B, H, W, C]`.
+        others: `[B, H, W, C]`, for the same clean images.
+        latent: `[B, L]`, the random inputs of `images`.
+        other_latent: `[B, L]`, those of `others`.
+        threat: The threat model.
+
+    >>> from robust_gan import LinfThreat
+    >>> x = jnp.zeros((1, 2, 2, 1))
+    >>> distinctness(x, x + 0.25, jnp.zeros((1, 3)), jnp.full((1, 3), 0.5), LinfThreat(0.25)).item()
+    2.0
+    """
+    apart = jnp.mean(jnp.abs(images - others), axis=(1, 2, 3)) / jnp.asarray(threat.epsilon, images.dtype)
+    return apart / jnp.maximum(jnp.mean(jnp.abs(latent - other_latent), axis=-1), 1e-3)

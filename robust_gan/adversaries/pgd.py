@@ -1,16 +1,22 @@
 """Projected gradient descent as the adversary: adversarial training after Madry et al."""
 
-from robust_gan import attacks
+import jax
+
+from robust_gan import attacks, losses
 from robust_gan.types import Adversary, ThreatModel
 
 
-def pgd(threat: ThreatModel, *, num_steps: int = 10, step_size: float | None = None) -> Adversary:
+def pgd(
+    threat: ThreatModel, *, num_steps: int = 10, step_size: float | None = None, loss: str = "cross_entropy"
+) -> Adversary:
     """Builds the adversary that attacks each batch afresh, from one random start, and learns nothing.
 
     Args:
         threat: The threat model.
         num_steps: Gradient steps.
         step_size: In the unit of epsilon; by default 2.5 epsilon / num_steps.
+        loss: What it ascends: `cross_entropy`, `margin`, or `kl`, the divergence of the prediction from the clean one,
+            as TRADES does. The best point is kept for all three.
 
     Returns:
         The adversary; its state is empty.
@@ -24,9 +30,21 @@ def pgd(threat: ThreatModel, *, num_steps: int = 10, step_size: float | None = N
     """
 
     def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
-        del state, axis_name  # Each image is attacked by itself; the collectives are those inside the classifier.
+        del state, axis_name
+        loss_fn = {"cross_entropy": losses.cross_entropy, "margin": losses.margin}.get(loss)
+        if loss == "kl":
+            reference = jax.lax.stop_gradient(classifier_fn(batch.images))
+            loss_fn = lambda logits, labels: losses.kl(logits, reference)  # noqa: E731
+        # Each image is attacked by itself; the collectives are those inside the classifier.
         return attacks.pgd(
-            classifier_fn, keys, batch.images, batch.labels, threat, num_steps=num_steps, step_size=step_size
+            classifier_fn,
+            keys,
+            batch.images,
+            batch.labels,
+            threat,
+            num_steps=num_steps,
+            step_size=step_size,
+            loss_fn=loss_fn,
         )
 
     return Adversary(

@@ -7,13 +7,14 @@ Each is called as `attack(logits_fn, key, images, labels, threat)`; further sett
 import functools
 import re
 
-from robust_gan.attacks.gradient import fgsm, pgd
-from robust_gan.attacks.noise import generator, transfer, uniform_noise
+from robust_gan.attacks.gradient import fgsm, input_gradient, pgd
+from robust_gan.attacks.learned import generator
+from robust_gan.attacks.noise import transfer, uniform_noise
 from robust_gan.errors import UserError
 from robust_gan.losses import cross_entropy, margin
 from robust_gan.types import Attack
 
-__all__ = ["by_name", "fgsm", "generator", "pgd", "transfer", "uniform_noise"]
+__all__ = ["by_name", "fgsm", "generator", "input_gradient", "pgd", "transfer", "uniform_noise"]
 
 _PGD = re.compile(r"(margin_)?pgd([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,3}))?")
 

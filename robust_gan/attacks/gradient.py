@@ -8,6 +8,28 @@ from robust_gan.losses import cross_entropy, is_correct
 from robust_gan.types import LogitsFn, LossFn, ThreatModel
 
 
+def input_gradient(
+    logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, *, loss_fn: LossFn = cross_entropy
+) -> jax.Array:
+    """Returns the gradient of each image's loss in its pixels, as data: nothing is differentiated through it.
+
+    Args:
+        logits_fn: The classifier, differentiable.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`.
+        loss_fn: Unreduced.
+
+    Returns:
+        `[B, H, W, C]`.
+
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> input_gradient(logits_fn, jnp.zeros((1, 1, 1, 1)), jnp.array([0])).item()
+    -1.0
+    """
+    images = jax.lax.stop_gradient(images)
+    return jax.lax.stop_gradient(jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), labels)))(images))
+
+
 def fgsm(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -43,7 +65,7 @@ def fgsm(
     [0.25, 0.25, 0.25, 0.25]
     """
     del key
-    gradient = jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), labels)))(images)
+    gradient = input_gradient(logits_fn, images, labels, loss_fn=loss_fn)
     direction = threat_model.steepest(gradient, threat)
     return threat_model.project(images + jnp.asarray(threat.epsilon, direction.dtype) * direction, images, threat)
 

@@ -1,9 +1,8 @@
-"""Attacks that do not look at the classifier: random noise, and a trained generator."""
+"""Attacks that do not look at the classifier under attack: random noise, and transfer from another one."""
 
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from robust_gan import random, threat_model
 from robust_gan.types import LogitsFn, ThreatModel
@@ -33,42 +32,6 @@ def uniform_noise(
     """
     del logits_fn, labels
     return threat_model.random_start(random.per_image_keys(key, images.shape[0]), images, threat)
-
-
-def generator(
-    logits_fn: LogitsFn,
-    key: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    threat: ThreatModel,
-    *,
-    noise_fn: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """Perturbs images with the noise of a trained generator, one forward pass and no gradient.
-
-    Args:
-        logits_fn: Not used: the paper's generator sees the image alone.
-        key: Not used; the attack is deterministic.
-        images: `[B, H, W, C]`.
-        labels: Not used.
-        threat: The threat model.
-        noise_fn: Images to noise in [-1, 1] of the same shape, as `checkpoint.load_generator` returns it.
-
-    Returns:
-        Adversarial images `[B, H, W, C]`; clean where the noise is NaN: a diverged generator fools nobody.
-
-    References:
-        Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, section 3.
-
-    >>> import jax.numpy as jnp
-    >>> from robust_gan import LinfThreat
-    >>> x = jnp.full((1, 2, 1, 1), 0.5)
-    >>> generator(None, None, x, None, LinfThreat(0.25), noise_fn=jnp.ones_like).ravel().tolist()
-    [0.75, 0.75]
-    """
-    del logits_fn, key, labels
-    noise = noise_fn(images)
-    return threat_model.perturb(images, jnp.where(jnp.isnan(noise), 0, noise), threat)
 
 
 def transfer(

@@ -9,7 +9,15 @@ What is saved are host arrays without a device axis: they restore on any number 
 """
 
 from robust_gan.checkpoint.folders import FOLDER, parse_location
-from robust_gan.checkpoint.models import classifier_of, generator_of, has_generator, load_classifier, load_generator
+from robust_gan.checkpoint.models import (
+    attack_of,
+    classifier_of,
+    generator_of,
+    has_generator,
+    load_attack,
+    load_classifier,
+    load_generator,
+)
 from robust_gan.checkpoint.records import FORMAT, SELECTION, DataInfo, Record, read_record
 from robust_gan.checkpoint.saving import Writer
 
@@ -20,9 +28,11 @@ __all__ = [
     "DataInfo",
     "Record",
     "Writer",
+    "attack_of",
     "classifier_of",
     "generator_of",
     "has_generator",
+    "load_attack",
     "load_classifier",
     "load_generator",
     "parse_location",

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from robust_gan import networks
+from robust_gan import adversaries, networks
 from robust_gan.checkpoint.records import Record, read_record
 from robust_gan.checkpoint.restoring import fill
 from robust_gan.errors import CheckpointError
 from robust_gan.networks import inference
-from robust_gan.types import LogitsFn, Network, PyTree
+from robust_gan.types import Attack, LogitsFn, Network, PyTree
 
 
 def load_classifier(directory: epath.PathLike, step: str | int = "best") -> LogitsFn:
@@ -22,8 +22,9 @@ def load_classifier(directory: epath.PathLike, step: str | int = "best") -> Logi
         step: A number, `best` (by validation) or `last`.
 
     Returns:
-        Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`, with running BatchNorm statistics: a
-        `jax.tree_util.Partial`, so it can be called, or passed to jitted functions as an argument.
+        Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`, with running BatchNorm statistics, and with the
+        averaged weights where the run kept such: a `jax.tree_util.Partial`, so it can be called, or passed to jitted
+        functions as an argument.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged, or of another architecture than its configuration says.
@@ -39,7 +40,8 @@ def load_generator(directory: epath.PathLike, step: str | int = "best") -> Calla
         step: A number, `best` (by validation) or `last`.
 
     Returns:
-        Images `[B, H, W, C]` in [0, 1] to noise `[B, H, W, C]` in [-1, 1], with running BatchNorm statistics.
+        Images `[B, H, W, C]` in [0, 1] to noise `[B, H, W, C]` in [-1, 1], with running BatchNorm statistics. Where
+        the generator sees more than the image, it takes all that it sees, `[B, H, W, C']` (`attacks.learned.observe`).
 
     Raises:
         CheckpointError: As for `load_classifier`, or the run had no generator.
@@ -47,30 +49,62 @@ def load_generator(directory: epath.PathLike, step: str | int = "best") -> Calla
     return generator_of(read_record(directory, step))
 
 
+def load_attack(directory: epath.PathLike, step: str | int = "best") -> Attack:
+    """Rebuilds the generator of a checkpoint as an attack: what it sees, its hops and its last step included.
+
+    Args:
+        directory: A run's workdir, or its `checkpoints` folder.
+        step: A number, `best` (by validation) or `last`.
+
+    Returns:
+        `(logits_fn, key, images, labels, threat) -> images`, on any classifier of the same images and classes.
+
+    Raises:
+        CheckpointError: As for `load_generator`.
+    """
+    return attack_of(read_record(directory, step))
+
+
 def classifier_of(record: Record) -> LogitsFn:
     """Rebuilds the classifier of a record that is read already; see `load_classifier`."""
     name, data = record.config.classifier.network, record.data
-    like = {"classifier": _shapes(networks.build_classifier(name, data.num_classes), data.image_shape)}
-    filled = fill(like, record)["classifier"]
+    player = "average" if record.config.classifier.average_decay else "classifier"
+    like = {player: _shapes(networks.build_classifier(name, data.num_classes), data.image_shape)}
+    filled = fill(like, record)[player]
     classify = inference.classify(name, data.num_classes)
     return jax.tree_util.Partial(classify, filled["params"], filled["batch_stats"])
 
 
 def generator_of(record: Record) -> Callable[[jax.Array], jax.Array]:
     """Rebuilds the generator of a record that is read already; see `load_generator`."""
-    if not has_generator(record):
-        raise CheckpointError(
-            f"the run in {record.directory} has no generator: its adversary is {record.config.adversary.name!r}"
-        )
     name, channels = record.config.adversary.generator.network, record.data.image_shape[-1]
-    like = {"adversary": _shapes(networks.build_generator(name, channels), record.data.image_shape)}
-    filled = fill(like, record)["adversary"]
+    filled = _generator(record)
     return jax.tree_util.Partial(inference.generate(name, channels), filled["params"], filled["batch_stats"])
+
+
+def attack_of(record: Record) -> Attack:
+    """Rebuilds the generator of a record that is read already as an attack; see `load_attack`."""
+    attack = adversaries.attack_of(
+        record.config.adversary.generator, record.data.image_shape[-1], record.data.num_classes
+    )  # fmt: skip
+    filled = _generator(record)
+    return jax.tree_util.Partial(attack, filled["params"], filled["batch_stats"])
 
 
 def has_generator(record: Record) -> bool:
     """Tells whether the run trained a generator."""
     return record.config.adversary.name == "generator"
+
+
+def _generator(record: Record) -> dict[str, PyTree]:
+    if not has_generator(record):
+        raise CheckpointError(
+            f"the run in {record.directory} has no generator: its adversary is {record.config.adversary.name!r}"
+        )
+    config, data = record.config.adversary.generator, record.data
+    height, width, channels = data.image_shape
+    seen = (height, width, adversaries.design_of(config).channels(channels, data.num_classes))
+    return fill({"adversary": _shapes(networks.build_generator(config.network, channels), seen)}, record)["adversary"]
 
 
 def _shapes(network: Network, image_shape: tuple[int, ...]) -> PyTree:

@@ -6,9 +6,11 @@ with one sentence per mistake; `to_dict` and `from_dict` carry it to JSON and ba
 
 from robust_gan.config.schema import (
     ADVERSARIES,
+    ATTACK_LOSSES,
     AUGMENTATIONS,
     BATCH_NORM_MODES,
     CHANGEABLE,
+    CLASSIFIER_LOSSES,
     NORMS,
     OPTIMIZERS,
     PENALTY_FORMS,
@@ -16,6 +18,8 @@ from robust_gan.config.schema import (
     ClassifierConfig,
     Config,
     DataConfig,
+    EnsembleConfig,
+    FGSMConfig,
     GeneratorConfig,
     OptimizerConfig,
     PenaltyConfig,
@@ -28,9 +32,11 @@ from robust_gan.config.validation import adversarial_weight, check_epsilon, vali
 
 __all__ = [
     "ADVERSARIES",
+    "ATTACK_LOSSES",
     "AUGMENTATIONS",
     "BATCH_NORM_MODES",
     "CHANGEABLE",
+    "CLASSIFIER_LOSSES",
     "NORMS",
     "OPTIMIZERS",
     "PENALTY_FORMS",
@@ -38,6 +44,8 @@ __all__ = [
     "ClassifierConfig",
     "Config",
     "DataConfig",
+    "EnsembleConfig",
+    "FGSMConfig",
     "GeneratorConfig",
     "OptimizerConfig",
     "PGDConfig",

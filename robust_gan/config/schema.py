@@ -4,7 +4,14 @@ import dataclasses
 
 NORMS = ("linf", "l2")
 OPTIMIZERS = ("sgd", "adam", "adamw")
-ADVERSARIES = ("none", "pgd", "generator")
+SCHEDULES = ("piecewise", "cosine", "cyclic")
+ADVERSARIES = ("none", "fgsm", "pgd", "ensemble", "generator")
+CLASSIFIER_LOSSES = ("cross_entropy", "trades")
+ATTACK_LOSSES = ("cross_entropy", "kl", "margin")
+FGSM_STARTS = ("random", "noise")
+ENSEMBLE_SCHEMES = ("paper", "tramer")
+GENERATOR_SIGHTS = ("gradient", "perturbation", "label")
+GENERATOR_BOXES = ("project", "map")
 PENALTY_FORMS = ("exact", "finite_difference")
 BATCH_NORM_MODES = ("batch", "running")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
@@ -58,8 +65,13 @@ class OptimizerConfig:
         b2: Of adam and adamw.
         weight_decay: On kernels alone, never on biases or BatchNorm. For sgd and adam it is the gradient of
             `weight_decay / 2 * ||w||^2` (the paper's loss term); for adamw it is decoupled.
-        decay_steps: Steps of this optimiser after which the rate is multiplied by `decay_factor`.
-        decay_factor: See `decay_steps`.
+        schedule: `piecewise`: the rate is multiplied by `decay_factor` after each of `decay_steps`; `cosine`: half a
+            cosine down to 0 at `schedule_steps`; `cyclic`: up in a straight line to `learning_rate` at 40 % of
+            `schedule_steps`, and down to 0 at their end.
+        decay_steps: Of `piecewise`: steps of this optimiser.
+        decay_factor: Of `piecewise`.
+        schedule_steps: Of `cosine` and `cyclic`: steps of this optimiser. It is a field of its own, so that a run that
+            is made longer by `num_steps` does not change what it did before.
     """
 
     name: str = "sgd"
@@ -68,8 +80,10 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     weight_decay: float = 0.0
+    schedule: str = "piecewise"
     decay_steps: tuple[int, ...] = ()
     decay_factor: float = 0.1
+    schedule_steps: int = 0
 
 
 @dataclasses.dataclass
@@ -79,17 +93,43 @@ class ClassifierConfig:
     Attributes:
         network: A name of `networks.CLASSIFIERS`.
         optimizer: How it moves.
+        loss: `cross_entropy`, on clean and on adversarial images; or `trades`: on clean images, and the divergence
+            KL(clean || adversarial) of the predictions in place of the adversarial term (Zhang et al. 2019).
         clean_weight: Weight of the cross-entropy on clean images; 0 trains on adversarial images alone.
-        adversarial_weight: Weight of the cross-entropy on adversarial images.
+        adversarial_weight: Weight of the adversarial term; beta of TRADES, where 6 is usual.
+        label_smoothing: Share of the label's probability that is spread over all classes in the classifier's
+            cross-entropy; the adversary attacks the unsmoothed one.
+        weight_perturbation: Adversarial weight perturbation (Wu et al. 2020): the size, relative to each kernel, of
+            the step against itself at which the classifier takes its gradient; 0.005 is usual, 0 is none.
+        average_decay: Decay of an exponential moving average of the weights, which is what is validated and
+            evaluated then; 0 is none.
         attacked_batch_norm: BatchNorm statistics of the classifier *while it is attacked in training*: `batch`, those
             of the attacked batch, as the released code does, or `running`. At test it is always `running`.
     """
 
     network: str = "digits_cnn"
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    loss: str = "cross_entropy"
     clean_weight: float = 1.0
     adversarial_weight: float = 1.0
+    label_smoothing: float = 0.0
+    weight_perturbation: float = 0.0
+    average_decay: float = 0.0
     attacked_batch_norm: str = "batch"
+
+
+@dataclasses.dataclass
+class FGSMConfig:
+    """One gradient step as the adversary of training, in a form that does not collapse.
+
+    Attributes:
+        start: `random`: from a random point of the ball, back into the ball (Wong et al. 2020); `noise`: from noise of
+            twice epsilon, and no clipping to the ball (N-FGSM, de Jorge et al. 2022).
+        step_size: In units of epsilon.
+    """
+
+    start: str = "random"
+    step_size: float = 1.25
 
 
 @dataclasses.dataclass
@@ -99,15 +139,34 @@ class PGDConfig:
     Attributes:
         num_steps: Gradient steps.
         step_size: In the unit of epsilon; 0 for 2.5 epsilon / num_steps.
+        loss: What it ascends: `cross_entropy`, `margin`, or `kl`, the divergence from the clean prediction (TRADES).
     """
 
     num_steps: int = 10
     step_size: float = 0.0
+    loss: str = "cross_entropy"
+
+
+@dataclasses.dataclass
+class EnsembleConfig:
+    """Frozen, trained classifiers as the adversary: ensemble adversarial training.
+
+    Attributes:
+        sources: Checkpoints `DIR[@STEP]`; of the same images and classes.
+        scheme: `paper`: each image is attacked on the first source in one of three ways, by FGSM on the predicted
+            label, by PGD on the true one, or towards the least likely class; `tramer`: each batch is attacked by FGSM
+            on one of the sources or on the classifier itself, drawn at random (Tramer et al. 2018).
+        pgd_steps: Of PGD in `paper`.
+    """
+
+    sources: tuple[str, ...] = ()
+    scheme: str = "paper"
+    pgd_steps: int = 10
 
 
 @dataclasses.dataclass
 class GeneratorConfig:
-    """The generator as the adversary of training: the paper's game.
+    """The generator as the adversary of training: the paper's game by default, and what was added to it since.
 
     Attributes:
         network: A name of `networks.GENERATORS`.
@@ -115,6 +174,14 @@ class GeneratorConfig:
         steps: Generator steps on each minibatch.
         minibatches: Minibatches per classifier step; the classifier learns from the last. 5 in the paper's MNIST
             recipe, otherwise 1.
+        sees: What it sees beside the image, of `gradient` (of the classifier's loss in the pixels), `perturbation` (so
+            far) and `label`.
+        hops: How often it is asked for each image; each answer replaces the one before.
+        latent_size: Random channels that it sees, in [0, 1].
+        diversity: Coefficient of the mean distance between two perturbations of an image, in units of epsilon, over
+            that of their random inputs; the generator is rewarded for it.
+        final_step: Length, in units of epsilon, of a last step along the sign of the gradient; 0 for none.
+        box: `project`: clip to valid pixels; `map`: map the noise onto the box of valid pixels (L-infinity only).
     """
 
     network: str = "digits_generator"
@@ -123,6 +190,12 @@ class GeneratorConfig:
     )
     steps: int = 5
     minibatches: int = 1
+    sees: tuple[str, ...] = ()
+    hops: int = 1
+    latent_size: int = 0
+    diversity: float = 0.0
+    final_step: float = 0.0
+    box: str = "project"
 
 
 @dataclasses.dataclass
@@ -130,13 +203,17 @@ class AdversaryConfig:
     """Whom the classifier plays against.
 
     Attributes:
-        name: `none`, `pgd` or `generator`.
+        name: `none`, `fgsm`, `pgd`, `ensemble` or `generator`.
+        fgsm: Read when `name` is `fgsm`.
         pgd: Read when `name` is `pgd`.
+        ensemble: Read when `name` is `ensemble`.
         generator: Read when `name` is `generator`.
     """
 
     name: str = "generator"
+    fgsm: FGSMConfig = dataclasses.field(default_factory=FGSMConfig)
     pgd: PGDConfig = dataclasses.field(default_factory=PGDConfig)
+    ensemble: EnsembleConfig = dataclasses.field(default_factory=EnsembleConfig)
     generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
 
 
@@ -164,12 +241,14 @@ class ValidationConfig:
         size: Images; 0 for the whole split.
         batch_size: Images at once.
         pgd_steps: Steps of the PGD attack whose robust accuracy chooses the best checkpoint.
+        patience: Validations without a new best after which training stops; 0 for never.
     """
 
     every: int = 500
     size: int = 0
     batch_size: int = 500
     pgd_steps: int = 10
+    patience: int = 0
 
 
 @dataclasses.dataclass
@@ -203,5 +282,5 @@ class Config:
     keep_last: int = 2
 
 
-CHANGEABLE = ("num_steps", "log_every", "keep_last", "data.data_dir")
+CHANGEABLE = ("num_steps", "log_every", "keep_last", "data.data_dir", "validation.patience")
 """Fields in which a resumed run may differ from the one it continues: they do not touch what a step computes."""

@@ -8,12 +8,20 @@ from typing import Any
 
 from robust_gan.config.schema import (
     ADVERSARIES,
+    ATTACK_LOSSES,
     AUGMENTATIONS,
     BATCH_NORM_MODES,
+    CLASSIFIER_LOSSES,
+    ENSEMBLE_SCHEMES,
+    FGSM_STARTS,
+    GENERATOR_BOXES,
+    GENERATOR_SIGHTS,
     NORMS,
     OPTIMIZERS,
     PENALTY_FORMS,
+    SCHEDULES,
     Config,
+    GeneratorConfig,
     OptimizerConfig,
 )
 from robust_gan.errors import UserError
@@ -62,19 +70,30 @@ def validate(config: Config) -> None:
     _one_of("adversary.name", config.adversary.name, ADVERSARIES)
     _one_of("penalty.form", config.penalty.form, PENALTY_FORMS)
     _one_of("classifier.attacked_batch_norm", config.classifier.attacked_batch_norm, BATCH_NORM_MODES)
+    _one_of("classifier.loss", config.classifier.loss, CLASSIFIER_LOSSES)
     _one_of("data.augmentation", config.data.augmentation, AUGMENTATIONS)
+    _one_of("adversary.fgsm.start", config.adversary.fgsm.start, FGSM_STARTS)
+    _one_of("adversary.pgd.loss", config.adversary.pgd.loss, ATTACK_LOSSES)
+    _one_of("adversary.ensemble.scheme", config.adversary.ensemble.scheme, ENSEMBLE_SCHEMES)
     for name, value, low in (
         ("seed", config.seed, 0),
         ("data.validation_size", config.data.validation_size, 1),
         ("data.train_size", config.data.train_size, 0),
         ("data.extra_size", config.data.extra_size, 0),
         ("data.padding", config.data.padding, 0),
+        ("adversary.fgsm.step_size", config.adversary.fgsm.step_size, 0.0),
+        ("adversary.ensemble.pgd_steps", config.adversary.ensemble.pgd_steps, 1),
         ("adversary.pgd.num_steps", config.adversary.pgd.num_steps, 1),
         ("adversary.pgd.step_size", config.adversary.pgd.step_size, 0.0),
         ("adversary.generator.steps", config.adversary.generator.steps, 1),
         ("adversary.generator.minibatches", config.adversary.generator.minibatches, 1),
+        ("adversary.generator.hops", config.adversary.generator.hops, 1),
+        ("adversary.generator.latent_size", config.adversary.generator.latent_size, 0),
+        ("adversary.generator.diversity", config.adversary.generator.diversity, 0.0),
+        ("adversary.generator.final_step", config.adversary.generator.final_step, 0.0),
         ("classifier.clean_weight", config.classifier.clean_weight, 0.0),
         ("classifier.adversarial_weight", config.classifier.adversarial_weight, 0.0),
+        ("classifier.weight_perturbation", config.classifier.weight_perturbation, 0.0),
         ("batch_size", config.batch_size, 1),
         ("num_steps", config.num_steps, 1),
         ("log_every", config.log_every, 1),
@@ -83,26 +102,33 @@ def validate(config: Config) -> None:
         ("validation.size", config.validation.size, 0),
         ("validation.batch_size", config.validation.batch_size, 1),
         ("validation.pgd_steps", config.validation.pgd_steps, 1),
+        ("validation.patience", config.validation.patience, 0),
     ):
         if not low <= value < math.inf:
             raise UserError(f"{name} must be at least {low}, not {value}")
         if isinstance(low, int) and name != "seed" and value >= 2**31:
             raise UserError(f"{name} must be below 2**31, not {value}")
+    for field in ("label_smoothing", "average_decay"):
+        if not 0 <= getattr(config.classifier, field) < 1:
+            raise UserError(f"classifier.{field} must be in [0, 1), not {getattr(config.classifier, field)}")
     _validate_optimizer(config.classifier.optimizer, "classifier.optimizer")
     _validate_optimizer(config.adversary.generator.optimizer, "adversary.generator.optimizer")
     if config.seed >= 2**32:
         raise UserError(f"seed must be below 2**32, not {config.seed}")
-    if not math.isfinite(config.penalty.coefficient):
-        raise UserError(f"penalty.coefficient must be finite, not {config.penalty.coefficient}")
-    if not (math.isfinite(config.penalty.step) and config.penalty.step > 0):
-        raise UserError(f"penalty.step must be a positive number, not {config.penalty.step}")
-    if config.penalty.coefficient != 0 and config.adversary.name != "generator":
+    _validate_penalty(config)
+    _validate_generator(config.adversary.generator, config.threat.norm)
+    if "" in config.adversary.ensemble.sources:
+        raise UserError("adversary.ensemble.sources has an empty name: give folders of runs, DIR or DIR@STEP")
+    if config.adversary.name == "ensemble" and not config.adversary.ensemble.sources:
         raise UserError(
-            f"penalty.coefficient is {config.penalty.coefficient}, but adversary {config.adversary.name!r} has no "
-            "parameters to take a gradient in: set it to 0, or adversary.name to 'generator'"
+            "adversary.ensemble.sources is empty: give the checkpoints of trained classifiers, such as "
+            "--config.adversary.ensemble.sources=\"('runs/standard',)\""
         )
-    if config.penalty.coefficient != 0 and config.classifier.adversarial_weight == 0:
-        raise UserError("penalty.coefficient must be 0 when classifier.adversarial_weight is 0: nothing is attacked")
+    if config.classifier.loss == "trades" and not (config.classifier.clean_weight and adversarial_weight(config)):
+        raise UserError(
+            "the TRADES loss needs clean_weight and adversarial_weight above 0 and an adversary that makes images: "
+            "set them, or classifier.loss to 'cross_entropy'"
+        )
     weight = config.classifier.clean_weight + adversarial_weight(config)
     if weight == 0:
         raise UserError(
@@ -121,6 +147,40 @@ def adversarial_weight(config: Config) -> float:
     return 0.0 if config.adversary.name == "none" else config.classifier.adversarial_weight
 
 
+def _validate_penalty(config: Config) -> None:
+    penalty = config.penalty
+    if not math.isfinite(penalty.coefficient):
+        raise UserError(f"penalty.coefficient must be finite, not {penalty.coefficient}")
+    if not (math.isfinite(penalty.step) and penalty.step > 0):
+        raise UserError(f"penalty.step must be a positive number, not {penalty.step}")
+    if penalty.coefficient == 0:
+        return
+    if config.adversary.name != "generator":
+        raise UserError(
+            f"penalty.coefficient is {penalty.coefficient}, but adversary {config.adversary.name!r} has no "
+            "parameters to take a gradient in: set it to 0, or adversary.name to 'generator'"
+        )
+    if config.classifier.adversarial_weight == 0:
+        raise UserError("penalty.coefficient must be 0 when classifier.adversarial_weight is 0: nothing is attacked")
+    if config.classifier.loss != "cross_entropy":
+        raise UserError("penalty.coefficient must be 0 with the TRADES loss: the penalty is that of the zero-sum game")
+
+
+def _validate_generator(generator: GeneratorConfig, norm: str) -> None:
+    _one_of("adversary.generator.box", generator.box, GENERATOR_BOXES)
+    for name in generator.sees:
+        _one_of("adversary.generator.sees", name, GENERATOR_SIGHTS)
+    if len(set(generator.sees)) < len(generator.sees):
+        raise UserError(f"adversary.generator.sees names something twice: {', '.join(generator.sees)}")
+    if generator.diversity and not generator.latent_size:
+        raise UserError(
+            f"adversary.generator.diversity is {generator.diversity}, but with latent_size 0 a perturbation has "
+            "nothing to differ by: set latent_size above 0, or diversity to 0"
+        )
+    if generator.box == "map" and norm != "linf":
+        raise UserError("adversary.generator.box must be 'project' in L2: the valid perturbations are no box there")
+
+
 def _validate_optimizer(optimizer: OptimizerConfig, name: str) -> None:
     _one_of(f"{name}.name", optimizer.name, OPTIMIZERS)
     if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
@@ -130,6 +190,16 @@ def _validate_optimizer(optimizer: OptimizerConfig, name: str) -> None:
             raise UserError(f"{name}.{field} must be in [0, 1), not {getattr(optimizer, field)}")
     if not (math.isfinite(optimizer.weight_decay) and optimizer.weight_decay >= 0):
         raise UserError(f"{name}.weight_decay must be at least 0, not {optimizer.weight_decay}")
+    _one_of(f"{name}.schedule", optimizer.schedule, SCHEDULES)
+    if optimizer.schedule == "piecewise" and optimizer.schedule_steps:
+        raise UserError(f"{name}.schedule_steps must be 0 with the schedule 'piecewise', which has decay_steps")
+    if optimizer.schedule != "piecewise" and not 1 <= optimizer.schedule_steps < 2**31:
+        raise UserError(
+            f"{name}.schedule_steps must be at least 1 with the schedule {optimizer.schedule!r}, not "
+            f"{optimizer.schedule_steps}: give the steps at whose end the rate is 0"
+        )
+    if optimizer.schedule != "piecewise" and optimizer.decay_steps:
+        raise UserError(f"{name}.decay_steps must be empty with the schedule {optimizer.schedule!r}")
     if not 0 < optimizer.decay_factor <= 1:
         raise UserError(f"{name}.decay_factor must be in (0, 1], not {optimizer.decay_factor}")
     steps = list(optimizer.decay_steps)

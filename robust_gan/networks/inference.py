@@ -23,10 +23,10 @@ def classify(name: str, num_classes: int) -> Callable[..., jax.Array]:
 
 @functools.cache
 def generate(name: str, channels: int) -> Callable[..., jax.Array]:
-    """Returns `(params, batch_stats, images) -> noise` of the generator of that name.
+    """Returns `(params, batch_stats, seen) -> noise` of the generator of that name.
 
     >>> generate("digits_generator", 1) is generate("digits_generator", 1)
     True
     """
     network = build_generator(name, channels)
-    return lambda params, batch_stats, images: network.apply(params, batch_stats, images, train=False)[0]
+    return lambda params, batch_stats, seen: network.apply(params, batch_stats, seen, train=False)[0]

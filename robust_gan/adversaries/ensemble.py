@@ -1,0 +1,112 @@
+"""Frozen, trained classifiers as the adversary: ensemble adversarial training, as the paper runs it and as it began."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robust_gan import attacks, random
+from robust_gan.losses import cross_entropy
+from robust_gan.types import Adversary, LogitsFn, PyTree, ThreatModel
+
+
+class EnsembleState(NamedTuple):
+    """What the ensemble carries.
+
+    Attributes:
+        sources: The arrays of each frozen classifier; never changed.
+        key: Of the draw of a source for each batch: the same on all devices.
+        count: int32 `[]`, batches so far.
+    """
+
+    sources: tuple[PyTree, ...]
+    key: jax.Array
+    count: jax.Array
+
+
+def ensemble(
+    sources: Sequence[LogitsFn], threat: ThreatModel, *, scheme: str = "paper", num_steps: int = 10
+) -> Adversary:
+    """Builds the adversary that attacks other, frozen classifiers, so that the attack does not weaken as ours trains.
+
+    Args:
+        sources: Trained classifiers, as `checkpoint.load_classifier` returns them. A `jax.tree_util.Partial` has its
+            arrays in the adversary's state; another function is taken as it is.
+        threat: The threat model.
+        scheme: `paper`: on the first source, each image in one of three ways, drawn at random: FGSM on the label that
+            the source predicts, PGD on the true label, a step towards the least likely class. Mixed with clean images
+            3 to 1 (`adversarial_weight` 3, `clean_weight` 1) it is the paper's in expectation. `tramer`: each batch by
+            FGSM on a classifier drawn from the sources and the one that is trained.
+        num_steps: Of PGD in `paper`.
+
+    Returns:
+        The adversary; its state is an `EnsembleState`.
+
+    Raises:
+        ValueError: There is no source.
+
+    Guarantees:
+        `test_sources_stay_frozen_bit_for_bit`.
+
+    References:
+        Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, experiments.
+        Tramer, Kurakin, Papernot, Goodfellow, Boneh and McDaniel, "Ensemble Adversarial Training: Attacks and
+            Defenses", ICLR 2018, section 3.4.
+
+    >>> from robust_gan import LinfThreat
+    >>> source = lambda images: images.sum((1, 2))
+    >>> int(ensemble([source], LinfThreat(0.1)).init(jax.random.key(0), None).count)
+    0
+    """
+    if not sources:
+        raise ValueError("ensemble needs at least one source")
+    frozen = [source if isinstance(source, jax.tree_util.Partial) else jax.tree_util.Partial(source)
+              for source in sources]  # fmt: skip
+    functions = [source.func for source in frozen]
+
+    def init(key, images):
+        del images
+        arrays = tuple((source.args, dict(source.keywords)) for source in frozen)
+        # Copies: a step may donate its state, and the sources are not ours to give away.
+        return EnsembleState(jax.tree.map(jnp.array, arrays), key, jnp.zeros((), jnp.int32))
+
+    def logits_fns(state):
+        def bind(function, arrays):
+            args, keywords = jax.lax.stop_gradient(arrays)
+            return lambda images: function(*args, images, **keywords)
+
+        return [bind(*pair) for pair in zip(functions, state.sources, strict=True)]
+
+    def improve(state, classifier_fn, batch, keys, *, axis_name=None):
+        del classifier_fn, batch, keys, axis_name
+        return state._replace(count=state.count + 1), {}
+
+    def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
+        del axis_name
+        if scheme == "paper":
+            return _three_ways(logits_fns(state)[0], keys, batch.images, batch.labels, threat, num_steps)
+
+        def attack(logits_fn):
+            return lambda images, labels: attacks.fgsm(logits_fn, None, images, labels, threat)
+
+        choices = [attack(logits_fn) for logits_fn in (*logits_fns(state), classifier_fn)]
+        drawn = jax.random.randint(jax.random.fold_in(state.key, state.count), (), 0, len(choices))
+        return jax.lax.switch(drawn, choices, batch.images, batch.labels)
+
+    return Adversary(init, improve, perturb)
+
+
+def _three_ways(logits_fn, keys, images, labels, threat, num_steps):
+    way_keys, pgd_keys = random.split_per_image(random.per_image_keys(keys, images.shape[0]), 2)
+    logits = logits_fn(images)
+    predicted, least_likely = jnp.argmax(logits, axis=-1), jnp.argmin(logits, axis=-1)
+    # Both single steps are one gradient: up from the predicted label, or down to the least likely class.
+    ways = jax.vmap(lambda key: jax.random.randint(key, (), 0, 3))(way_keys)
+    away = ways == 0
+    single = attacks.fgsm(
+        logits_fn, None, images, jnp.where(away, predicted, least_likely), threat,
+        loss_fn=lambda logits, labels: jnp.where(away, 1.0, -1.0) * cross_entropy(logits, labels),
+    )  # fmt: skip
+    many = attacks.pgd(logits_fn, pgd_keys, images, labels, threat, num_steps=num_steps)
+    return jnp.where((ways == 2)[:, None, None, None], many, single)

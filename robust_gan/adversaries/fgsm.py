@@ -1,0 +1,53 @@
+"""One gradient step as the adversary, in two forms that do not collapse into catastrophic overfitting at once."""
+
+import jax.numpy as jnp
+
+from robust_gan import attacks, random, threat_model
+from robust_gan.types import Adversary, ThreatModel
+
+NOISE = 2.0
+"""Size of the noise of N-FGSM, in units of epsilon."""
+
+
+def fgsm(threat: ThreatModel, *, start: str = "random", step_size: float = 1.25) -> Adversary:
+    """Builds the adversary that takes one step along the sign of the gradient, from a start that is not the image.
+
+    Args:
+        threat: The threat model.
+        start: `random`: from a uniform point of the ball, and the step ends inside the ball; `noise`: from noise of
+            twice epsilon, and nothing is clipped to the ball, only to valid pixels (N-FGSM), so that in training the
+            perturbation may be up to 2 + `step_size` times epsilon.
+        step_size: In units of epsilon; 1.25 is usual for `random`, 1 for `noise`.
+
+    Returns:
+        The adversary; its state is empty.
+
+    Guarantees:
+        `test_every_adversary_raises_the_loss_within_the_ball`.
+
+    References:
+        Wong, Rice and Kolter, "Fast is better than free: Revisiting adversarial training", ICLR 2020, algorithm 3.
+        de Jorge, Bibi, Volpi, Sanyal, Torr, Rogez and Dokania, "Make Some Noise: Reliable and Efficient Single-Step
+            Adversarial Training", NeurIPS 2022, algorithm 1.
+
+    >>> from robust_gan import LinfThreat
+    >>> fgsm(LinfThreat(8 / 255)).init(None, None)
+    ()
+    """
+
+    def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
+        del state, axis_name
+        # From a start in a wider ball, or none, the same projection does for both.
+        scale = NOISE if start == "noise" else 1.0
+        reach = NOISE + step_size if start == "noise" else 1.0
+        keys = random.per_image_keys(keys, batch.images.shape[0])
+        point = threat_model.random_start(keys, batch.images, threat_model.scaled(threat, scale))
+        direction = threat_model.steepest(attacks.input_gradient(classifier_fn, point, batch.labels), threat)
+        moved = point + step_size * jnp.asarray(threat.epsilon, direction.dtype) * direction
+        return threat_model.project(moved, batch.images, threat_model.scaled(threat, reach))
+
+    return Adversary(
+        init=lambda key, images: (),
+        improve=lambda state, classifier_fn, batch, keys, *, axis_name=None: (state, {}),
+        perturb=perturb,
+    )

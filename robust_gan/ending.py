@@ -1,0 +1,42 @@
+"""How a run ends early: at a signal, or at an exception while files are open."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects the first SIGTERM or SIGINT, so that the loop can end its step; a second one acts as ever."""
+    received: list[int] = []
+    try:
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def handle(number, frame):
+            received.append(number)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        for number in before:
+            signal.signal(number, handle)
+    except ValueError:  # Only the main thread may set handlers; elsewhere the caller handles signals.
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def closed(close: Callable[[], None]) -> Iterator[None]:
+    """Closes at the end; where that fails after a failure, the first one goes on, with the second as a note."""
+    try:
+        yield
+    except BaseException as first:
+        try:
+            close()
+        except Exception as second:
+            first.add_note(f"and then, in closing: {second}")
+        raise
+    close()

@@ -1,0 +1,68 @@
+"""What is measured on the validation split while training, and by what the best checkpoint is chosen."""
+
+from collections.abc import Sequence
+
+import jax
+
+from robust_gan import adversaries, checkpoint, data, evaluation, threat_model
+from robust_gan.config import Config
+from robust_gan.game import TrainState
+from robust_gan.networks import inference
+
+SEED = 0
+"""The attacks of every validation draw the same numbers, so that steps are compared on equal terms."""
+
+
+def validate(
+    config: Config, dataset: data.Dataset, state: TrainState, info: checkpoint.DataInfo, devices: Sequence[jax.Device]
+) -> dict[str, float]:
+    """Scores the classifier of a state on the validation split: clean, FGSM, PGD and its generator.
+
+    Returns:
+        `validation/clean_accuracy`, `validation/fgsm`, `validation/pgdN` and, with a generator,
+        `validation/generator`, as shares of the images.
+    """
+    count = config.validation.size or len(dataset.validation.labels)
+    model = state_model(config, state, info)
+    names = ("fgsm", f"pgd{config.validation.pgd_steps}", *([evaluation.GENERATOR] if model.generator else []))
+    scores = evaluation.evaluate(
+        [model], dataset.validation.images[:count], dataset.validation.labels[:count],
+        threat_model.from_config(config.threat), attacks=names, batch_size=config.validation.batch_size,
+        seed=SEED, devices=devices,
+    )  # fmt: skip
+    accuracies = {f"validation/{name}": scores.robust_accuracy(model.name, [model.name], [name]) for name in names}
+    return {"validation/clean_accuracy": scores.clean_accuracy(model.name), **accuracies}
+
+
+def state_model(config: Config, state: TrainState, info: checkpoint.DataInfo) -> evaluation.Model:
+    """Returns the classifier (and generator) of a state, as they evaluate.
+
+    That is with running BatchNorm statistics, and with the averaged weights where there are such.
+    """
+    generator = None
+    if config.adversary.name == "generator":
+        attack = adversaries.attack_of(config.adversary.generator, info.image_shape[-1], info.num_classes)
+        generator = jax.tree_util.Partial(attack, state.adversary.params, state.adversary.batch_stats)
+    apply = inference.classify(config.classifier.network, info.num_classes)
+    classifier = state.classifier if state.average is None else state.average
+    logits_fn = jax.tree_util.Partial(apply, classifier.params, classifier.batch_stats)
+    return evaluation.Model("classifier", logits_fn, generator)
+
+
+def selection(config: Config, figures: dict[str, float]) -> float:
+    """Returns the figure by which the best checkpoint is chosen.
+
+    Args:
+        config: The run.
+        figures: What `validate` returned.
+
+    Returns:
+        Robust accuracy under PGD; for standard training, where that is near 0 throughout, clean accuracy.
+
+    >>> figures = {"validation/clean_accuracy": 0.9, "validation/pgd10": 0.4}
+    >>> selection(Config(), figures)
+    0.4
+    """
+    if config.adversary.name == "none":
+        return figures["validation/clean_accuracy"]
+    return figures[f"validation/pgd{config.validation.pgd_steps}"]
