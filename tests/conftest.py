@@ -79,3 +79,14 @@ def tiny_run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "tiny"
     training.train(config, directory, devices=parallel.find_devices(num_devices=1), progress=False)
     return directory
+
+
+@pytest.fixture
+def tiny_networks(monkeypatch):
+    """Whatever networks a configuration names, it gets those of `tiny_networks.py`."""
+    import tiny_networks as tiny
+
+    from robust_gan import networks
+
+    monkeypatch.setattr(networks, "build_classifier", lambda name, num_classes: tiny.build_classifier(num_classes))
+    monkeypatch.setattr(networks, "build_generator", lambda name, channels: tiny.build_generator(channels))

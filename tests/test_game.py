@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_networks import build_classifier, build_generator
 
 from robust_gan import LinfThreat, adversaries, game, losses, networks, threat_model
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, PenaltyConfig
@@ -15,8 +16,8 @@ from robust_gan.game import Game, TrainState
 from robust_gan.types import Adversary, Batch, Network, PlayerState
 
 THREAT = LinfThreat(0.15)
-CLASSIFIER = networks.build_classifier("digits_cnn", 10)
-GENERATOR = networks.build_generator("digits_generator", 1)
+CLASSIFIER = build_classifier()
+GENERATOR = build_generator()
 
 
 def make_batch(count=8, seed=0):
@@ -50,27 +51,33 @@ def test_the_game_is_zero_sum():
         clean_logits, _ = CLASSIFIER.apply(theta, theta_stats, batch.images, train=True)
         return clean_logits, CLASSIFIER.apply(theta, theta_stats, adversarial, train=True)[0]
 
-    classifiers = jax.grad(lambda phi: losses.classifier_loss(*logits_of(phi), batch.labels).mean())(phi)
-    generators = jax.grad(lambda phi: losses.generator_loss(logits_of(phi)[1], batch.labels).mean())(phi)
-    assert float(optax.tree.norm(generators)) > 1e-4
-    assert max_difference(classifiers, jax.tree.map(jnp.negative, generators)) == 0
+    classifiers = jax.jit(jax.grad(lambda phi: losses.classifier_loss(*logits_of(phi), batch.labels).mean()))(phi)
+    generators = jax.jit(jax.grad(lambda phi: losses.generator_loss(logits_of(phi)[1], batch.labels).mean()))(phi)
+    size = float(optax.tree.norm(generators))
+    assert size > 1e-4
+    assert max_difference(classifiers, jax.tree.map(jnp.negative, generators)) < 1e-6 * size
 
 
 @pytest.mark.parametrize("batch_norm", ["batch", "running"])
 def test_a_generator_step_raises_the_frozen_classifiers_loss_and_leaves_it_alone(batch_norm):
     batch = make_batch(32)
     played = make_game(
-        adversaries.generator(GENERATOR, optax.sgd(0.01), THREAT, steps=5), attacked_batch_norm=batch_norm
+        adversaries.generator(GENERATOR, optax.sgd(0.3), THREAT, steps=5), attacked_batch_norm=batch_norm
     )
     state = game.init(played, jax.random.key(0), batch.images)
     classifier_fn = game._attacked_classifier(played, state.classifier, None)
 
+    @jax.jit
     def loss(adversary):
         images = played.adversary.perturb(adversary, classifier_fn, batch, None)
-        return float(losses.cross_entropy(classifier_fn(images), batch.labels).mean())
+        return losses.cross_entropy(classifier_fn(images), batch.labels).mean()
+
+    @jax.jit
+    def improve(adversary):
+        return played.adversary.improve(adversary, classifier_fn, batch, None)
 
     before = jax.tree.map(np.array, state.classifier)
-    improved, metrics = played.adversary.improve(state.adversary, classifier_fn, batch, None)
+    improved, metrics = improve(state.adversary)
     assert loss(improved) > loss(state.adversary) + 1e-3
     assert trees_equal(before, state.classifier)
     assert float(metrics["generator_loss"]) < 0
@@ -84,10 +91,11 @@ def test_a_classifier_step_lowers_its_loss_and_leaves_the_adversary_alone():
     keys = jax.random.split(jax.random.key(1), 32)
     before = jax.tree.map(np.array, state.adversary)
 
+    @jax.jit
     def learn(classifier):
         gradient, stats, metrics = game.classifier_gradient(played, classifier, state.adversary, batch, keys)
         params = jax.tree.map(lambda p, g: p - 0.05 * g, classifier.params, gradient)
-        return PlayerState(params, stats, classifier.opt_state), float(metrics["classifier_loss"])
+        return PlayerState(params, stats, classifier.opt_state), metrics["classifier_loss"]
 
     learnt, first = learn(state.classifier)
     assert learn(learnt)[1] < first
@@ -110,7 +118,7 @@ def test_the_classifier_gradient_is_that_of_the_stated_loss():
         ).mean()
         return value, after
 
-    (value, expected_stats), expected = jax.value_and_grad(loss, has_aux=True)(state.classifier.params)
+    (value, expected_stats), expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.classifier.params)
     assert max_difference(gradient, expected) < 1e-5
     assert max_difference(stats, expected_stats) < 1e-6
     np.testing.assert_allclose(metrics["classifier_loss"], value, rtol=1e-5)
@@ -127,18 +135,15 @@ def smooth_game(hidden=5, **settings):
         flat = images.reshape(images.shape[0], -1)
         return jnp.tanh(flat @ params["kernel"] + params["bias"]).reshape(images.shape), stats
 
+    # NumPy's random numbers need no compilation.
     def init_classifier(key, images):
-        size = images[0].size
-        first, second = jax.random.split(key)
-        return {
-            "first": jax.random.normal(first, (size, hidden), jnp.float64),
-            "second": jax.random.normal(second, (hidden, 4), jnp.float64),
-        }, {}
+        rng, size = np.random.default_rng(0), images[0].size
+        first, second = rng.normal(size=(size, hidden)), rng.normal(size=(hidden, 4))
+        return {"first": jnp.asarray(first), "second": jnp.asarray(second)}, {}
 
     def init_generator(key, images):
-        size = images[0].size
-        kernel = 0.3 * jax.random.normal(key, (size, size), jnp.float64)
-        return {"kernel": kernel, "bias": jnp.zeros(size, jnp.float64)}, {}
+        rng, size = np.random.default_rng(1), images[0].size
+        return {"kernel": jnp.asarray(0.3 * rng.normal(size=(size, size))), "bias": jnp.zeros(size, jnp.float64)}, {}
 
     adversary = adversaries.generator(Network(init_generator, make_noise), optax.sgd(0.1), LinfThreat(0.1))
     return Game(Network(init_classifier, classify), optax.sgd(0.1), adversary, **settings)
@@ -181,9 +186,9 @@ def test_the_penalty_matches_finite_differences(coefficient):
         part, case = penalty_part({"gradient_penalty": coefficient, "adversarial_weight": 1.5})
         theta = case[1].classifier.params
         h, rng = 1e-5, np.random.default_rng(1)
+        value = jax.jit(functools.partial(penalty_value, *case))
         for _ in range(3):
             direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), theta)
-            value = functools.partial(penalty_value, *case)
             ahead = value(jax.tree.map(lambda p, d: p + h * d, theta, direction))
             behind = value(jax.tree.map(lambda p, d: p - h * d, theta, direction))
             expected = float(ahead - behind) / (2 * h)
@@ -298,9 +303,13 @@ def count_convolutions(function, *arguments):
 def test_what_has_weight_zero_is_not_computed():
     batch, keys = make_batch(), jax.random.split(jax.random.key(1), 8)
 
+    # The real networks, for their first layer is one of several; lowered with shapes alone they take no time.
+    classifier, generator = networks.build_classifier("digits_cnn", 10), networks.build_generator("digits_generator", 1)
+
     def convolutions(**settings):
-        played = make_game(**settings)
-        state = game.init(played, jax.random.key(0), batch.images)
+        adversary = adversaries.generator(generator, optax.sgd(0.05), THREAT)
+        played = Game(classifier, optax.sgd(0.1), adversary, **settings)
+        state = jax.eval_shape(functools.partial(game.init, played), jax.random.key(0), batch.images)
         return count_convolutions(
             lambda s: game.classifier_gradient(played, s.classifier, s.adversary, batch, keys)[:2], state
         )
@@ -328,13 +337,14 @@ def test_standard_training_is_plain_gradient_descent_and_never_calls_the_adversa
     batch = make_batch()
     played = make_game(Adversary(lambda key, images: (), fail, fail), adversarial_weight=0.0)
     state = game.init(played, jax.random.key(0), batch.images)
-    after, metrics = game.train_step(played, state, batch)
+    after, metrics = jax.jit(functools.partial(game.train_step, played))(state, batch)
 
     def loss(params):
         logits, _ = CLASSIFIER.apply(params, state.classifier.batch_stats, batch.images, train=True)
         return losses.cross_entropy(logits, batch.labels).mean()
 
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.classifier.params, jax.grad(loss)(state.classifier.params))
+    params = state.classifier.params
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.jit(jax.grad(loss))(params))
     assert max_difference(after.classifier.params, expected) < 1e-6
     assert "adversarial_loss" not in metrics
     assert int(after.step) == 1
@@ -345,11 +355,12 @@ def test_earlier_minibatches_move_the_adversary_alone():
     played = make_game()
     state = game.init(played, jax.random.key(0), batches[0].images)
     earlier = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches[:2])
-    found, _ = game.train_step(played, state, batches[2], earlier=earlier)
+    found, _ = jax.jit(functools.partial(game.train_step, played))(state, batches[2], earlier=earlier)
     classifier_fn = game._attacked_classifier(played, state.classifier, None)
+    improve = jax.jit(lambda adversary, batch: played.adversary.improve(adversary, classifier_fn, batch, None)[0])
     adversary = state.adversary
     for batch in batches:
-        adversary, _ = played.adversary.improve(adversary, classifier_fn, batch, None)
+        adversary = improve(adversary, batch)
     gradient, *_ = game.classifier_gradient(played, state.classifier, adversary, batches[2], None)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.classifier.params, gradient)
     assert max_difference(found.adversary.params, adversary.params) < 1e-5
@@ -368,6 +379,7 @@ def test_keys_are_a_function_of_seed_and_step_and_of_the_position_alone():
     assert jnp.all(jax.random.key_data(whole) == jax.random.key_data(shares.reshape(-1)))
 
 
+@pytest.mark.usefixtures("tiny_networks")
 @pytest.mark.parametrize("name", ["none", "pgd", "generator"])
 def test_every_contestant_of_a_config_plays_the_same_step(name):
     config = Config(

@@ -25,6 +25,8 @@ from robust_gan.config import (
 from robust_gan.errors import UserError
 from robust_gan.types import Batch
 
+pytestmark = pytest.mark.usefixtures("tiny_networks")
+
 DEVICES = 4
 SGD = OptimizerConfig(name="sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4)
 CASES = {
@@ -57,6 +59,14 @@ def start(config, batch):
     config.classifier.optimizer = SGD
     played = game.from_config(config, num_classes=10, channels=1)
     return played, game.init(played, jax.random.key(0), batch.images)
+
+
+@functools.cache
+def on_one_device(case):
+    """The game of a case, its state before a step, and what the step gives on one device."""
+    batch = make_batch()
+    played, state = start(CASES[case], batch)
+    return played, state, jax.jit(functools.partial(game.train_step, played))(state, batch)
 
 
 def assert_same(left, right):
@@ -97,10 +107,8 @@ def mapped_step(kind, played):
     + [(case, kind) for case in ("pgd", "exact penalty") for kind in ("vmap", "shard_map")],
 )
 def test_one_device_is_four(case, kind):
-    batch = make_batch()
-    played, state = start(CASES[case], batch)
-    alone = jax.jit(functools.partial(game.train_step, played))(state, batch)
-    assert_same(alone, mapped_step(kind, played)(state, batch))
+    played, state, alone = on_one_device(case)
+    assert_same(alone, mapped_step(kind, played)(state, make_batch()))
 
 
 def test_the_training_step_is_traced_once_and_data_stay_where_they_are():
