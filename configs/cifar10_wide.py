@@ -16,10 +16,10 @@ from robust_gan import recipes
 from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
 
 
-def get_config(adversary: str = "generator") -> Config:
-    """Returns the recipe of a contestant: none, pgd or generator."""
+def get_config(choice: str = "generator") -> Config:
+    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.recipes`."""
     return recipes.resnet_game(
-        adversary,
+        choice,
         data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=2),
         epsilon=8 / 256,
         classifier="resnet20_wide",

@@ -23,8 +23,9 @@ from robust_gan.config import (
 )
 
 
-def get_config(adversary: str = "generator") -> Config:
-    """Returns the recipe of a contestant: none, pgd or generator."""
+def get_config(choice: str = "generator") -> Config:
+    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.recipes`."""
+    name, budget = recipes.read(choice)
     config = Config(
         data=DataConfig(name="digits", validation_size=180),
         threat=ThreatConfig(norm="linf", epsilon=0.15),
@@ -49,4 +50,5 @@ def get_config(adversary: str = "generator") -> Config:
         log_every=50,
         validation=ValidationConfig(every=200, pgd_steps=10),
     )
-    return recipes.contestant(config, adversary)
+    # It is small enough for `paper` and `cpu` to be the same.
+    return recipes.contestant(recipes.smoke(config) if budget == "smoke" else config, name)

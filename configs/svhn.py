@@ -16,10 +16,10 @@ from robust_gan import recipes
 from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
 
 
-def get_config(adversary: str = "generator") -> Config:
-    """Returns the recipe of a contestant: none, pgd or generator."""
+def get_config(choice: str = "generator") -> Config:
+    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.recipes`."""
     return recipes.resnet_game(
-        adversary,
+        choice,
         data=DataConfig(name="svhn_cropped", validation_size=1_000, extra_size=80_000),
         epsilon=0.05,
         classifier="resnet20_svhn",

@@ -1,12 +1,14 @@
 """What the recipes of `configs/` share; in the package, because a recipe is loaded from wherever it lies."""
 
-import dataclasses
+import copy
+from collections.abc import Callable, Sequence
 
 from robust_gan.config import (
     AdversaryConfig,
     ClassifierConfig,
     Config,
     DataConfig,
+    FGSMConfig,
     GeneratorConfig,
     OptimizerConfig,
     PenaltyConfig,
@@ -14,19 +16,52 @@ from robust_gan.config import (
     ThreatConfig,
     ValidationConfig,
 )
+from robust_gan.errors import UserError
+
+BUDGETS = ("paper", "cpu", "smoke")
+"""How long a recipe runs: as published, an evening on two cores, or some steps that only show that all is in place."""
 
 
-def contestant(config: Config, adversary: str) -> Config:
+def read(choice: str, budgets: Sequence[str] = BUDGETS) -> tuple[str, str]:
+    """Reads what follows the colon of a recipe, `CONTESTANT` or `CONTESTANT/BUDGET`.
+
+    Args:
+        choice: A name of `CONTESTANTS` and perhaps a budget; `paper` where none is given.
+        budgets: Those that the recipe has.
+
+    Returns:
+        The contestant and the budget.
+
+    Raises:
+        UserError: One of them is unknown.
+
+    >>> read("pgd"), read("generator/smoke")
+    (('pgd', 'paper'), ('generator', 'smoke'))
+    """
+    name, _, budget = choice.partition("/")
+    if name not in CONTESTANTS:
+        raise UserError(f"unknown contestant {name!r}: the contestants are {', '.join(CONTESTANTS)}")
+    if (budget or "paper") not in budgets:
+        raise UserError(f"this recipe has no budget {budget!r}: it has {', '.join(budgets)}")
+    return name, budget or "paper"
+
+
+def contestant(config: Config, name: str) -> Config:
     """Returns the recipe of a contestant, given that of the game against the generator.
+
+    All have the same schedule, weight decay and number of classifier updates. They differ in the adversary, and in how
+    their authors weigh clean and adversarial images: PGD and FGSM training learn from adversarial images alone, the
+    paper's ensemble from three adversarial images to a clean one, the others from one to one.
 
     Args:
         config: The recipe of `generator`, with its penalty.
-        adversary: What follows the colon: `none`, `pgd` or `generator`.
+        name: A name of `CONTESTANTS`.
 
     Returns:
-        The same run with that adversary. Without a generator there is no penalty; against PGD the classifier learns
-        from adversarial images alone, as in Madry et al., "Towards Deep Learning Models Resistant to Adversarial
-        Attacks", ICLR 2018.
+        The same run with that adversary; the penalty is 0 where there is no generator to take it of.
+
+    Raises:
+        UserError: The name is unknown.
 
     >>> config = Config(penalty=PenaltyConfig(coefficient=0.01))
     >>> pgd = contestant(config, "pgd")
@@ -35,16 +70,96 @@ def contestant(config: Config, adversary: str) -> Config:
     >>> contestant(config, "generator") == config
     True
     """
-    config = dataclasses.replace(config, adversary=dataclasses.replace(config.adversary, name=adversary))
-    if adversary != "generator":
-        config = dataclasses.replace(config, penalty=dataclasses.replace(config.penalty, coefficient=0.0))
-    if adversary == "pgd":
-        config = dataclasses.replace(config, classifier=dataclasses.replace(config.classifier, clean_weight=0.0))
+    read(name)
+    config = copy.deepcopy(config)
+    CONTESTANTS[name](config)
+    if config.adversary.name != "generator":
+        config.penalty.coefficient = 0.0
     return config
 
 
+def smoke(config: Config) -> Config:
+    """Returns a recipe cut down to some steps on some images, which show that everything is in place.
+
+    >>> smoke(Config()).num_steps
+    4
+    """
+    config = copy.deepcopy(config)
+    config.data.train_size, config.data.validation_size = 64, 32
+    config.batch_size, config.num_steps, config.log_every = 16, 4, 2
+    config.validation = ValidationConfig(every=2, batch_size=32, pgd_steps=2)
+    config.adversary.pgd.num_steps = config.adversary.ensemble.pgd_steps = 2
+    config.adversary.generator.steps = config.adversary.generator.minibatches = 1
+    config.classifier.optimizer.decay_steps = ()
+    return config
+
+
+def _adversary(name: str, clean: float = 1.0, adversarial: float = 1.0) -> Callable[[Config], None]:
+    def change(config):
+        config.adversary.name = name
+        config.classifier.clean_weight, config.classifier.adversarial_weight = clean, adversarial
+
+    return change
+
+
+def _n_fgsm(config: Config) -> None:
+    _adversary("fgsm", clean=0.0)(config)
+    config.adversary.fgsm = FGSMConfig(start="noise", step_size=1.0)
+
+
+def _tramer(config: Config) -> None:
+    _adversary("ensemble")(config)
+    config.adversary.ensemble.scheme = "tramer"
+
+
+def _trades(config: Config) -> None:
+    _adversary("pgd", adversarial=6.0)(config)
+    config.adversary.pgd.loss, config.classifier.loss = "kl", "trades"
+
+
+def _penalty(coefficient: float, form: str = "exact") -> Callable[[Config], None]:
+    """The penalty as a multiple of the recipe's own coefficient."""
+
+    def change(config):
+        config.penalty.coefficient *= coefficient
+        config.penalty.form = form
+
+    return change
+
+
+def _sees(*names: str, hops: int = 1, final_step: float = 0.0) -> Callable[[Config], None]:
+    def change(config):
+        generator = config.adversary.generator
+        generator.sees, generator.hops, generator.final_step = names, hops, final_step
+        # It follows the classifier from its gradient: one step for each of the classifier's is enough, and no penalty.
+        generator.steps, config.penalty.coefficient = 1, 0.0
+
+    return change
+
+
+CONTESTANTS: dict[str, Callable[[Config], None]] = {
+    "none": _adversary("none"),
+    "fgsm": _adversary("fgsm", clean=0.0),
+    "n_fgsm": _n_fgsm,
+    "pgd": _adversary("pgd", clean=0.0),
+    "trades": _trades,
+    "ensemble": _adversary("ensemble", clean=0.5, adversarial=1.5),
+    "ensemble_tramer": _tramer,
+    "generator": lambda config: None,
+    "generator_gradient": _sees("gradient"),
+    "generator_step": _sees("gradient", final_step=0.5),
+    "generator_hops": _sees("gradient", "perturbation", hops=2, final_step=0.5),
+    "generator_no_penalty": _penalty(0.0),
+    "generator_negative_penalty": _penalty(-1.0),
+    "generator_finite_difference": _penalty(1.0, "finite_difference"),
+    "released": _penalty(-1.0, "finite_difference"),
+}
+"""What each contestant changes in the recipe of `generator`, the paper's game. `ensemble` and `ensemble_tramer` need
+`--config.adversary.ensemble.sources`; `released` is the game with the penalty that the released code computes."""
+
+
 def resnet_game(
-    adversary: str,
+    choice: str,
     *,
     data: DataConfig,
     epsilon: float,
@@ -61,7 +176,7 @@ def resnet_game(
     every 5,000 steps 1,000 images are validated.
 
     Args:
-        adversary: The contestant, see `contestant`.
+        choice: The contestant and the budget, see `read`; there is no `cpu`.
         data: Which images.
         epsilon: Radius of the ball.
         classifier: The name of the classifier.
@@ -77,6 +192,7 @@ def resnet_game(
     >>> config.adversary.generator.network, config.adversary.generator.steps
     ('resnet_generator', 5)
     """
+    name, budget = read(choice, ("paper", "smoke"))
     generator = GeneratorConfig(network="resnet_generator", steps=5, optimizer=generator_optimizer)
     config = Config(
         data=data,
@@ -89,4 +205,4 @@ def resnet_game(
         log_every=100,
         validation=ValidationConfig(every=5_000, size=1_000, batch_size=500),
     )
-    return contestant(config, adversary)
+    return contestant(smoke(config) if budget == "smoke" else config, name)

@@ -41,7 +41,7 @@ def white_and_black_box(scores: Scores) -> str:
         if has_black_box:
             row += [_percent(scores.robust_accuracy(target, others[target], [attack])) for attack in scores.attacks]
         rows.append(row)
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def by_source(scores: Scores) -> str:
@@ -59,7 +59,7 @@ def by_source(scores: Scores) -> str:
                 cell = _percent(scores.robust_accuracy(target, [maker], [attack]))
                 row.append(f"*{cell}*" if maker == target and cell != "-" else cell)
             rows.append([target, attack, *row])
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def record(
@@ -136,13 +136,18 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
     (folder / RECORD).write_text(json.dumps(values, indent=2) + "\n")
 
 
+def can_plot() -> bool:
+    """Tells whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def check_plot() -> None:
     """Refuses to go on where a picture is asked for and matplotlib is absent.
 
     Raises:
         UserError: Says which extra to install.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_plot():
         raise UserError("a picture needs matplotlib: pip install 'robust_gan[plot]', or leave --examples out")
 
 
@@ -182,6 +187,38 @@ def draw_examples(
     figure.savefig(path, dpi=150)
 
 
+def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[float]]]) -> None:
+    """Draws, for each contestant, a line with a mark for each accuracy: the mean, and the single seeds behind it.
+
+    Args:
+        path: A PNG file.
+        rows: For each contestant the accuracies by name, as shares, one for each seed.
+    """
+    check_plot()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.42 * len(rows) + 1.4), layout="constrained")
+    axis = figure.subplots()
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    styles = dict(zip(names, zip(("#57606a", "#0969da", "#cf222e", "#8250df"), "osDv", strict=True), strict=False))
+    for height, (contestant, row) in enumerate(rows.items()):
+        means = {name: 100 * float(np.mean(values)) for name, values in row.items()}
+        axis.plot([min(means.values()), max(means.values())], [height] * 2, color="#d0d7de", zorder=1)
+        for name, values in row.items():
+            colour, marker = styles[name]
+            axis.scatter(100 * np.asarray(values), [height] * len(values), s=9, color=colour, alpha=0.4, zorder=2)
+            label = name if contestant == next(iter(rows)) else None
+            axis.scatter(means[name], height, s=46, color=colour, marker=marker, label=label, zorder=3)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.invert_yaxis()
+    axis.set_xlim(-2, 102)
+    axis.set_xlabel("accuracy in %")
+    axis.grid(axis="x", color="#eaeef2")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def _show(axis, image, caption, colour="#000000", cmap="gray"):
     image = np.clip(image, 0, 1)
     axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
@@ -194,7 +231,14 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table as Markdown, aligned to be read as it is.
+
+    >>> print(markdown(["model", "clean"], [["a", "98.1"]]))
+    | model | clean |
+    |-------|------:|
+    | a     |  98.1 |
+    """
     widths = [max(len(line[index]) for line in [header, *rows]) for index in range(len(header))]
 
     def line(cells):

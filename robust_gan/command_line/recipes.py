@@ -42,6 +42,8 @@ def of_recipe(error: BaseException) -> str:
         chain.append(link)
         link = link.__cause__ or link.__context__
     for cause in chain:
+        if isinstance(cause, UserError):  # It is a sentence already.
+            return str(cause)
         if isinstance(cause, SyntaxError):
             return f"the recipe {cause.filename} cannot be run (line {cause.lineno}): {cause.msg}"
         trace, line = cause.__traceback__, None

@@ -1,0 +1,75 @@
+"""Trains every contestant of the paper, attacks each from all the others, and writes the paper's tables.
+
+    python launch/reproduce.py --dataset=digits --budget=cpu --seeds=0,1,2 --output=runs/reproduce_digits
+    python launch/reproduce.py --dataset=cifar10 --budget=paper --contestants=pgd,generator --output=runs/cifar10
+
+Stopped, it goes on with the same command.
+"""
+
+import pathlib
+import runpy
+
+from absl import flags
+
+from robust_gan import command_line
+from robust_gan.errors import UserError
+
+_CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+_NAMES = sorted(path.stem for path in _CONFIGS.glob("*.py"))
+
+_DATASET = flags.DEFINE_string("dataset", None, f"The recipe: {', '.join(_NAMES)}.")
+_BUDGET = flags.DEFINE_string(
+    "budget",
+    "cpu",
+    "smoke: some steps, to see that it works; cpu: an evening on two cores; paper: as published.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs, the evaluations and the tables.")
+_CONTESTANTS = flags.DEFINE_list("contestants", [], "Names of robust_gan.recipes.CONTESTANTS; by default the paper's.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the contestants, from 0 to 99.")
+_ATTACKS = flags.DEFINE_string("attacks", "", "See evaluate.py; empty for those of the budget.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for the recipe's.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once in the evaluation.", lower_bound=1)
+_PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
+_PROGRESS = flags.DEFINE_bool("progress", None, "Show bars; by default where stderr is a terminal.")
+
+
+def main(argv):
+    """Reproduces."""
+    del argv
+    dataset = command_line.required("dataset", _DATASET.value, f"one of {', '.join(_NAMES)}")
+    output = command_line.required("output", _OUTPUT.value, "a folder, such as runs/reproduce_digits")
+    if dataset not in _NAMES:
+        raise UserError(f"there is no recipe {dataset!r}: the recipes are {', '.join(_NAMES)}")
+    try:
+        seeds = [int(seed) for seed in _SEEDS.value]
+    except ValueError as error:
+        raise UserError(f"--seeds must be whole numbers separated by commas, not {','.join(_SEEDS.value)!r}") from error
+    recipe = runpy.run_path(str(_CONFIGS / f"{dataset}.py"))["get_config"]
+
+    from robust_gan import experiment, parallel  # After the flags: a mistake is told before jax is loaded.
+
+    plan = experiment.plan(
+        recipe,
+        dataset,
+        _BUDGET.value,
+        output,
+        contestants=_CONTESTANTS.value,
+        seeds=seeds,
+        attacks=_ATTACKS.value,
+        data_dir=_DATA_DIR.value,
+    )
+    text, _ = experiment.run(
+        plan,
+        output,
+        devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+        batch_size=_BATCH_SIZE.value,
+        progress=_PROGRESS.value,
+        say=lambda sentence: print(sentence, flush=True),
+    )
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,6 @@
+"""The paper's experiments: every contestant trained alike, attacked by all others, and put into the paper's tables."""
+
+from robust_gan.experiment.planning import OF_THE_PAPER, Plan, plan
+from robust_gan.experiment.running import run
+
+__all__ = ["OF_THE_PAPER", "Plan", "plan", "run"]

@@ -1,0 +1,72 @@
+"""What a contestant costs: time, gradients of the classifier for each of its updates, and parameters."""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from robust_gan import adversaries, checkpoint, networks, workdir
+from robust_gan.config import Config, adversarial_weight
+
+
+def gradient_evaluations(config: Config) -> int:
+    """Counts the backward passes through the classifier for one of its updates, each over one minibatch.
+
+    Those of the adversary in the pixels and those of the update in the weights count alike; the product with the
+    Hessian of the exact penalty counts as two.
+
+    >>> from robust_gan.config import AdversaryConfig, GeneratorConfig
+    >>> gradient_evaluations(Config(adversary=AdversaryConfig(name="pgd")))
+    12
+    >>> gradient_evaluations(Config(adversary=AdversaryConfig(generator=GeneratorConfig(steps=5))))
+    7
+    """
+    adversary, classifier = config.adversary, config.classifier
+    attacked = adversarial_weight(config) > 0
+    update = int(classifier.clean_weight > 0) + int(attacked)
+    if config.penalty.coefficient:
+        update += 2 if config.penalty.form == "exact" else 1
+    update *= 2 if classifier.weight_perturbation else 1
+    if not attacked:
+        return update
+    if adversary.name == "fgsm":
+        return update + 1
+    if adversary.name == "pgd":
+        return update + adversary.pgd.num_steps
+    if adversary.name == "ensemble":
+        return update + (1 if adversary.ensemble.scheme == "tramer" else 1 + adversary.ensemble.pgd_steps)
+    generator = adversary.generator
+    looks = generator.hops * ("gradient" in generator.sees) + int(generator.final_step > 0)
+    steps = generator.steps * generator.minibatches
+    return update + steps * (looks * (2 if generator.diversity else 1) + 1) + looks
+
+
+def measure(config: Config, folder: epath.Path, info: checkpoint.DataInfo) -> dict[str, Any]:
+    """Returns the cost of a finished run: seconds of training (validation left out), gradients, parameters.
+
+    Args:
+        config: The run.
+        folder: Its workdir.
+        info: Its data.
+    """
+    lines = [json.loads(line) for line in (folder / workdir.TIMING).read_text().splitlines()]
+    height, width, channels = info.image_shape
+    classifier = networks.build_classifier(config.classifier.network, info.num_classes)
+    parameters = {"classifier": _count(classifier, info.image_shape)}
+    if config.adversary.name == "generator":
+        seen = adversaries.design_of(config.adversary.generator).channels(channels, info.num_classes)
+        generator = networks.build_generator(config.adversary.generator.network, channels)
+        parameters["generator"] = _count(generator, (height, width, seen))
+    return {
+        "seconds": round(sum(line["seconds"] for line in lines), 1),
+        "updates": config.num_steps,
+        "gradient_evaluations": gradient_evaluations(config),
+        "parameters": parameters,
+    }
+
+
+def _count(network, shape):
+    params, _ = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), np.float32))
+    return networks.count_params(params)

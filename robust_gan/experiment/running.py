@@ -1,0 +1,120 @@
+"""Trains and evaluates what a plan says, going on where it was stopped."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from robust_gan import checkpoint, comparison, report, training, workdir
+from robust_gan.errors import UserError
+from robust_gan.experiment import cost, planning, tables
+from robust_gan.experiment.planning import Plan
+
+RECORD, TABLES, PICTURE = "reproduction.json", "reproduction.md", "reproduction.png"
+SCHEMA = "robust_gan.reproduction/1"
+
+_KEY = "key.json"
+
+
+class InterruptedRunError(UserError):
+    """A signal ended a run; what was done is saved."""
+
+
+def run(
+    plan: Plan,
+    output: epath.PathLike,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    batch_size: int = 500,
+    progress: bool | None = None,
+    say: Callable[[str], Any] = print,
+) -> tuple[str, dict[str, Any]]:
+    """Trains every run of a plan, evaluates each seed, and writes the tables.
+
+    Started again on the same folder it goes on: finished runs are not trained and finished evaluations not made again.
+
+    Args:
+        plan: What to do.
+        output: Its folder: `runs/seed-SEED/NAME` for the runs, `seed-SEED` for the evaluations, and the tables
+            `reproduction.md`, `reproduction.json` and, with the extra `plot`, `reproduction.png`.
+        devices: Where; None for all.
+        batch_size: Images at once in the evaluation.
+        progress: Bars; None for only where stderr is a terminal.
+        say: Called with a sentence where there is something to say.
+
+    Returns:
+        The tables as Markdown, and what `reproduction.json` holds.
+
+    Raises:
+        UserError: The data are not prepared, or the folder holds another experiment.
+        InterruptedRunError: A signal ended a run.
+
+    Guarantees:
+        `test_a_killed_experiment_goes_on_to_the_same_tables`.
+    """
+    folder = epath.Path(output).expanduser()
+    for (seed, name), config in plan.runs.items():
+        workdir.check(planning.run_folder(folder, seed, name), config)
+    training.load_data(next(iter(plan.runs.values())))  # Before the first folder is made.
+    for index, ((seed, name), config) in enumerate(plan.runs.items(), 1):
+        where = planning.run_folder(folder, seed, name)
+        say(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")
+        result = training.train(config, where, devices=devices, progress=progress, say=lambda text: None)
+        if not result.finished:
+            raise InterruptedRunError(f"stopped at step {result.step} of {where}; the same command goes on from there")
+
+    reports, costs = {}, {}
+    for seed in plan.seeds:
+        targets = [planning.run_folder(folder, seed, name) for name in plan.contestants]
+        sources = [planning.run_folder(folder, seed, name) for name in (planning.SEED, planning.NETWORK)]
+        say(f"attacking the contestants of seed {seed}")
+        reports[seed] = _evaluate(plan, targets, sources, folder / f"seed-{seed}", devices, batch_size, progress)
+        info = checkpoint.read_record(targets[0]).data
+        costs[seed] = {
+            name: cost.measure(plan.runs[seed, name], where, info)
+            for name, where in zip(plan.contestants, targets, strict=True)
+        }
+    table = tables.summarise(plan, reports, costs)
+    text = tables.write_up(plan, table, reports)
+    values = {
+        "schema": SCHEMA,
+        "dataset": plan.dataset,
+        "budget": plan.budget,
+        "seeds": list(plan.seeds),
+        "attacks": plan.attacks,
+        "contestants": table,
+        "reports": {str(seed): f"seed-{seed}/{report.RECORD}" for seed in plan.seeds},
+    }
+    workdir.write_text(folder / TABLES, text)
+    workdir.write_text(folder / RECORD, json.dumps(values, indent=2) + "\n")
+    if report.can_plot():
+        report.draw_accuracies(folder / PICTURE, tables.columns(plan, table))
+    return text, values
+
+
+def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
+    """Evaluates a seed, unless the same checkpoints were under the same attacks before."""
+    records = [checkpoint.read_record(where) for where in (*targets, *sources)]
+    key = {
+        "attacks": plan.attacks,
+        "models": [[str(record.directory), record.step, record.leaves] for record in records],
+    }
+    if (output / _KEY).exists() and (output / report.RECORD).exists():
+        try:
+            if json.loads((output / _KEY).read_text()) == json.loads(json.dumps(key)):
+                return json.loads((output / report.RECORD).read_text())
+        except ValueError:
+            pass  # Cut while it was written: evaluated anew.
+    _, values = comparison.compare(
+        [str(where) for where in targets],
+        sources=[str(where) for where in sources],
+        attacks=plan.attacks,
+        batch_size=batch_size,
+        devices=devices,
+        output=output,
+        progress=progress,
+    )
+    workdir.write_text(output / _KEY, json.dumps(key))
+    return json.loads(json.dumps(values))
