@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robust_gan import checkpoint, game, parallel, training, validation
+from robust_gan import LinfThreat, checkpoint, game, parallel, perturb, training, validation
 from robust_gan.checkpoint import records
 from robust_gan.checkpoint.restoring import fill
 from robust_gan.config import AdversaryConfig, Config
@@ -116,7 +116,11 @@ def test_the_networks_of_a_checkpoint_need_nothing_else_and_equal_those_of_the_s
     model = validation.state_model(record.config, state, record.data)
     images = np.random.default_rng(0).uniform(size=(5, 8, 8, 1)).astype(np.float32)
     assert np.array_equal(checkpoint.load_classifier(run, "last")(images), model.logits_fn(images))
-    assert np.array_equal(checkpoint.load_generator(run, "last")(images), model.noise_fn(images))
+    attacked = (model.logits_fn, jax.random.key(0), images, np.zeros(5, np.int32), LinfThreat(0.15))
+    adversarial = model.generator(*attacked)
+    assert np.array_equal(checkpoint.load_attack(run, "last")(*attacked), adversarial)
+    noise = checkpoint.load_generator(run, "last")(images)
+    np.testing.assert_allclose(perturb(images, noise, LinfThreat(0.15)), adversarial, atol=1e-6)
     # Given the checkpoints folder itself, as a path or as text.
     nested = str(run / checkpoint.FOLDER)
     assert np.array_equal(checkpoint.load_classifier(nested, 2)(images), model.logits_fn(images))

@@ -126,9 +126,9 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
 
 
 def test_the_best_is_chosen_on_validation_by_robust_accuracy_and_without_an_adversary_by_clean_accuracy():
-    validation = {"validation/clean_accuracy": 0.9, "validation/pgd10": 0.4}
-    assert training._selection(Config(adversary=AdversaryConfig(name="pgd")), validation) == 0.4
-    assert training._selection(Config(adversary=AdversaryConfig(name="none")), validation) == 0.9
+    figures = {"validation/clean_accuracy": 0.9, "validation/pgd10": 0.4}
+    assert validation.selection(Config(adversary=AdversaryConfig(name="pgd")), figures) == 0.4
+    assert validation.selection(Config(adversary=AdversaryConfig(name="none")), figures) == 0.9
 
 
 def test_the_best_and_the_last_checkpoint_are_there_and_load(tmp_path):

@@ -41,9 +41,10 @@ def of_recipe(error: BaseException) -> str:
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
+    sentences = [str(cause) for cause in chain if isinstance(cause, UserError)]
+    if sentences:
+        return sentences[-1]  # config_flags raises the same kind of error anew, with a traceback for its text.
     for cause in chain:
-        if isinstance(cause, UserError):  # It is a sentence already.
-            return str(cause)
         if isinstance(cause, SyntaxError):
             return f"the recipe {cause.filename} cannot be run (line {cause.lineno}): {cause.msg}"
         trace, line = cause.__traceback__, None
