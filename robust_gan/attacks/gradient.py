@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan import random, threat_model
-from robust_gan.losses import cross_entropy, is_correct
+from robust_gan.attacks.best import keep_better, nothing
+from robust_gan.losses import cross_entropy
 from robust_gan.types import LogitsFn, LossFn, ThreatModel
 
 
@@ -133,24 +134,13 @@ def pgd(
         losses = loss_fn(logits, labels)
         return jnp.sum(losses), (losses, logits)
 
-    def keep_better(best, points, losses, logits):
-        best_points, best_losses, best_fooled = best
-        fooled = ~is_correct(logits, labels)
-        better = (fooled & ~best_fooled) | ((fooled == best_fooled) & (losses > best_losses))
-        where = better.reshape(better.shape + (1,) * (points.ndim - 1))
-        return (
-            jnp.where(where, points, best_points),
-            jnp.where(better, losses, best_losses),
-            best_fooled | fooled,
-        )
-
     def seen(points):
         return points if images.dtype == wide else threat_model.project(points, images, threat)
 
     def step(_, carry):
         points, best = carry
         gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(seen(points))
-        best = keep_better(best, seen(points), losses, logits)
+        best = keep_better(best, seen(points), losses, logits, labels)
         moved = points + size * threat_model.steepest(gradient, threat)
         return threat_model.project(moved, centre, threat), best
 
@@ -158,11 +148,9 @@ def pgd(
         start = threat_model.random_start(keys[index], centre, threat) if random_start else centre
         points, best = jax.lax.fori_loop(0, num_steps, step, (start, best))
         logits = logits_fn(seen(points))
-        return keep_better(best, seen(points), loss_fn(logits, labels), logits)
+        return keep_better(best, seen(points), loss_fn(logits, labels), logits, labels)
 
-    # The dtype and the sharding of what the loop carries are those of a real evaluation, whatever logits_fn returns.
-    losses = loss_fn(logits_fn(images), labels)
-    nothing = (images, jnp.full_like(losses, -jnp.inf), jnp.zeros_like(labels, bool))
+    best = nothing(images, loss_fn(logits_fn(images), labels))
     if num_restarts == 1:
-        return restart(0, nothing)[0]
-    return jax.lax.fori_loop(0, num_restarts, restart, nothing)[0]
+        return restart(0, best).images
+    return jax.lax.fori_loop(0, num_restarts, restart, best).images
