@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from robust_gan.attacks.best import Best
 from robust_gan.types import PyTree
 
 
@@ -57,3 +58,27 @@ def update_standing(
         )  # fmt: skip
 
     return jax.lax.fori_loop(0, -(-total // size), one_chunk, state)
+
+
+def attack_in_rounds(run: Callable[..., Best], num_rounds: int, best: Best, inputs: tuple[PyTree, ...]) -> Best:
+    """Attacks in rounds, each on the images that no round before has broken: restarts, or target classes.
+
+    Args:
+        run: `(round, best, *inputs) -> best` of a chunk of images; the round is a traced integer.
+        num_rounds: How many.
+        best: The best points so far; an image that is fooled is not attacked.
+        inputs: Pytrees of arrays `[B, ...]` that `run` reads.
+
+    Returns:
+        The best points after the last round.
+
+    >>> run = lambda index, best, shift: best._replace(images=best.images + shift)
+    >>> best = Best(jnp.zeros(2), jnp.zeros(2), jnp.array([False, True]))
+    >>> attack_in_rounds(run, 3, best, (jnp.ones(2),)).images.tolist()
+    [3.0, 0.0]
+    """
+
+    def one_round(index, best):
+        return update_standing(lambda best, inputs: run(index, best, *inputs), ~best.fooled, best, inputs)
+
+    return jax.lax.fori_loop(0, num_rounds, one_round, best)

@@ -1,0 +1,159 @@
+"""Auto-PGD: projected gradient ascent with momentum that finds its own step size, untargeted and targeted."""
+
+import jax
+import jax.numpy as jnp
+
+from robust_gan import random
+from robust_gan.attacks.apgd_search import search
+from robust_gan.attacks.best import nothing
+from robust_gan.attacks.standing import attack_in_rounds
+from robust_gan.losses import cross_entropy, dlr, is_correct
+from robust_gan.types import LogitsFn, LossFn, ThreatModel
+
+
+def apgd(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    loss_fn: LossFn = cross_entropy,
+    num_samples: int = 1,
+) -> jax.Array:
+    """Auto-PGD without targets; the best point seen is returned.
+
+    Args:
+        logits_fn: The classifier, differentiable; with a keyword `keys` where it is randomised (`expectation`).
+        key: One key, or one per image.
+        images: `[B, H, W, C]`; the iterates are float32 at least, and the classifier sees them in the images' dtype.
+        labels: int32 `[B]`.
+        threat: The threat model.
+        num_steps: Gradient steps of each restart.
+        num_restarts: Independent runs; an image that is misclassified already is not attacked again.
+        loss_fn: What to ascend, unreduced: `losses.cross_entropy` or `losses.dlr`.
+        num_samples: Passes through a randomised classifier for each gradient.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`: of all iterates a misclassified one before a correctly classified one, and
+        among equals the one of the highest loss.
+
+    Raises:
+        ValueError: A count is below 1, or the loss needs more classes.
+
+    Guarantees:
+        `test_apgd_reaches_the_optimum_on_a_linear_classifier`, `test_apgd_follows_the_authors_rules`,
+        `test_attack_does_not_depend_on_the_batch_size`.
+
+    References:
+        Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+        attacks", ICML 2020, algorithm 1, https://arxiv.org/abs/2003.01690
+
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> x = jnp.full((1, 2, 2, 1), 0.5)
+    >>> apgd(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25), num_steps=5).ravel().tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    _check(num_steps=num_steps, num_restarts=num_restarts, num_samples=num_samples)
+    keys = _keys_of_rounds(key, images, num_restarts)
+    best = nothing(images, loss_fn(logits_fn(images), labels))
+
+    def restart(index, best, keys, images, labels):
+        def loss(logits):
+            return loss_fn(logits, labels)
+
+        return search(
+            logits_fn, loss, keys[:, index], images, labels, threat, best, num_steps=num_steps, num_samples=num_samples
+        )
+
+    if num_restarts == 1:
+        return restart(0, best, keys, images, labels).images
+    return attack_in_rounds(restart, num_restarts, best, (keys, images, labels)).images
+
+
+def apgd_targeted(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    num_targets: int = 9,
+    targets: jax.Array | None = None,
+    num_samples: int = 1,
+) -> jax.Array:
+    """Auto-PGD on the targeted DLR loss, once for each of the most likely wrong classes; the best point is returned.
+
+    Args:
+        logits_fn: The classifier, differentiable.
+        key: One key, or one per image.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`.
+        threat: The threat model.
+        num_steps: Gradient steps of each run.
+        num_restarts: Runs for each target; an image that is misclassified, by any class, is not attacked again, and
+            one that is so from the start is returned as it is.
+        num_targets: How many classes to aim at, the most likely first; at most all wrong ones.
+        targets: int32 `[B, num_targets]`, the classes to aim at in place of the most likely ones.
+        num_samples: Passes through a randomised classifier for each gradient.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`.
+
+    Raises:
+        ValueError: A count is below 1, or there are fewer than 4 classes.
+
+    References:
+        Croce and Hein 2020 (as `apgd`), section 5 and equation 7.
+
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3)), *2 * [0 * x.sum((1, 2, 3))]], -1)
+    >>> x = jnp.full((1, 2, 1, 1), 0.5)
+    >>> apgd_targeted(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25), num_steps=5).ravel().tolist()
+    [0.25, 0.25]
+    """
+    _check(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets, num_samples=num_samples)
+    logits = logits_fn(images)
+    if targets is None:
+        targets = likely_wrong(logits, labels, num_targets)
+    rounds = targets.shape[1] * num_restarts
+    keys = _keys_of_rounds(key, images, rounds)
+    best = nothing(images, dlr(logits, labels, targets[:, 0]))._replace(fooled=~is_correct(logits, labels))
+
+    def one_round(index, best, keys, images, labels, targets):
+        def loss(logits):
+            return dlr(logits, labels, targets[:, index // num_restarts])
+
+        return search(
+            logits_fn, loss, keys[:, index], images, labels, threat, best, num_steps=num_steps, num_samples=num_samples
+        )
+
+    return attack_in_rounds(one_round, rounds, best, (keys, images, labels, targets)).images
+
+
+def likely_wrong(logits: jax.Array, labels: jax.Array, num_targets: int) -> jax.Array:
+    """Returns the most likely wrong classes of each image, the most likely first: `[B, min(num_targets, K - 1)]`.
+
+    >>> likely_wrong(jnp.array([[1.0, 5.0, 3.0, 2.0]]), jnp.array([1]), 2).tolist()
+    [[2, 3]]
+    """
+    count = logits.shape[-1]
+    # NaN would go first; a label goes last in any case.
+    ranked = jnp.where(jax.nn.one_hot(labels, count, dtype=bool), -jnp.inf, jnp.nan_to_num(logits))
+    return jnp.argsort(ranked, axis=-1, descending=True)[:, : min(num_targets, count - 1)]
+
+
+def _keys_of_rounds(key, images, num_rounds):
+    """`[B, rounds]`, so that they are gathered with their images."""
+    return jnp.swapaxes(random.split_per_image(random.per_image_keys(key, images.shape[0]), num_rounds), 0, 1)
+
+
+def _check(**counts):
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
