@@ -14,6 +14,7 @@ import numpy as np
 from robust_gan import random, threat_model
 from robust_gan.attacks.best import Best, keep_better, where
 from robust_gan.attacks.expectation import loss_gradient
+from robust_gan.attacks.noise import surface_noise
 from robust_gan.types import LogitsFn, ThreatModel
 
 FIRST_STEP = 2.0
@@ -149,21 +150,11 @@ def search(
             checkpoint_losses=jnp.where(checkpoint, top_losses, state.checkpoint_losses),
         ), best
 
-    start = _start(start_keys, centre, threat)
+    start = centre + jnp.asarray(threat.epsilon, wide) * surface_noise(start_keys, centre, threat)
+    start = threat_model.project(start, centre, threat)
     gradient, losses, best = look(start, 0, best)
-    size = (
-        FIRST_STEP * jnp.asarray(threat.epsilon, wide) * jnp.ones((losses.shape[0],) + (1,) * (images.ndim - 1), wide)
-    )
+    size = jnp.full_like(losses, FIRST_STEP, wide) * jnp.asarray(threat.epsilon, wide)
+    size = size.reshape(size.shape + (1,) * (images.ndim - 1))
     rises, halved = jnp.zeros(losses.shape, jnp.int32), jnp.ones(losses.shape, bool)
     state = _State(start, start, gradient, losses, size, start, gradient, losses, rises, halved, losses)
     return jax.lax.fori_loop(0, num_steps, step, (state, best))[1]
-
-
-def _start(keys, centre, threat):
-    """A random point stretched to the surface: of the cube by its largest entry, of the sphere by its norm."""
-    if threat.norm == "linf":
-        noise = random.uniform_per_image(keys, centre.shape[1:], centre.dtype, -1.0, 1.0)
-        noise /= jnp.max(jnp.abs(noise), axis=tuple(range(1, noise.ndim)), keepdims=True)
-    else:
-        noise = threat_model.steepest(random.normal_per_image(keys, centre.shape[1:], centre.dtype), threat)
-    return threat_model.project(centre + jnp.asarray(threat.epsilon, centre.dtype) * noise, centre, threat)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from robust_gan import random, threat_model
 from robust_gan.types import LogitsFn, ThreatModel
@@ -32,6 +33,30 @@ def uniform_noise(
     """
     del logits_fn, labels
     return threat_model.random_start(random.per_image_keys(key, images.shape[0]), images, threat)
+
+
+def surface_noise(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
+    """Draws noise of unit size, the random start of Auto-PGD and FAB.
+
+    Args:
+        keys: One key per image.
+        images: `[B, H, W, C]`, for their shape.
+        threat: The threat model, for its norm.
+
+    Returns:
+        `[B, H, W, C]`, at least float32: in L-infinity uniform in the cube and stretched until its largest entry is
+        -1 or 1, in L2 uniform on the sphere.
+
+    >>> from robust_gan import LinfThreat
+    >>> noise = surface_noise(jax.random.split(jax.random.key(0), 1), jnp.zeros((1, 2, 2, 1)), LinfThreat(0.25))
+    >>> jnp.max(jnp.abs(noise)).item()
+    1.0
+    """
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    if threat.norm != "linf":
+        return threat_model.steepest(random.normal_per_image(keys, images.shape[1:], wide), threat)
+    noise = random.uniform_per_image(keys, images.shape[1:], wide, -1.0, 1.0)
+    return noise / jnp.max(jnp.abs(noise), axis=tuple(range(1, noise.ndim)), keepdims=True)
 
 
 def transfer(
