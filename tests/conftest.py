@@ -26,6 +26,8 @@ class Ended(NamedTuple):
 
 
 def _launch(script, *arguments):
+    # Imported first by whoever needs it; its own flags, defined then, must not be forgotten with the launcher's.
+    import array_record.python.array_record_data_source  # noqa: F401
     from absl import app, flags, logging
     from absl.testing import flagsaver
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
+from robust_gan import evaluation
 from robust_gan.config import Config, validate
 from robust_gan.errors import UserError
 from robust_gan.recipes import BUDGETS, CONTESTANTS
@@ -80,7 +81,7 @@ def plan(
         The plan; nothing is written.
 
     Raises:
-        UserError: A contestant or the budget is unknown, a name or seed is given twice, or a recipe is wrong.
+        UserError: A contestant, an attack or the budget is unknown, a name or seed is given twice, a recipe is wrong.
 
     >>> from robust_gan import recipes
     >>> recipe = lambda choice: recipes.contestant(Config(), recipes.read(choice)[0])
@@ -95,6 +96,7 @@ def plan(
         raise UserError(f"the budget must be one of {', '.join(BUDGETS)}, not {budget!r}")
     if not seeds or any(not 0 <= seed < 100 for seed in seeds):
         raise UserError(f"seeds must be whole numbers from 0 to 99, at least one, not {list(seeds)}")
+    evaluation.attack_names(attacks)
     for what, given in (("contestant", names), ("seed", tuple(seeds))):
         if len(set(given)) < len(given):
             raise UserError(f"a {what} is named twice: {', '.join(map(str, given))}")

@@ -69,8 +69,8 @@ def write_up(plan: Plan, table: dict[str, Any], reports: dict[int, dict[str, Any
             [
                 f"# {plan.dataset}",
                 conditions,
-                f"{spread}Robust accuracy in % of all images; robust is right clean and under attack. The worst case is "
-                "taken image by image over all attacks.",
+                f"{spread}Robust accuracy in % of all images; robust is right clean and under attack. The worst case "
+                "is taken image by image over all attacks.",
                 "## White box",
                 _white_box(plan, table),
                 "## Black box, by source",

@@ -1,0 +1,202 @@
+"""Square attack: random squares, kept where they raise the margin; looks at logits only, never at a gradient.
+
+Unlike in the authors' implementation every image has squares of its own, and a square can touch the last row and the
+last column.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robust_gan import random, threat_model
+from robust_gan.attacks import square_patterns
+from robust_gan.attacks.best import where
+from robust_gan.attacks.standing import update_standing
+from robust_gan.losses import is_correct, margin
+from robust_gan.types import LogitsFn, ThreatModel
+
+_QUERIES_AT_ONCE = 100
+"""Queries between two looks at which images still stand."""
+
+
+class Found(NamedTuple):
+    """What the attack found.
+
+    Attributes:
+        images: Adversarial images `[B, H, W, C]`.
+        margins: `[B]`, their margin losses.
+        fooled: bool `[B]`, whether they are misclassified.
+        queries: int32 `[B]`, how often the classifier was asked about each image.
+    """
+
+    images: jax.Array
+    margins: jax.Array
+    fooled: jax.Array
+    queries: jax.Array
+
+
+def square(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    num_queries: int = 5000,
+    p_init: float = 0.8,
+) -> jax.Array:
+    """Square attack with the margin loss; returns the images of `count_queries`.
+
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 1.5 - x.sum((1, 2, 3))], -1)
+    >>> x = jnp.full((1, 2, 2, 1), 0.25)
+    >>> found = square(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.125), num_queries=50)
+    >>> bool(found.sum() < 0.75)
+    True
+    """
+    return count_queries(logits_fn, key, images, labels, threat, num_queries=num_queries, p_init=p_init).images
+
+
+def count_queries(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    num_queries: int = 5000,
+    p_init: float = 0.8,
+) -> Found:
+    """Square attack with the margin loss; an image that is misclassified is not asked about again.
+
+    The first query is about stripes (squares in L2) of random sign. Every other changes a square of it, whose side
+    falls by a schedule of the queries, and is kept where the margin rose.
+
+    Args:
+        logits_fn: The classifier; only its values are used.
+        key: One key, or one per image.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`.
+        threat: The threat model.
+        num_queries: How often the classifier is asked about an image at most.
+        p_init: Share of the pixels that the first squares cover.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ValueError: `num_queries` is below 1, or `p_init` not in (0, 1].
+
+    Guarantees:
+        `test_square_asks_as_often_as_it_says`, `test_square_never_looks_at_a_gradient`.
+
+    References:
+        Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via
+        random search", ECCV 2020, https://arxiv.org/abs/1912.00049
+
+    >>> from robust_gan import LinfThreat
+    >>> wrong = lambda x: jnp.stack([x.sum((1, 2, 3)), 9 + x.sum((1, 2, 3))], -1)
+    >>> count_queries(wrong, jax.random.key(0), jnp.ones((1, 2, 2, 1)), jnp.array([0]), LinfThreat(0.1)).queries.item()
+    1
+    """
+    if num_queries < 1:
+        raise ValueError(f"num_queries must be at least 1, not {num_queries}")
+    if not 0 < p_init <= 1:
+        raise ValueError(f"p_init must be above 0 and at most 1, not {p_init}")
+    start_keys, keys = random.split_per_image(random.per_image_keys(key, images.shape[0]), 2)
+    begin, change = {"linf": (_stripes, _change_linf), "l2": (_tiles, _change_l2)}[threat.norm]
+    sides = square_patterns.sides(images.shape[1:3], threat.norm, num_queries - 1, p_init)
+
+    def ask(points, images, labels):
+        points = threat_model.project(points, images, threat)
+        logits = logits_fn(points)
+        return points, margin(logits, labels), ~is_correct(logits, labels)
+
+    def one_query(index, found, keys, images, labels):
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+        changed = change(keys, found.images, images, threat, sides, index)
+        points, margins, fooled = ask(changed, images, labels)
+        better = ~found.fooled & (fooled | (margins > found.margins))
+        return Found(
+            where(better, points, found.images),
+            jnp.where(better, margins, found.margins),
+            found.fooled | fooled & ~found.fooled,
+            found.queries + ~found.fooled,
+        )
+
+    def some_queries(round_index, found):
+        first = round_index * _QUERIES_AT_ONCE
+        last = jnp.minimum(first + _QUERIES_AT_ONCE, num_queries - 1)
+
+        def update(found, inputs):
+            return jax.lax.fori_loop(first, last, lambda index, found: one_query(index, found, *inputs), found)
+
+        return update_standing(update, ~found.fooled, found, (keys, images, labels))
+
+    found = Found(*ask(begin(start_keys, images, threat), images, labels), jnp.ones_like(labels, jnp.int32))
+    return jax.lax.fori_loop(0, -(-(num_queries - 1) // _QUERIES_AT_ONCE), some_queries, found)
+
+
+def _stripes(keys, images, threat):
+    """Columns of pixels at the border of the cube."""
+    signs = _signs(random.uniform_per_image(keys, (1, *images.shape[2:])))
+    return images + jnp.asarray(threat.epsilon, signs.dtype) * signs
+
+
+def _change_linf(keys, points, images, threat, sides, index):
+    """Moves a square of pixels to the border of the cube, each channel to a random side."""
+    height, width, channels = images.shape[1:]
+    draws = random.uniform_per_image(keys, (2 + channels,))
+    inside = _window(draws[:, 0], draws[:, 1], sides.of_query[index], height, width)[0]
+    signs = _signs(draws[:, 2:])[:, None, None, :]
+    return points + jnp.where(inside, 2 * jnp.asarray(threat.epsilon, signs.dtype) * signs, 0.0)
+
+
+def _tiles(keys, images, threat):
+    """A chequer of small patterns, each of random sign and orientation, stretched to the sphere."""
+    pattern, tile_of = square_patterns.tiling(images.shape[1:3])
+    count = int(tile_of.max()) + 1
+    draws = random.uniform_per_image(keys, (count, 1 + images.shape[3]))
+    turned = (draws[:, :, 0] > 0.5)[:, tile_of]
+    patterns = jnp.where(turned, pattern[1], pattern[0])[..., None] * _signs(draws[:, :, 1:])[:, tile_of]
+    return images + jnp.asarray(threat.epsilon, draws.dtype) * threat_model.steepest(patterns, threat)
+
+
+def _change_l2(keys, points, images, threat, sides, index):
+    """Moves the mass of a second window, and what the sphere has left, into a pattern in a first window."""
+    height, width, channels = images.shape[1:]
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    delta = points.astype(wide) - images.astype(wide)
+    draws = random.uniform_per_image(keys, (5 + channels,))
+    side = sides.of_query[index]
+    inside, rows, columns = _window(draws[:, 0], draws[:, 1], side, height, width)
+    emptied = _window(draws[:, 2], draws[:, 3], side, height, width)[0]
+    turned = (draws[:, 4] > 0.5)[:, None, None]
+    pattern = sides.patterns[sides.level[index]]
+    pattern = pattern[jnp.where(turned, columns, rows), jnp.where(turned, rows, columns)][..., None]
+
+    over_pixels = functools.partial(jnp.sum, axis=(1, 2), keepdims=True)
+    squares = jnp.square(delta)
+    old = jnp.where(inside, delta, 0) / (1e-12 + jnp.sqrt(over_pixels(jnp.where(inside, squares, 0))))
+    new = jnp.where(inside, pattern * _signs(draws[:, 5:])[:, None, None, :] + old, 0)
+    left = jnp.maximum(jnp.square(jnp.asarray(threat.epsilon, wide)) - jnp.sum(squares, (1, 2, 3), keepdims=True), 0)
+    mass = left / channels + over_pixels(jnp.where(inside | emptied, squares, 0))
+    new *= jnp.sqrt(mass) / (1e-12 + jnp.sqrt(over_pixels(jnp.square(new))))
+    delta = jnp.where(inside, new, jnp.where(emptied, 0, delta))
+    return images + jnp.asarray(threat.epsilon, wide) * threat_model.steepest(delta, threat)
+
+
+def _window(row, column, side, height, width):
+    """Which pixels lie in a square at a random place, `[B, H, W, 1]`, and where in it, `[B, H, 1]` and `[B, 1, W]`."""
+    top = jnp.floor(row * (height - side + 1)).astype(jnp.int32)
+    left = jnp.floor(column * (width - side + 1)).astype(jnp.int32)
+    rows = (jnp.arange(height) - top[:, None])[:, :, None]
+    columns = (jnp.arange(width) - left[:, None])[:, None, :]
+    inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+    return inside[..., None], rows, columns
+
+
+def _signs(uniform):
+    return jnp.where(uniform < 0.5, -1.0, 1.0)
