@@ -122,7 +122,7 @@ def count_queries(
         return Found(
             where(better, points, found.images),
             jnp.where(better, margins, found.margins),
-            found.fooled | fooled & ~found.fooled,
+            found.fooled | fooled,
             found.queries + ~found.fooled,
         )
 

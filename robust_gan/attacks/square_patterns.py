@@ -68,13 +68,13 @@ def sides(size: tuple[int, int], norm: str, num_queries: int, p_init: float) -> 
 def pattern(side: int) -> np.ndarray:
     """Returns the pattern of a square for L2, of unit norm: `[side, side]`.
 
-    A bump in the upper half and its opposite in the lower one.
+    A bump in the upper half and its opposite in the lower one; the middle of an even side is right of it.
 
     References:
         Andriushchenko et al. 2020 (as `square`), section 3.4 and equation 2.
 
     >>> pattern(2).round(2).tolist()
-    [[0.5, 0.5], [-0.5, -0.5]]
+    [[0.14, 0.69], [-0.14, -0.69]]
     """
     upper, lower = _bump(side // 2, side), _bump(side - side // 2, side)
     both = np.concatenate([upper, -lower])

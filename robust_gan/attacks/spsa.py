@@ -1,0 +1,102 @@
+"""SPSA: gradients estimated from differences of the loss along random directions, for Adam to follow."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robust_gan import random, threat_model
+from robust_gan.attacks.best import keep_better, nothing
+from robust_gan.losses import margin
+from robust_gan.types import LogitsFn, LossFn, ThreatModel
+
+STEP_SIZE = 0.3
+"""Adam's learning rate in units of epsilon; 0.01 at the 8/255 of the authors."""
+
+
+def spsa(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    num_steps: int = 100,
+    num_samples: int = 128,
+    probe_size: float = 0.01,
+    step_size: float | None = None,
+    loss_fn: LossFn = margin,
+) -> jax.Array:
+    """Simultaneous perturbation stochastic approximation; the best point seen is returned.
+
+    A check of gradient masking at low dimension: it needs no gradient, but (2 samples + 1) queries for each step.
+
+    Args:
+        logits_fn: The classifier; only its values are used.
+        key: One key, or one per image.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`.
+        threat: The threat model.
+        num_steps: Steps of Adam.
+        num_samples: Random directions for each step, each looked at forwards and backwards.
+        probe_size: How far the probes are from the point, in every pixel; they are clipped to valid pixels.
+        step_size: Adam's learning rate; by default 0.3 epsilon, in L2 over the root of the number of pixels.
+        loss_fn: What to ascend, unreduced.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`.
+
+    Raises:
+        ValueError: A count is below 1.
+
+    Guarantees:
+        `test_spsa_reaches_the_optimum_on_a_linear_classifier`.
+
+    References:
+        Uesato, O'Donoghue, van den Oord and Kohli, "Adversarial Risk and the Dangers of Evaluating Against Weak
+        Attacks", ICML 2018, algorithm 1, https://arxiv.org/abs/1802.05666
+
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> x = jnp.full((1, 2, 1, 1), 0.5)
+    >>> spsa(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25), num_steps=20).ravel().tolist()
+    [0.25, 0.25]
+    """
+    if num_steps < 1 or num_samples < 1:
+        raise ValueError(f"num_steps and num_samples must be at least 1, not {num_steps} and {num_samples}")
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    centre, keys = images.astype(wide), random.per_image_keys(key, images.shape[0])
+    if step_size is None:
+        step_size = STEP_SIZE * jnp.asarray(threat.epsilon, wide)
+        step_size = step_size / jnp.sqrt(centre[0].size) if threat.norm == "l2" else step_size
+    adam = optax.scale_by_adam()
+
+    def estimate(points, keys):
+        def add(index, total):
+            draws = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+            signs = jnp.where(random.uniform_per_image(draws, images.shape[1:]) < 0.5, -1.0, 1.0).astype(wide)
+            probes = jnp.clip(
+                jnp.concatenate([points + probe_size * signs, points - probe_size * signs]), *threat.bounds
+            )
+            losses = loss_fn(logits_fn(probes.astype(images.dtype)), jnp.concatenate([labels, labels]))
+            ahead, behind = jnp.split(jnp.nan_to_num(losses.astype(wide)), 2)
+            slopes = ((ahead - behind) / (2 * probe_size)).reshape((-1,) + (1,) * (images.ndim - 1))
+            return total + slopes * signs / num_samples
+
+        return jax.lax.fori_loop(0, num_samples, add, jnp.zeros_like(points))
+
+    def seen(points):
+        return points if images.dtype == wide else threat_model.project(points, images, threat)
+
+    def look(points, best):
+        logits = logits_fn(seen(points))
+        return keep_better(best, seen(points), loss_fn(logits, labels), logits, labels)
+
+    def step(index, carry):
+        points, moments, best = carry
+        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+        ascent, moments = adam.update(estimate(points, step_keys), moments)
+        points = threat_model.project(points + step_size * ascent, centre, threat)
+        return points, moments, look(points, best)
+
+    best = look(centre, nothing(images, loss_fn(logits_fn(images), labels)))
+    return jax.lax.fori_loop(0, num_steps, step, (centre, adam.init(centre), best))[2].images
