@@ -29,6 +29,11 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of report.json and report.md.")
 _EXAMPLES = flags.DEFINE_bool("examples", False, "Draw examples.png too (needs the extra plot).")
+_BATCH_STATISTICS = flags.DEFINE_bool(
+    "batch_statistics",
+    False,
+    "BatchNorm by the statistics of each batch, as the released code evaluates: lenient; to show how lenient.",
+)
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
@@ -55,10 +60,13 @@ def main(argv):
         data_dir=_DATA_DIR.value,
         output=_OUTPUT.value,
         examples=_EXAMPLES.value,
+        batch_statistics=_BATCH_STATISTICS.value,
         progress=_PROGRESS.value,
     )
     threat, data = values["threat"], values["data"]
     print(f"{data['name']} {data['split']}, {data['count']} images, {threat['norm']} epsilon {threat['epsilon']:g}")
+    if _BATCH_STATISTICS.value:
+        print(report.BATCH_STATISTICS)
     print(report.white_and_black_box(scores))
     if len(scores.makers) > 1:
         print("\nBy source (*white box*):")

@@ -13,7 +13,7 @@ import tqdm
 from etils import epath
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import checkpoint, data, evaluation, parallel, report, threat_model
+from robust_gan import checkpoint, data, evaluation, parallel, pictures, report, threat_model
 from robust_gan.checkpoint import Record
 from robust_gan.config import NORMS, ThreatConfig, check_epsilon
 from robust_gan.errors import UserError
@@ -39,6 +39,7 @@ def compare(
     data_dir: str = "",
     output: epath.PathLike | None = None,
     examples: bool = False,
+    batch_statistics: bool = False,
     progress: bool | None = None,
 ) -> tuple[Scores, dict[str, Any]]:
     """Evaluates checkpoints, white box and by transfer, and writes a report.
@@ -57,6 +58,8 @@ def compare(
         data_dir: Where the prepared data lie; empty for what the first target was trained with.
         output: Folder of the report; None for no report.
         examples: Draw a picture too (needs the extra `plot`).
+        batch_statistics: Normalise with the statistics of each evaluated batch, as the released code of the paper does:
+            lenient, and dependent on the batch size; the report says so.
         progress: A bar; None for only where stderr is a terminal.
 
     Returns:
@@ -81,7 +84,7 @@ def compare(
             raise UserError("the picture of examples goes to the report folder: give --output")
         if drawn is None:
             raise UserError("a picture needs an attack on the classifier among --attacks, such as pgd10")
-        report.check_plot()
+        pictures.check_plot()
     folder = None if output is None else _check_output(output)
 
     records = _read_records([*targets, *sources])
@@ -99,7 +102,7 @@ def compare(
     models = [
         Model(
             name,
-            checkpoint.classifier_of(record),
+            checkpoint.classifier_of(record, batch_statistics=batch_statistics),
             checkpoint.attack_of(record) if checkpoint.has_generator(record) else None,
         )
         for name, record in records.items()
@@ -131,7 +134,12 @@ def compare(
             }
             for name, record in records.items()
         },
-        settings={"seed": seed, "batch_size": batch_size, "num_devices": len(devices or parallel.find_devices())},
+        settings={
+            "seed": seed,
+            "batch_size": batch_size,
+            "num_devices": len(devices or parallel.find_devices()),
+            "batch_norm": "batch" if batch_statistics else "running",
+        },
         seconds=time.perf_counter() - began,
     )
     if folder is not None:
@@ -225,4 +233,4 @@ def _draw(path, models, images, labels, attack, threat, seed, record) -> None:
                 "right": predicted == labels[rows],
             }
         )
-    report.draw_examples(path, clean, [record.data.label_names[index] for index in labels[rows]], columns)
+    pictures.draw_examples(path, clean, [record.data.label_names[index] for index in labels[rows]], columns)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from robust_gan import config as config_lib
-from robust_gan import game, networks
+from robust_gan import game, networks, recipes
 from robust_gan.types import Batch
 
 RECIPES = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
@@ -38,17 +38,22 @@ def test_the_recipes_of_the_paper_are_there():
     assert {path.stem for path in RECIPES} >= {"digits", "mnist", "svhn", "cifar10", "cifar10_wide", "cifar100"}
 
 
-@pytest.mark.parametrize("adversary", ["none", "pgd", "generator"])
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_builds_and_takes_one_step(path, adversary):
-    config = load(path).get_config(adversary)
+@pytest.mark.parametrize(
+    ("path", "contestant"),
+    [(path, name) for path in RECIPES for name in ("none", "pgd", "generator")]
+    + [(path, name) for path in RECIPES if path.stem == "mnist" for name in recipes.CONTESTANTS],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_every_recipe_builds_and_takes_one_step(path, contestant):
+    config = load(path).get_config(contestant)
+    if config.adversary.name == "ensemble":
+        config.adversary.ensemble.sources = ("runs/none",)
     config_lib.validate(config)
     assert config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(config)))) == config
-    assert config.adversary.name == adversary
-    assert config.classifier.clean_weight == (0.0 if adversary == "pgd" else 1.0)
     shape = SHAPES.get(path.stem, (32, 32, 3))
     classes = 100 if path.stem == "cifar100" else 10
-    played = game.from_config(config, num_classes=classes, channels=shape[-1])
+    source = jax.tree_util.Partial(lambda images: jnp.zeros((images.shape[0], classes)) + images.sum())
+    played = game.from_config(config, num_classes=classes, channels=shape[-1], sources=[source])
     batch = Batch(jax.ShapeDtypeStruct((2, *shape), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32))
     # Traced with the shapes alone: the wide classifier would take minutes to run here.
     state = jax.eval_shape(functools.partial(game.init, played), jax.random.key(0), batch.images)
@@ -57,7 +62,7 @@ def test_every_recipe_builds_and_takes_one_step(path, adversary):
     assert "classifier_loss" in metrics
     if path.stem in COUNTS:
         assert networks.count_params(state.classifier.params) == COUNTS[path.stem][0]
-        if adversary == "generator":
+        if contestant == "generator":
             assert networks.count_params(state.adversary.params) == COUNTS[path.stem][1]
 
 
@@ -85,6 +90,20 @@ def test_a_recipe_is_found_from_any_folder(tmp_path, path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == f"error: the workdir {tmp_path}/file is a file: give a folder\n"
+
+
+def test_contestants_differ_as_their_authors_do():
+    configs = {name: load(RECIPES[-1]).get_config(name) for name in recipes.CONTESTANTS}
+    weights = {name: (c.classifier.clean_weight, c.classifier.adversarial_weight) for name, c in configs.items()}
+    assert weights["pgd"] == weights["fgsm"] == weights["n_fgsm"] == (0.0, 1.0)
+    assert weights["ensemble"][1] == 3 * weights["ensemble"][0]
+    assert weights["trades"] == (1.0, 6.0)
+    assert weights["generator"] == weights["ensemble_tramer"] == weights["generator_hops"] == (1.0, 1.0)
+    released = configs["released"].penalty
+    assert (released.coefficient, released.form, released.step) == (-0.01, "finite_difference", 0.001)
+    assert {name for name, c in configs.items() if c.penalty.coefficient} == {
+        "generator", "generator_negative_penalty", "generator_finite_difference", "released",
+    }  # fmt: skip
 
 
 def test_the_constants_are_those_of_the_paper():

@@ -19,7 +19,7 @@ FLOORS = {
     "recipes": 1, "networks": 2, "attacks": 2,
     "adversaries": 3, "game": 3.5,
     "data": 4, "parallel": 4, "leaves": 4, "checkpoint": 4.5,
-    "evaluation": 5, "validation": 5.5, "report": 5.5, "workdir": 5, "ending": 5,
+    "evaluation": 5, "validation": 5.5, "report": 5.5, "pictures": 5, "workdir": 5, "ending": 5,
     "training": 6, "comparison": 6, "experiment": 7, "command_line": 7,
 }  # fmt: skip
 
@@ -28,7 +28,7 @@ ONLY_IN = {
     "flax": ("networks",),
     "orbax": ("checkpoint",),
     "tensorflow_datasets": ("data",),
-    "matplotlib": ("report",),
+    "matplotlib": ("pictures",),
     "ml_collections": (),
     "absl": ("command_line", "data"),
 }

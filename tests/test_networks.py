@@ -11,6 +11,7 @@ from robust_gan.networks import CLASSIFIERS, GENERATORS, build_classifier, build
 IMAGE_SHAPES = {
     "resnet20": (32, 32, 3),
     "resnet20_wide": (32, 32, 3),
+    "resnet18": (32, 32, 3),
     "resnet20_svhn": (32, 32, 3),
     "mnist_cnn": (28, 28, 1),
     "digits_cnn": (8, 8, 1),
@@ -44,6 +45,8 @@ def assert_close(actual, expected, tolerance=1e-5):
     [
         ("resnet20", 272_762),
         ("resnet20_wide", 26_800_154),
+        # As in https://github.com/kuangliu/pytorch-cifar, which robust training is compared on.
+        ("resnet18", 11_173_962),
         ("resnet20_svhn", 272_858),
         ("mnist_cnn", 83_466),
         ("digits_cnn", 56_554),
@@ -220,8 +223,8 @@ def test_penalty_through_pooling():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match=r"'resnet18'.*resnet20, resnet20_wide.*digits_cnn"):
-        build_classifier("resnet18", 10)
+    with pytest.raises(UserError, match=r"'resnet17'.*resnet20, resnet20_wide.*digits_cnn"):
+        build_classifier("resnet17", 10)
     with pytest.raises(UserError, match=r"'gan'.*resnet_generator.*digits_generator"):
         build_generator("gan", 3)
     with pytest.raises(UserError, match="got 0"):

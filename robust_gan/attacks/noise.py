@@ -49,8 +49,8 @@ def surface_noise(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> ja
 
     >>> from robust_gan import LinfThreat
     >>> noise = surface_noise(jax.random.split(jax.random.key(0), 1), jnp.zeros((1, 2, 2, 1)), LinfThreat(0.25))
-    >>> jnp.max(jnp.abs(noise)).item()
-    1.0
+    >>> print(f"{jnp.max(jnp.abs(noise)):.4f}")
+    1.0000
     """
     wide = jnp.promote_types(images.dtype, jnp.float32)
     if threat.norm != "linf":

@@ -78,7 +78,7 @@ def spsa(
                 jnp.concatenate([points + probe_size * signs, points - probe_size * signs]), *threat.bounds
             )
             losses = loss_fn(logits_fn(probes.astype(images.dtype)), jnp.concatenate([labels, labels]))
-            ahead, behind = jnp.split(jnp.nan_to_num(losses.astype(wide)), 2)
+            ahead, behind = jnp.split(jnp.nan_to_num(losses.astype(wide), posinf=1e30, neginf=-1e30), 2)
             slopes = ((ahead - behind) / (2 * probe_size)).reshape((-1,) + (1,) * (images.ndim - 1))
             return total + slopes * signs / num_samples
 

@@ -65,13 +65,18 @@ def load_attack(directory: epath.PathLike, step: str | int = "best") -> Attack:
     return attack_of(read_record(directory, step))
 
 
-def classifier_of(record: Record) -> LogitsFn:
-    """Rebuilds the classifier of a record that is read already; see `load_classifier`."""
+def classifier_of(record: Record, *, batch_statistics: bool = False) -> LogitsFn:
+    """Rebuilds the classifier of a record that is read already; see `load_classifier`.
+
+    Args:
+        record: Which checkpoint.
+        batch_statistics: See `networks.inference.classify`.
+    """
     name, data = record.config.classifier.network, record.data
     player = "average" if record.config.classifier.average_decay else "classifier"
     like = {player: _shapes(networks.build_classifier(name, data.num_classes), data.image_shape)}
     filled = fill(like, record)[player]
-    classify = inference.classify(name, data.num_classes)
+    classify = inference.classify(name, data.num_classes, batch_statistics=batch_statistics)
     return jax.tree_util.Partial(classify, filled["params"], filled["batch_stats"])
 
 

@@ -43,8 +43,35 @@ def gradient_evaluations(config: Config) -> int:
     return update + steps * (looks * (2 if generator.diversity else 1) + 1) + looks
 
 
+def history(config: Config, folder: epath.Path) -> list[dict[str, float]]:
+    """Returns a run's validations against what had been paid by then.
+
+    Args:
+        config: The run.
+        folder: Its workdir.
+
+    Returns:
+        For each validation `step`, `seconds` of training, `gradient_evaluations` (minibatches) and `robust_accuracy`
+        under PGD on the validation split.
+    """
+    read = lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]  # noqa: E731
+    metric, timing = f"validation/pgd{config.validation.pgd_steps}", read(workdir.TIMING)
+    return [
+        {
+            "step": line["step"],
+            "seconds": round(sum(entry["seconds"] for entry in timing if entry["step"] <= line["step"]), 3),
+            "gradient_evaluations": line["step"] * gradient_evaluations(config),
+            "robust_accuracy": line[metric],
+        }
+        for line in read(workdir.METRICS)
+        if metric in line
+    ]
+
+
 def measure(config: Config, folder: epath.Path, info: checkpoint.DataInfo) -> dict[str, Any]:
-    """Returns the cost of a finished run: seconds of training (validation left out), gradients, parameters.
+    """Returns the cost of a finished run: seconds of training, gradients, parameters, and its `history`.
+
+    The seconds are those of the steps, compilation included and validation left out.
 
     Args:
         config: The run.
@@ -64,6 +91,7 @@ def measure(config: Config, folder: epath.Path, info: checkpoint.DataInfo) -> di
         "updates": config.num_steps,
         "gradient_evaluations": gradient_evaluations(config),
         "parameters": parameters,
+        "history": history(config, folder),
     }
 
 

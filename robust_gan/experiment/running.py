@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from etils import epath
 
-from robust_gan import checkpoint, comparison, report, training, workdir
+from robust_gan import checkpoint, comparison, pictures, report, training, workdir
 from robust_gan.errors import UserError
 from robust_gan.experiment import cost, planning, tables
 from robust_gan.experiment.planning import Plan
 
-RECORD, TABLES, PICTURE = "reproduction.json", "reproduction.md", "reproduction.png"
+RECORD, TABLES, PICTURE, COSTS = "reproduction.json", "reproduction.md", "reproduction.png", "costs.png"
 SCHEMA = "robust_gan.reproduction/1"
 
 _KEY = "key.json"
@@ -38,7 +38,8 @@ def run(
     Args:
         plan: What to do.
         output: Its folder: `runs/seed-SEED/NAME` for the runs, `seed-SEED` for the evaluations, and the tables
-            `reproduction.md`, `reproduction.json` and, with the extra `plot`, `reproduction.png`.
+            `reproduction.md`, `reproduction.json` and, with the extra `plot`, the pictures `reproduction.png`
+            and `costs.png`.
         devices: Where; None for all.
         batch_size: Images at once in the evaluation.
         progress: Bars; None for only where stderr is a terminal.
@@ -89,8 +90,10 @@ def run(
     }
     workdir.write_text(folder / TABLES, text)
     workdir.write_text(folder / RECORD, json.dumps(values, indent=2) + "\n")
-    if report.can_plot():
-        report.draw_accuracies(folder / PICTURE, tables.columns(plan, table))
+    if pictures.can_plot():
+        pictures.draw_accuracies(folder / PICTURE, tables.columns(plan, table))
+        histories = {name: [paid["history"] for paid in table[name]["cost"]] for name in plan.contestants}
+        pictures.draw_costs(folder / COSTS, histories)
     return text, values
 
 

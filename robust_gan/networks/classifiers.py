@@ -17,22 +17,25 @@ from robust_gan.networks.layers import Conv, Initializer, ResidualBlock, as_netw
 from robust_gan.types import Network
 
 
-class ResNet20(nn.Module):
-    """Three stages of three residual blocks, the mean over the image, and a dense layer.
+class ResNet(nn.Module):
+    """A convolution, stages of residual blocks, the mean over the image, and a dense layer; by default ResNet-20.
 
-    The first block of every stage has a projection, also where the shape does not need one, and the first convolution
-    has 16 channels at every width: the parameter counts of the paper's networks fix both.
+    In the paper's networks the first block of every stage has a projection, also where the shape does not need one, and
+    the first convolution has 16 channels at every width: their parameter counts fix both.
 
     Attributes:
         num_classes: Number of classes, K.
         train: Whether BatchNorm uses the statistics of the batch.
         axis_name: The mapped axis of the devices, or `None`.
-        widths: Channels of the three stages.
+        stem: Channels of the first convolution.
+        widths: Channels of the stages; each but the first halves height and width.
+        blocks: Residual blocks in each stage.
+        project_first: Whether the first stage has a projection too.
         norm_first: BatchNorm and ReLU after the first convolution (CIFAR-10) or after the last block (SVHN).
         kernel_init: Initialiser of all kernels.
 
     >>> import jax, jax.numpy as jnp
-    >>> net = ResNet20(num_classes=10, train=False, axis_name=None)
+    >>> net = ResNet(num_classes=10, train=False, axis_name=None)
     >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros((2, 32, 32, 3)))[0].shape
     (2, 10)
     """
@@ -40,7 +43,10 @@ class ResNet20(nn.Module):
     num_classes: int
     train: bool
     axis_name: str | None
-    widths: tuple[int, int, int] = (16, 32, 64)
+    stem: int = 16
+    widths: tuple[int, ...] = (16, 32, 64)
+    blocks: int = 3
+    project_first: bool = True
     norm_first: bool = True
     kernel_init: Initializer = he_normal
 
@@ -48,13 +54,14 @@ class ResNet20(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
         norm = batch_norm(train=self.train, axis_name=self.axis_name)
-        x = Conv(16, (3, 3), kernel_init=self.kernel_init)(x)
+        x = Conv(self.stem, (3, 3), kernel_init=self.kernel_init)(x)
         if self.norm_first:
             x = nn.relu(norm()(x))
         for stage, width in enumerate(self.widths):
-            for block in range(3):
+            for block in range(self.blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = ResidualBlock(width, norm, stride, project=block == 0, kernel_init=self.kernel_init)(x)
+                project = block == 0 and (stage > 0 or self.project_first)
+                x = ResidualBlock(width, norm, stride, project=project, kernel_init=self.kernel_init)(x)
         if not self.norm_first:
             x = nn.relu(norm()(x))
         x = jnp.mean(x, axis=(1, 2))
@@ -119,9 +126,10 @@ class DigitsCNN(nn.Module):
 
 
 _MODULES = {
-    "resnet20": ResNet20,
-    "resnet20_wide": functools.partial(ResNet20, widths=(160, 320, 640)),
-    "resnet20_svhn": functools.partial(ResNet20, norm_first=False, kernel_init=small_normal),
+    "resnet20": ResNet,
+    "resnet20_wide": functools.partial(ResNet, widths=(160, 320, 640)),
+    "resnet20_svhn": functools.partial(ResNet, norm_first=False, kernel_init=small_normal),
+    "resnet18": functools.partial(ResNet, stem=64, widths=(64, 128, 256, 512), blocks=2, project_first=False),
     "mnist_cnn": MnistCNN,
     "digits_cnn": DigitsCNN,
 }
@@ -138,8 +146,9 @@ def build_classifier(name: str, num_classes: int) -> Network:
 
     Args:
         name: One of `CLASSIFIERS`. "resnet20" is the paper's network for CIFAR-10 ("resnet18_2" in its code),
-            "resnet20_wide" ten times as wide, "resnet20_svhn" and "mnist_cnn" the paper's for SVHN and MNIST (this one
-            fixes the size of the images when it is initialised), "digits_cnn" a small one for 8x8 images.
+            "resnet20_wide" ten times as wide, "resnet18" the one that later work compares on, "resnet20_svhn" and
+            "mnist_cnn" the paper's for SVHN and MNIST (this one fixes the size of the images when it is initialised),
+            "digits_cnn" a small one for 8x8 images.
         num_classes: Number of classes, K.
 
     Raises:

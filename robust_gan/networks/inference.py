@@ -11,14 +11,20 @@ from robust_gan.networks.generators import build_generator
 
 # Cached, so that two models of one architecture share the function, and with it whatever was compiled for it.
 @functools.cache
-def classify(name: str, num_classes: int) -> Callable[..., jax.Array]:
+def classify(name: str, num_classes: int, *, batch_statistics: bool = False) -> Callable[..., jax.Array]:
     """Returns `(params, batch_stats, images) -> logits` of the classifier of that name.
+
+    Args:
+        name: One of `networks.CLASSIFIERS`.
+        num_classes: K.
+        batch_statistics: Normalise with the statistics of the batch, as the released code of the paper does at test.
+            The output for an image depends on its batch then: for showing how lenient that is, and for nothing else.
 
     >>> classify("digits_cnn", 10) is classify("digits_cnn", 10)
     True
     """
     network = build_classifier(name, num_classes)
-    return lambda params, batch_stats, images: network.apply(params, batch_stats, images, train=False)[0]
+    return lambda params, batch_stats, images: network.apply(params, batch_stats, images, train=batch_statistics)[0]
 
 
 @functools.cache

@@ -1,0 +1,129 @@
+"""Pictures of examples, accuracies and costs; matplotlib is the extra `plot`, and known here alone."""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from robust_gan.errors import UserError
+
+
+def can_plot() -> bool:
+    """Tells whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def check_plot() -> None:
+    """Refuses to go on where a picture is asked for and matplotlib is absent.
+
+    Raises:
+        UserError: Says which extra to install.
+    """
+    if not can_plot():
+        raise UserError("a picture needs matplotlib: pip install 'robust_gan[plot]', or leave --examples out")
+
+
+def draw_examples(
+    path: epath.PathLike, images: np.ndarray, labels: Sequence[str], columns: Sequence[dict[str, Any]]
+) -> None:
+    """Draws clean images, and for each model the adversarial image with its prediction and the magnified perturbation.
+
+    Args:
+        path: A PNG file.
+        images: `[N, H, W, C]` in [0, 1], one row each.
+        labels: Names of the true classes, `[N]`.
+        columns: For each model `name`, `adversarial` `[N, H, W, C]`, `predicted` names `[N]` and `right` bool `[N]`.
+    """
+    check_plot()
+    from matplotlib.figure import Figure
+
+    count, width = len(images), 1 + 2 * len(columns)
+    figure = Figure(figsize=(1.25 * width, 1.35 * count + 0.75), layout="constrained")
+    axes = figure.subplots(count, width, squeeze=False)
+    largest = max(float(np.abs(column["adversarial"] - images).max()) for column in columns)
+    gain = 0.5 / largest if largest else 1.0
+    for row in range(count):
+        _show(axes[row, 0], images[row], labels[row])
+        for index, column in enumerate(columns):
+            adversarial = column["adversarial"][row]
+            right = column["right"][row]
+            _show(
+                axes[row, 1 + 2 * index], adversarial, f"{column['predicted'][row]} {'✓' if right else '✗'}",
+                "#1a7f37" if right else "#cf222e",
+            )  # fmt: skip
+            _show(axes[row, 2 + 2 * index], 0.5 + gain * (adversarial - images[row]), "", cmap="RdBu_r")
+    axes[0, 0].set_title("clean", fontsize=9)
+    for index, column in enumerate(columns):
+        axes[0, 1 + 2 * index].set_title(column["name"], fontsize=9)
+        axes[0, 2 + 2 * index].set_title(f"perturbation\ntimes {gain:.2g}", fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[float]]]) -> None:
+    """Draws, for each contestant, a line with a mark for each accuracy: the mean, and the single seeds behind it.
+
+    Args:
+        path: A PNG file.
+        rows: For each contestant the accuracies by name, as shares, one for each seed.
+    """
+    check_plot()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.42 * len(rows) + 1.4), layout="constrained")
+    axis = figure.subplots()
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    styles = dict(zip(names, zip(("#57606a", "#0969da", "#cf222e", "#8250df"), "osDv", strict=True), strict=False))
+    for height, (contestant, row) in enumerate(rows.items()):
+        means = {name: 100 * float(np.mean(values)) for name, values in row.items()}
+        axis.plot([min(means.values()), max(means.values())], [height] * 2, color="#d0d7de", zorder=1)
+        for name, values in row.items():
+            colour, marker = styles[name]
+            axis.scatter(100 * np.asarray(values), [height] * len(values), s=9, color=colour, alpha=0.4, zorder=2)
+            label = name if contestant == next(iter(rows)) else None
+            axis.scatter(means[name], height, s=46, color=colour, marker=marker, label=label, zorder=3)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.invert_yaxis()
+    axis.set_xlim(-2, 102)
+    axis.set_xlabel("accuracy in %")
+    axis.grid(axis="x", color="#eaeef2")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def draw_costs(path: epath.PathLike, rows: dict[str, list[list[dict[str, float]]]]) -> None:
+    """Draws robust accuracy on the validation split against what training had cost by then.
+
+    Args:
+        path: A PNG file.
+        rows: For each contestant and seed the validations, with `seconds`, `gradient_evaluations` and
+            `robust_accuracy`.
+    """
+    check_plot()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    titles = {"seconds": "seconds of training", "gradient_evaluations": "gradients of the classifier, in minibatches"}
+    for index, (contestant, seeds) in enumerate(rows.items()):
+        robust = [100 * np.mean([point["robust_accuracy"] for point in points]) for points in zip(*seeds, strict=False)]
+        for axis, (what, title) in zip((left, right), titles.items(), strict=True):
+            paid = [np.mean([point[what] for point in points]) for points in zip(*seeds, strict=False)]
+            style = {"color": f"C{index % 10}", "marker": "osDv^"[index // 10 % 5], "markersize": 4}
+            axis.plot(paid, robust, label=contestant if axis is left else None, **style)
+            axis.set_xlabel(title)
+            axis.grid(color="#eaeef2")
+            axis.spines[["top", "right"]].set_visible(False)
+    left.set_ylabel("robust accuracy in %, PGD, validation")
+    figure.legend(loc="outside upper center", ncols=min(6, len(rows)), frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def _show(axis, image, caption, colour="#000000", cmap="gray"):
+    image = np.clip(image, 0, 1)
+    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
+    axis.set_xlabel(caption, fontsize=8, color=colour)
+    axis.set_xticks([])
+    axis.set_yticks([])

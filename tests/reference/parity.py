@@ -1,0 +1,181 @@
+"""The attacks here against the reference implementations, on the same classifier and the same images.
+
+AutoAttack's authors wrote it for torch (`pyautoattack`): it attacks a JAX classifier through a bridge. Foolbox attacks
+it directly. Needs the extra `reference`; see README.md beside this file.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from bridge import Bridge
+
+from robust_gan import L2Threat, LinfThreat, attacks, checkpoint, data, evaluation, losses
+
+COMPONENTS = {
+    "apgd_ce": "apgd-ce",
+    "apgd_dlr": "apgd-dlr",
+    "apgd_t": "apgd-t",
+    "fab": "fab",
+    "fab_t": "fab-t",
+    "square": "square",
+}
+"""Our names and the reference's."""
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="a run's workdir or its checkpoints folder")
+    parser.add_argument("--epsilon", type=float, help="default: that of the checkpoint's configuration")
+    parser.add_argument("--norm", choices=["linf", "l2"], help="default: that of the checkpoint's configuration")
+    parser.add_argument("--count", type=int, default=1000, help="how many test images, the first ones")
+    parser.add_argument("--seeds", type=int, default=1, help="how often to run both, with seeds 0, 1, ...")
+    parser.add_argument(
+        "--alone", default="apgd_ce,apgd_dlr,apgd_t,fab_t,square", help="components to run by themselves"
+    )
+    parser.add_argument("--no-standard", action="store_true", help="leave out the whole of AutoAttack standard")
+    parser.add_argument("--no-foolbox", action="store_true", help="leave out FGSM and PGD against Foolbox")
+    parser.add_argument("--json", help="where to write the figures")
+    return parser.parse_args()
+
+
+def timed(function):
+    """Returns the result, and the wall and the processor seconds that it took."""
+    wall, process = time.perf_counter(), time.process_time()
+    result = function()
+    return result, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - process}
+
+
+class Ours:
+    """The attacks of this package, each compiled for the whole batch."""
+
+    def __init__(self, logits_fn, images, labels, threat):
+        self.logits_fn, self.images, self.labels, self.threat = logits_fn, images, labels, threat
+        self.correct = jax.jit(lambda logits_fn, images: losses.is_correct(logits_fn(images), labels))
+        self.compiled = {}
+
+    def run(self, names, seed):
+        """Returns which images still stand after the attacks in turn, bool `[N]`."""
+        components = attacks.autoattack(names)
+        run = self.compiled.setdefault(
+            tuple(names), jax.jit(lambda *arguments: attacks.run_in_turn(components, *arguments))
+        )
+        outcome = run(self.logits_fn, jax.random.key(seed), self.images, self.labels, self.threat)
+        # Judged as the reference is: all images in one batch.
+        return np.asarray(outcome.standing[0] & self.correct(self.logits_fn, outcome.images))
+
+
+class Reference:
+    """AutoAttack as its authors wrote it, on the classifier through the bridge."""
+
+    def __init__(self, logits_fn, images, labels, threat):
+        self.bridge = Bridge(logits_fn)
+        self.images = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2).copy())
+        self.labels = torch.from_numpy(np.array(labels, np.int64))
+        self.threat = threat
+
+    def run(self, names, seed):
+        """Returns which images still stand after the attacks in turn, bool `[N]`."""
+        import pyautoattack
+
+        norm = {"linf": "Linf", "l2": "L2"}[self.threat.norm]
+        suite = pyautoattack.AutoAttack(self.bridge, eps=float(self.threat.epsilon), norm=norm, seed=seed)
+        suite.attacks_to_run = [COMPONENTS[name] for name in names]
+        adversarial, _ = suite.run_standard_evaluation(self.images, self.labels, batch_size=len(self.images))
+        return np.logical_and(*(self._right(images) for images in (self.images, adversarial)))
+
+    def _right(self, images):
+        with torch.no_grad():
+            return (self.bridge(images).argmax(1) == self.labels).numpy()
+
+
+def compare(ours, reference, names, seeds):
+    """Runs both in alternation: the first run of each compiles, the second is timed without that."""
+    rows = []
+    for seed in range(seeds):
+        row = {"seed": seed}
+        for phase in ("with_compilation", "without_compilation") if seed == 0 else ("without_compilation",):
+            for who, player in (("reference", reference), ("ours", ours)):
+                standing, row[f"{who}_seconds_{phase}"] = timed(
+                    lambda player=player, seed=seed: player.run(names, seed)
+                )
+                row[f"{who}_robust"] = int(standing.sum())
+                row[f"{who}_standing"] = standing
+        both = [row.pop(f"{who}_standing") for who in ("reference", "ours")]
+        row["only_the_reference_breaks"] = int((both[1] & ~both[0]).sum())
+        row["only_ours_breaks"] = int((both[0] & ~both[1]).sum())
+        rows.append(row)
+    return rows
+
+
+def against_foolbox(logits_fn, images, labels, threat):
+    """FGSM and PGD-10 of Foolbox and ours."""
+    import eagerpy
+    import foolbox
+
+    epsilon, kind = float(threat.epsilon), {"linf": "Linf", "l2": "L2"}[threat.norm]
+    model = foolbox.JAXModel(jax.jit(logits_fn), bounds=threat.bounds)
+    theirs = {
+        "fgsm": getattr(foolbox.attacks, f"{kind}FastGradientAttack")(random_start=False),
+        "pgd10": getattr(foolbox.attacks, f"{kind}ProjectedGradientDescentAttack")(rel_stepsize=0.25, steps=10),
+    }
+    rows = {}
+    for name, attack in theirs.items():
+        (_, clipped, _), spent = timed(
+            lambda attack=attack: attack(model, eagerpy.astensor(images), eagerpy.astensor(labels), epsilons=epsilon)
+        )
+        run = jax.jit(attacks.by_name(name))
+        arguments = (logits_fn, jax.random.key(0), images, labels, threat)
+        jax.block_until_ready(run(*arguments))
+        made, ours_spent = timed(lambda run=run, arguments=arguments: jax.block_until_ready(run(*arguments)))
+        right = losses.is_correct(logits_fn(images), labels)
+        robust = [int((right & losses.is_correct(logits_fn(x), labels)).sum()) for x in (clipped.raw, made)]
+        rows[name] = {
+            "reference_robust": robust[0],
+            "ours_robust": robust[1],
+            "reference_seconds": spent,
+            "ours_seconds": ours_spent,
+        }
+    return rows
+
+
+def main():
+    arguments = parse()
+    record = checkpoint.read_record(arguments.checkpoint, "best")
+    logits_fn = checkpoint.classifier_of(record)
+    test = data.from_config(record.config.data).test
+    images = jnp.asarray(evaluation.to_unit(test.images[: arguments.count]))
+    labels = jnp.asarray(test.labels[: arguments.count], jnp.int32)
+    norm = arguments.norm or record.config.threat.norm
+    epsilon = record.config.threat.epsilon if arguments.epsilon is None else arguments.epsilon
+    threat = {"linf": LinfThreat, "l2": L2Threat}[norm](epsilon)
+    result = {
+        "images": len(images),
+        "norm": norm,
+        "epsilon": epsilon,
+        "clean": int(losses.is_correct(logits_fn(images), labels).sum()),
+        "alone": {},
+    }
+    print(json.dumps({key: value for key, value in result.items() if key != "alone"}), flush=True)
+    ours, reference = (kind(logits_fn, images, labels, threat) for kind in (Ours, Reference))
+    for name in filter(None, arguments.alone.split(",")):
+        result["alone"][name] = compare(ours, reference, [name], arguments.seeds)
+        print(name, json.dumps(result["alone"][name]), flush=True)
+    if not arguments.no_standard:
+        names = [name for name, _ in attacks.autoattack()]
+        result["standard"] = compare(ours, reference, names, arguments.seeds)
+        print("standard", json.dumps(result["standard"]), flush=True)
+    if not arguments.no_foolbox:
+        result["foolbox"] = against_foolbox(logits_fn, images, labels, threat)
+        print("foolbox", json.dumps(result["foolbox"]), flush=True)
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
