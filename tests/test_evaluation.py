@@ -1,11 +1,13 @@
 """Scores: every image counted once, whatever the batch size and the number of devices."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_gan import LinfThreat, evaluation, losses, metrics, networks, parallel, report
+from robust_gan import LinfThreat, evaluation, losses, metrics, networks, parallel, pictures, report
 from robust_gan.data import batching
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import Model
@@ -214,3 +216,28 @@ def test_the_tables_hold_the_figures_and_a_dash_where_there_is_none(tmp_path):
         "alpha", ["beta"], ["fgsm"]
     )
     assert values["targets"]["alpha"]["worst_case"]["all"] <= values["targets"]["alpha"]["worst_case"]["white_box"]
+
+
+def test_batch_statistics_are_an_option_that_the_report_names(launch, tiny_run, tmp_path):
+    flags = [f"--checkpoint={tiny_run}", "--attacks=clean,fgsm", "--count=32", "--batch_size=32"]
+    running = launch("evaluate", *flags, f"--output={tmp_path}/running")
+    batch = launch("evaluate", *flags, "--batch_statistics", f"--output={tmp_path}/batch")
+    assert (running.code, batch.code) == (0, 0)
+    records = {name: json.loads((tmp_path / name / "report.json").read_text()) for name in ("running", "batch")}
+    assert [records[name]["settings"]["batch_norm"] for name in ("running", "batch")] == ["running", "batch"]
+    # After two steps the running statistics are still near their start: the figures must differ.
+    assert records["running"]["targets"] != records["batch"]["targets"]
+    for text in (batch.out, (tmp_path / "batch/report.md").read_text()):
+        assert report.BATCH_STATISTICS in text
+    assert report.BATCH_STATISTICS not in running.out
+
+
+def test_accuracies_and_costs_are_drawn(tmp_path):
+    matplotlib_image = pytest.importorskip("matplotlib.image")
+    pictures.draw_accuracies(tmp_path / "a.png", {"pgd": {"clean": [0.9, 1.0], "white box": [0.5, 0.6]}})
+    point = {"seconds": 1.0, "gradient_evaluations": 11, "robust_accuracy": 0.5}
+    pictures.draw_costs(tmp_path / "b.png", {"pgd": [[point, point], [point]], "generator": [[point], [point]]})
+    for name in ("a.png", "b.png"):
+        pixels = matplotlib_image.imread(tmp_path / name)[..., :3]
+        assert min(pixels.shape[:2]) > 200
+        assert (pixels.min(-1) < 0.9).mean() > 0.003  # Not a blank sheet.
