@@ -6,6 +6,7 @@
 Stopped, it goes on with the same command.
 """
 
+import functools
 import pathlib
 import runpy
 
@@ -59,15 +60,20 @@ def main(argv):
         attacks=_ATTACKS.value,
         data_dir=_DATA_DIR.value,
     )
-    text, _ = experiment.run(
-        plan,
-        output,
-        devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
-        batch_size=_BATCH_SIZE.value,
-        progress=_PROGRESS.value,
-        say=lambda sentence: print(sentence, flush=True),
-    )
-    print(text)
+    say = functools.partial(print, flush=True)
+    try:
+        text, _ = experiment.run(
+            plan,
+            output,
+            devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+            batch_size=_BATCH_SIZE.value,
+            progress=_PROGRESS.value,
+            say=say,
+        )
+    except experiment.InterruptedRunError as stopped:
+        say(str(stopped))
+        return 0
+    say(text)
     return 0
 
 

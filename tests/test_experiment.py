@@ -80,6 +80,7 @@ def test_a_budget_that_a_recipe_does_not_have_is_told(launch, tmp_path):
         ("--dataset=cifar", "there is no recipe 'cifar': the recipes are cifar10"),
         ("--seeds=a", "--seeds must be whole numbers separated by commas, not 'a'"),
         ("--attacks=fgsm,ppd", "unknown attack 'ppd'"),
+        ("--attacks=clean,generator", "give an attack that can be made on every contestant"),
     ):
         flags = ["--dataset=digits", "--budget=smoke", f"--output={tmp_path}/out", flag]
         ended = launch("reproduce", *flags)

@@ -1,6 +1,6 @@
 """The paper's experiments: every contestant trained alike, attacked by all others, and put into the paper's tables."""
 
 from robust_gan.experiment.planning import OF_THE_PAPER, Plan, plan
-from robust_gan.experiment.running import run
+from robust_gan.experiment.running import InterruptedRunError, run
 
-__all__ = ["OF_THE_PAPER", "Plan", "plan", "run"]
+__all__ = ["OF_THE_PAPER", "InterruptedRunError", "Plan", "plan", "run"]

@@ -96,7 +96,8 @@ def plan(
         raise UserError(f"the budget must be one of {', '.join(BUDGETS)}, not {budget!r}")
     if not seeds or any(not 0 <= seed < 100 for seed in seeds):
         raise UserError(f"seeds must be whole numbers from 0 to 99, at least one, not {list(seeds)}")
-    evaluation.attack_names(attacks)
+    if attacks and not any(name != evaluation.GENERATOR for name in evaluation.attack_names(attacks)):
+        raise UserError(f"give an attack that can be made on every contestant, such as pgd10, not {attacks!r} alone")
     for what, given in (("contestant", names), ("seed", tuple(seeds))):
         if len(set(given)) < len(given):
             raise UserError(f"a {what} is named twice: {', '.join(map(str, given))}")

@@ -8,7 +8,6 @@ import jax
 from etils import epath
 
 from robust_gan import checkpoint, comparison, pictures, report, training, workdir
-from robust_gan.errors import UserError
 from robust_gan.experiment import cost, planning, tables
 from robust_gan.experiment.planning import Plan
 
@@ -18,7 +17,7 @@ SCHEMA = "robust_gan.reproduction/1"
 _KEY = "key.json"
 
 
-class InterruptedRunError(UserError):
+class InterruptedRunError(Exception):
     """A signal ended a run; what was done is saved."""
 
 
