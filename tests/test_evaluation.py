@@ -194,7 +194,10 @@ def test_unknown_and_repeated_attacks_are_refused():
 
 
 def test_the_tables_hold_the_figures_and_a_dash_where_there_is_none(tmp_path):
-    models = [Model("alpha", linear(0).logits_fn, lambda x: jnp.ones_like(x)), linear(1, "beta")]
+    models = [
+        Model("alpha", linear(0).logits_fn, functools.partial(attacks.generator, noise_fn=jnp.ones_like)),
+        linear(1, "beta"),
+    ]
     images, _ = data(40)
     labels = labelled_by(models[0], images)
     scores = evaluation.evaluate(models, images, labels, THREAT, attacks=["fgsm", "generator"])

@@ -1,0 +1,24 @@
+"""How robust classifiers are: as a matrix of who attacks whom, or against attacks in turn, with alarms.
+
+Everything takes any `logits_fn`: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
+"""
+
+from robust_gan.evaluation import alarms
+from robust_gan.evaluation.matrix import Scores, evaluate, total
+from robust_gan.evaluation.models import CLEAN, GENERATOR, Model, attack_names, check_images, to_unit
+from robust_gan.evaluation.survivors import Rung, survive
+
+__all__ = [
+    "CLEAN",
+    "GENERATOR",
+    "Model",
+    "Rung",
+    "Scores",
+    "alarms",
+    "attack_names",
+    "check_images",
+    "evaluate",
+    "survive",
+    "to_unit",
+    "total",
+]

@@ -1,0 +1,210 @@
+"""Alarms: signs that a figure of robustness means less than it says, each a rule that can fire or not.
+
+References:
+    Carlini et al., "On Evaluating Adversarial Robustness", 2019, https://arxiv.org/abs/1902.06705
+    Pintor et al., "Indicators of Attack Failure: Debugging and Improving Optimization of Adversarial Examples",
+        NeurIPS 2022, https://arxiv.org/abs/2106.09947
+    Croce and Hein, AutoAttack's flags, https://github.com/fra31/auto-attack/blob/master/flags_doc.md
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_gan import random
+from robust_gan.attacks import input_gradient, pgd
+from robust_gan.evaluation.matrix import Scores
+from robust_gan.evaluation.models import GENERATOR, to_unit
+from robust_gan.losses import is_correct
+from robust_gan.threat_model import scaled
+from robust_gan.types import LogitsFn, ThreatModel
+
+TOLERANCE = {"logits": 1e-4, "points": 0.5, "black_box_points": 0.2}
+"""By how much normalised logits may differ between passes, and robust accuracy (in points) between attacks."""
+
+_STEPS = 40
+_PASSES = 5
+
+
+class Alarm(NamedTuple):
+    """A rule and what it found.
+
+    Attributes:
+        name: Of the rule.
+        fired: Whether the figures are to be distrusted.
+        finding: One sentence, whether it fired or not.
+    """
+
+    name: str
+    fired: bool
+    finding: str
+
+
+def of_model(
+    logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, threat: ThreatModel, *, count: int = 128, seed: int = 0
+) -> list[Alarm]:
+    """Examines a classifier by itself: its outputs, its gradients, and whether attacks on it do what they must.
+
+    Args:
+        logits_fn: The classifier.
+        images: uint8 or float `[N, H, W, C]`.
+        labels: `[N]`.
+        threat: The threat model.
+        count: Only so many of the images, the first.
+        seed: Of the attacks and the orders.
+
+    Returns:
+        The alarms `randomised`, `probabilities`, `zero_gradients`, `not_converged` and `does_not_reach_0`.
+
+    >>> images, labels = np.random.default_rng(0).uniform(size=(8, 2, 2, 1)), np.arange(8) % 2
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], -1)
+    >>> [alarm.name for alarm in of_model(logits_fn, images, labels, LinfThreat(0.1)) if alarm.fired]
+    []
+    """
+    x, y = jnp.asarray(to_unit(images[:count])), jnp.asarray(labels[:count], jnp.int32)
+    return [
+        _randomised(logits_fn, x, seed),
+        _probabilities(logits_fn, x),
+        _zero_gradients(logits_fn, x, y),
+        *_attacks_reach(logits_fn, x, y, threat, seed),
+    ]
+
+
+def of_scores(scores: Scores, target: str, standing: np.ndarray | None = None) -> list[Alarm]:
+    """Looks for attacks that find what stronger ones miss.
+
+    Args:
+        scores: Of an evaluation.
+        target: Which model.
+        standing: bool `[N]`: what all white-box attacks that differentiate left standing, where more than those of
+            `scores` were made (AutoAttack's); None for those of `scores`.
+
+    Returns:
+        The alarms `black_box_beats_white` and `one_step_beats_many`, where their attacks were made.
+    """
+    white = {attack: scores.robust[target, target, attack] for attack in scores.attacks
+             if (target, target, attack) in scores.robust}  # fmt: skip
+    differentiate = [kept for attack, kept in white.items() if attack not in (GENERATOR, "uniform_noise")
+                     and not attack.startswith(("square", "spsa"))]  # fmt: skip
+    alarms = []
+    if standing is None and differentiate:
+        standing = np.logical_and.reduce(differentiate)
+    black = {f"{attack} made on {maker}": kept for (name, maker, attack), kept in scores.robust.items()
+             if name == target and (maker != target or attack.startswith(("square", "spsa")))}  # fmt: skip
+    if standing is not None and black:
+        worst, lost = max(((what, 100 * float((standing & ~kept).mean())) for what, kept in black.items()),
+                          key=lambda pair: pair[1])  # fmt: skip
+        alarms.append(
+            Alarm(
+                "black_box_beats_white",
+                lost > TOLERANCE["black_box_points"],
+                f"{worst} breaks {lost:.1f} points of images that the white-box attacks leave standing",
+            )
+        )
+    many = [attack for attack in white if attack.startswith("pgd")]
+    if "fgsm" in white and many:
+        strongest = np.logical_and.reduce([white[attack] for attack in many])
+        lost = 100 * float((strongest & ~white["fgsm"]).mean())
+        finding = f"fgsm breaks {lost:.1f} points of images that {', '.join(many)} leave standing"
+        alarms.append(Alarm("one_step_beats_many", lost > TOLERANCE["points"], finding))
+    return alarms
+
+
+def _randomised(logits_fn, images, seed):
+    """The same images in other orders, in batches of other sizes, and alone: nothing may change."""
+    first = _normalised(logits_fn(images))
+    changed, largest = 0, 0.0
+    rng = np.random.default_rng(seed)
+    for index in range(_PASSES):
+        order = rng.permutation(len(images))
+        if index == _PASSES - 1:
+            order = order[:16]
+            again = np.concatenate([_normalised(logits_fn(images[i : i + 1])) for i in order])
+        else:
+            size = max(1, len(images) // (index + 1))
+            parts = [order[start : start + size] for start in range(0, len(order), size)]
+            again = np.concatenate([_normalised(logits_fn(images[part])) for part in parts])
+        changed += int((again.argmax(-1) != first[order].argmax(-1)).sum())
+        largest = max(largest, float(np.abs(again - first[order]).max()))
+    return Alarm(
+        "randomised",
+        bool(changed or not largest <= TOLERANCE["logits"]),
+        f"over {_PASSES} passes in other batches {changed} predictions change and normalised logits by up to "
+        f"{largest:.1g}: attacks see another classifier than is scored"
+        if changed or not largest <= TOLERANCE["logits"]
+        else f"an image's logits do not depend on its batch (normalised, to {largest:.1g})",
+    )
+
+
+def _normalised(logits):
+    """Logits less their mean, by their largest: a pass through another batch size rounds them in proportion."""
+    logits = np.asarray(logits, np.float64)
+    centred = logits - logits.mean(-1, keepdims=True)
+    size = np.abs(centred).max(-1, keepdims=True)
+    return centred / np.where(size > 0, size, 1.0)
+
+
+def _probabilities(logits_fn, images):
+    logits = np.asarray(logits_fn(images), np.float64)
+    fired = bool(logits.min() >= 0 and logits.max() <= 1 and np.abs(logits.sum(-1) - 1).max() < 1e-3)
+    finding = "outputs lie in [0, 1] and sum to 1: give logits, for after a softmax gradients vanish"
+    return Alarm("probabilities", fired, finding if fired else "outputs are no probabilities")
+
+
+def _zero_gradients(logits_fn, images, labels):
+    gradient = np.asarray(jax.jit(lambda x, y: input_gradient(logits_fn, x, y))(images, labels))
+    zero = np.abs(gradient).reshape(len(images), -1).max(-1) == 0
+    # Where the probability of the label is 1 in float32, the gradient is 0 or what rounding makes of it.
+    logits = np.asarray(logits_fn(images), np.float64)
+    others = np.exp(logits - np.take_along_axis(logits, np.asarray(labels)[:, None], -1))
+    saturated = others.sum(-1) - 1 < 2.0**-24
+    count = int((zero | saturated).sum())
+    return Alarm(
+        "zero_gradients",
+        count > 0,
+        f"{count} of {len(images)} images have an input gradient of 0 or of rounding errors alone: attacks on the "
+        "cross-entropy stand still there",
+    )
+
+
+def _attacks_reach(logits_fn, images, labels, threat, seed):
+    keys = random.per_image_keys(jax.random.key(seed), len(images))
+
+    def robust(threat, num_steps, num_restarts=1):
+        attack = jax.jit(
+            lambda threat: is_correct(
+                logits_fn(pgd(logits_fn, keys, images, labels, threat, num_steps=num_steps, num_restarts=num_restarts)),
+                labels,
+            )
+        )
+        return 100 * float(np.mean(attack(threat) & is_correct(logits_fn(images), labels)))
+
+    once, twice = robust(threat, _STEPS), robust(threat, 2 * _STEPS, 2)
+    wide = robust(scaled(threat, (1 if threat.norm == "linf" else 10) / float(threat.epsilon)), _STEPS)
+    few = f"on {len(images)} images"
+    return [
+        Alarm(
+            "not_converged",
+            # One image of a few is more than half a point, and may go either way.
+            once - twice > max(TOLERANCE["points"], 101 / len(images)),
+            f"twice the steps and restarts of pgd{_STEPS} move robust accuracy from {once:.1f} to {twice:.1f} % {few}",
+        ),
+        Alarm(
+            "does_not_reach_0",
+            wide > 0,
+            f"with the whole range of pixels allowed, robust accuracy under pgd{_STEPS} is {wide:.1f} % {few}",
+        ),
+    ]
+
+
+def fired(alarms: Sequence[Alarm]) -> list[Alarm]:
+    """Returns those that fired.
+
+    >>> fired([Alarm("a", True, ""), Alarm("b", False, "")])[0].name
+    'a'
+    """
+    return [alarm for alarm in alarms if alarm.fired]

@@ -1,0 +1,134 @@
+"""How robust classifiers are: every image of a split scored once, under attacks made on themselves and on others.
+
+Models are scored as a matrix. An attack is made on a *maker* and tried on every model: where maker and model are the
+same it is white box, elsewhere it is black box by transfer. Robust means right on the clean image **and** on the
+adversarial one, so that a robust accuracy is a share of all images; over several attacks the worst case is taken image
+by image.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from robust_gan import parallel
+from robust_gan.data import batching
+from robust_gan.evaluation.models import GENERATOR, Model
+from robust_gan.evaluation.running import Placed, batch_width, share
+from robust_gan.types import ThreatModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What held, image by image.
+
+    Attributes:
+        targets: Names of the models under attack.
+        makers: Names of the models on which attacks were made, the targets first.
+        attacks: Names of the attacks.
+        clean: bool `[targets, N]`, right on the clean image.
+        robust: For each (target, maker, attack) that exists, bool `[N]`: right on the clean image and on the
+            adversarial one.
+    """
+
+    targets: tuple[str, ...]
+    makers: tuple[str, ...]
+    attacks: tuple[str, ...]
+    clean: np.ndarray
+    robust: dict[tuple[str, str, str], np.ndarray]
+
+    def clean_accuracy(self, target: str) -> float:
+        """Returns the share of images that are right when nobody attacks."""
+        return float(self.clean[self.targets.index(target)].mean())
+
+    def robust_accuracy(self, target: str, makers: Sequence[str], attacks: Sequence[str] | None = None) -> float | None:
+        """Returns the share of all images that are right clean and under every attack made on any of the makers.
+
+        Args:
+            target: The model under attack.
+            makers: On whom the attacks are made; `[target]` for white box.
+            attacks: Which attacks; None for all.
+
+        Returns:
+            The share in [0, 1], or None where no such attack exists (a generator that a model does not have).
+        """
+        rows = [
+            self.robust[target, maker, attack]
+            for maker in makers
+            for attack in (self.attacks if attacks is None else attacks)
+            if (target, maker, attack) in self.robust
+        ]
+        return float(np.logical_and.reduce(rows).mean()) if rows else None
+
+
+def evaluate(
+    targets: Sequence[Model],
+    images: np.ndarray,
+    labels: np.ndarray,
+    threat: ThreatModel,
+    *,
+    attacks: Sequence[str],
+    sources: Sequence[Model] = (),
+    transfers: bool = True,
+    batch_size: int = 500,
+    seed: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+    advance: Callable[[int], Any] = lambda images: None,
+) -> Scores:
+    """Scores every image of a split exactly once per attack.
+
+    Args:
+        targets: The models under attack.
+        images: uint8 or float `[N, H, W, C]`, checked already (`check_images`).
+        labels: `[N]`.
+        threat: The threat model.
+        attacks: Names, see `attacks.by_name`, and `generator` for a model's co-trained one.
+        sources: Further models on which attacks are made, but which are not scored themselves.
+        transfers: Whether the targets' attacks are tried on each other too.
+        batch_size: Images at once, over all devices; rounded up to a multiple of their number. No figure depends on
+            it, nor on the number of devices: every image has a key of its own.
+        seed: Of the attacks' randomness.
+        devices: Where; None for all.
+        advance: Called with the number of images attacked, for a progress bar (`total` gives the sum).
+
+    Returns:
+        What held, image by image.
+
+    Guarantees:
+        `test_every_image_is_counted_once`, `test_scores_do_not_depend_on_batch_size_or_devices`.
+    """
+    devices = parallel.find_devices() if devices is None else devices
+    makers = [*targets, *sources]
+    clean = np.zeros((len(targets), len(images)), bool)
+    robust: dict[tuple[str, str, str], np.ndarray] = {}
+    placed = {model.name: Placed(model, devices) for model in makers}
+    for indices, mask in batching.padded_batches(len(images), batch_width(batch_size, len(images), devices)):
+        kept, shares = indices[mask], share(images, labels, indices, devices)
+        for row, target in enumerate(targets):
+            clean[row, kept] = placed[target.name].is_right(*shares[1:])[mask]
+        for maker in makers:
+            for name in filter(placed[maker.name].can, attacks):
+                adversarial = placed[maker.name].craft(name, shares, threat, seed)
+                for row, target in enumerate(targets):
+                    if target is not maker and not transfers and maker not in sources:
+                        continue
+                    right = placed[target.name].is_right(adversarial, shares[2])[mask]
+                    where = robust.setdefault((target.name, maker.name, name), np.zeros(len(images), bool))
+                    where[kept] = right & clean[row, kept]
+                advance(len(kept))
+    names = [tuple(model.name for model in models) for models in (targets, makers)]
+    return Scores(names[0], names[1], tuple(attacks), clean, robust)
+
+
+def total(targets: Sequence[Model], sources: Sequence[Model], attacks: Sequence[str], num_images: int) -> int:
+    """Returns how many images an evaluation attacks: what the calls of `advance` add up to.
+
+    >>> model = Model("a", lambda x: x)
+    >>> total([model], [], ["fgsm", "generator"], 100)
+    100
+    """
+    makers = [*targets, *sources]
+    crafted = sum(name != GENERATOR or maker.generator is not None for maker in makers for name in attacks)
+    return crafted * num_images

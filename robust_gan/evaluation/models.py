@@ -1,0 +1,89 @@
+"""What is evaluated, on which images, under attacks of which names."""
+
+import dataclasses
+
+import numpy as np
+
+from robust_gan import attacks as attacks_lib
+from robust_gan.errors import DataError, UserError
+from robust_gan.types import Attack, LogitsFn
+
+GENERATOR = "generator"
+CLEAN = "clean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A classifier to evaluate, or to make adversarial images with.
+
+    Attributes:
+        name: Its name in tables.
+        logits_fn: Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
+        generator: Its co-trained generator as an `Attack`; None where it has none.
+    """
+
+    name: str
+    logits_fn: LogitsFn
+    generator: Attack | None = None
+
+
+def attack_names(text: str) -> tuple[str, ...]:
+    """Reads a comma-separated list of attacks, as on the command line; `clean` is always measured and may be named.
+
+    Raises:
+        UserError: An attack is unknown or named twice.
+
+    >>> attack_names("clean,fgsm,pgd10,generator")
+    ('fgsm', 'pgd10', 'generator')
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if len(set(names)) < len(names):
+        raise UserError(f"an attack is named twice in {text!r}")
+    for name in names:
+        if name not in (CLEAN, GENERATOR):
+            attacks_lib.by_name(name)
+    return tuple(name for name in names if name != CLEAN)
+
+
+def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    """Refuses images and labels on which a figure would mean nothing.
+
+    Args:
+        images: uint8 or float `[N, H, W, C]`.
+        labels: Integers `[N]`.
+        num_classes: K.
+
+    Raises:
+        DataError: An empty set, a wrong shape or type, pixels that are not finite or outside [0, 1] by more than
+            1e-6, labels outside 0..K-1.
+
+    >>> check_images(np.zeros((1, 2, 2, 1)), np.array([10]), 10)
+    Traceback (most recent call last):
+    robust_gan.errors.DataError: labels must be in 0..9, but range from 10 to 10
+    """
+    if images.ndim != 4 or not len(images):
+        raise DataError(f"images must be a non-empty array [N, H, W, C], not of shape {images.shape}")
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise DataError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
+    if images.dtype != np.uint8:
+        if not np.isfinite(images).all():
+            raise DataError("images must be finite, but hold NaN or infinite pixels")
+        if images.min() < -1e-6 or images.max() > 1 + 1e-6:
+            raise DataError(f"pixels must be in [0, 1], but range from {images.min():g} to {images.max():g}")
+    if labels.shape != images.shape[:1]:
+        raise DataError(f"labels must have shape {images.shape[:1]}, one per image, not {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels must be integers, not {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise DataError(f"labels must be in 0..{num_classes - 1}, but range from {labels.min()} to {labels.max()}")
+
+
+def to_unit(images: np.ndarray) -> np.ndarray:
+    """Returns images as float32 in [0, 1]; uint8 is divided by 255.
+
+    >>> to_unit(np.array([0, 255], np.uint8)).tolist()
+    [0.0, 1.0]
+    """
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    return np.clip(images.astype(np.float32), 0, 1)

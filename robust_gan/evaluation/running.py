@@ -1,0 +1,90 @@
+"""Models on devices: a batch of images to adversarial images, and to which of them held."""
+
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from robust_gan import attacks as attacks_lib
+from robust_gan import parallel, random
+from robust_gan.evaluation.models import GENERATOR, Model, to_unit
+from robust_gan.losses import is_correct
+from robust_gan.types import ThreatModel
+
+
+class Placed:
+    """A model on devices, ready to be attacked and scored in batches of one size.
+
+    Args:
+        model: Which.
+        devices: Where.
+    """
+
+    def __init__(self, model: Model, devices: Sequence[jax.Device]) -> None:
+        """Copies the model's arrays to the devices."""
+        self.model, self._devices = model, devices
+        self._logits_fn = parallel.replicate(_as_pytree(model.logits_fn), devices)
+        self._score = parallel.map_batch(_score, devices)
+
+    def can(self, attack: str) -> bool:
+        """Tells whether an attack can be made on the model: its generator, only where it has one."""
+        return attack != GENERATOR or self.model.generator is not None
+
+    def craft(self, attack: str, shares, threat: ThreatModel, seed: int):
+        """Makes adversarial images, left on the devices.
+
+        Args:
+            attack: A name of `attacks.by_name`, or `generator`.
+            shares: Of `share`.
+            threat: The threat model.
+            seed: Of the attack's randomness; an image's key depends on it, the attack's name and its position alone.
+        """
+        function = parallel.map_batch(_crafter(attack), self._devices)
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(attack.encode()))
+        generator = _as_pytree(self.model.generator) if attack == GENERATOR else None
+        return function((self._logits_fn, generator, key, threat), shares)
+
+    def is_right(self, images, labels) -> np.ndarray:
+        """Tells which images are classified right: bool `[B]` on the host."""
+        return parallel.join(self._score(self._logits_fn, (images, labels)))
+
+
+def share(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, devices: Sequence[jax.Device]):
+    """Splits a batch over the devices: `(indices, images, labels)`, the images as floats in [0, 1]."""
+    batch = (indices, to_unit(images[indices]), labels[indices].astype(np.int32))
+    return parallel.split_tree(batch, devices)
+
+
+def batch_width(batch_size: int, num_images: int, devices: Sequence[jax.Device]) -> int:
+    """Returns the size of the batches: no larger than there are images, and a multiple of the devices.
+
+    >>> batch_width(500, 7, [None] * 4)
+    8
+    """
+    return -(-min(batch_size, num_images) // len(devices)) * len(devices)
+
+
+def _score(logits_fn, batch):
+    images, labels = batch
+    return is_correct(logits_fn(images), labels)
+
+
+@functools.cache
+def _crafter(name: str):
+    """Returns the compiled function of an attack; cached, so that every model of one architecture shares it."""
+
+    def craft(replicated, batch):
+        logits_fn, generator, key, threat = replicated
+        indices, images, labels = batch
+        keys = random.keys_at(key, indices)
+        attack = generator if name == GENERATOR else attacks_lib.by_name(name)
+        return attack(logits_fn, keys, images, labels, threat)
+
+    return craft
+
+
+def _as_pytree(function: Callable) -> Callable:
+    """Makes a function an argument: a `jax.tree_util.Partial` as it is, another one as a constant."""
+    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)

@@ -1,0 +1,94 @@
+"""Attacks in turn: each is made on the images alone that all before it left standing, as AutoAttack does."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from robust_gan import parallel
+from robust_gan.data import batching
+from robust_gan.evaluation.models import Model
+from robust_gan.evaluation.running import Placed, batch_width, share
+from robust_gan.types import ThreatModel
+
+
+class Rung(NamedTuple):
+    """What one attack of several in turn did.
+
+    Attributes:
+        attack: Its name; `clean` for the first rung, on which nobody attacks.
+        attacked: Images that it was made on.
+        broken: Images of these that it broke.
+        robust_accuracy: Share of all images that stand after it.
+        seconds: Wall time, compilation included.
+    """
+
+    attack: str
+    attacked: int
+    broken: int
+    robust_accuracy: float
+    seconds: float
+
+
+def survive(
+    model: Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    threat: ThreatModel,
+    *,
+    attacks: Sequence[str],
+    batch_size: int = 500,
+    seed: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+    keep: dict[str, np.ndarray] | None = None,
+    advance: Callable[[int], Any] = lambda images: None,
+) -> tuple[np.ndarray, list[Rung]]:
+    """Attacks a model in turn with several attacks, each on what still stands.
+
+    The survivors are packed into full batches of one size, so that nothing is compiled twice. As every image has a key
+    of its own and every attack starts from the clean image, what stands at the end does not depend on the packing, the
+    number of devices or the order of the attacks; it is the worst case over them, image by image.
+
+    Args:
+        model: Under attack, white box.
+        images: uint8 or float `[N, H, W, C]`, checked already (`check_images`).
+        labels: `[N]`.
+        threat: The threat model.
+        attacks: Names, see `attacks.by_name`, and `generator` for the model's co-trained one, in their order.
+        batch_size: Images at once, over all devices.
+        seed: Of the attacks.
+        devices: Where; None for all.
+        keep: What a stopped evaluation had found: for each attack that was finished the images that stood after it,
+            bool `[N]`, under the names of attacks and `clean`; finished ones are added.
+        advance: Called with the number of images of which an attack is done: attacked, or standing no more.
+
+    Returns:
+        bool `[N]`, which images stand; and a `Rung` for `clean` and each attack.
+
+    Guarantees:
+        `test_in_turn_is_the_worst_case_of_each`, `test_survivors_do_not_depend_on_packing_or_devices`.
+    """
+    devices = parallel.find_devices() if devices is None else devices
+    keep = {} if keep is None else keep
+    placed = Placed(model, devices)
+    width = batch_width(batch_size, len(images), devices)
+    standing, rungs = np.ones(len(images), bool), []
+    for attack in ("clean", *filter(placed.can, attacks)):
+        before, began = standing.copy(), time.perf_counter()
+        if attack in keep:
+            standing = keep[attack].copy()
+        elif before.any():
+            where = np.flatnonzero(before).astype(np.int32)
+            for positions, mask in batching.padded_batches(len(where), width):
+                shares = share(images, labels, where[positions], devices)
+                attacked = shares[1] if attack == "clean" else placed.craft(attack, shares, threat, seed)
+                right = placed.is_right(attacked, shares[2])
+                standing[where[positions[mask]]] = right[mask]
+                advance(int(mask.sum()))
+        keep[attack] = standing.copy()
+        advance(int(len(images) - before.sum()))
+        broken, seconds = int(before.sum() - standing.sum()), time.perf_counter() - began
+        rungs.append(Rung(attack, int(before.sum()), broken, float(standing.mean()), round(seconds, 3)))
+    return standing, rungs

@@ -1,0 +1,171 @@
+"""Attacks in turn on what stands, and alarms that fire on what they must and on nothing honest."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_gan import L2Threat, LinfThreat, evaluation, parallel
+from robust_gan.evaluation import Model, alarms
+
+THREAT = LinfThreat(0.1)
+ATTACKS = ("fgsm", "uniform_noise", "pgd5")
+
+
+def two_layers(weights, images):
+    return jnp.tanh(images.reshape(images.shape[0], -1) @ weights["in"]) @ weights["out"]
+
+
+def make_model(seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    weights = {"in": rng.normal(size=(16, 12)) * 0.5, "out": scale * rng.normal(size=(12, 4))}
+    return jax.tree_util.Partial(two_layers, jax.tree.map(jnp.float32, weights))
+
+
+def data(logits_fn, count=203):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (count, 4, 4, 1), np.uint8)
+    labels = np.array(np.argmax(logits_fn(evaluation.to_unit(images)), -1), np.int32)
+    labels[::7] = (labels[::7] + 1) % 4  # Some are wrong from the start.
+    return images, labels
+
+
+def test_in_turn_is_the_worst_case_of_each():
+    model = Model("a", make_model())
+    images, labels = data(model.logits_fn)
+    scores = evaluation.evaluate([model], images, labels, THREAT, attacks=ATTACKS)
+    advanced = []
+    standing, rungs = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS, advance=advanced.append)
+    expected = np.logical_and.reduce([scores.clean[0], *scores.robust.values()])
+    assert np.array_equal(standing, expected)
+    assert 0 < expected.mean() < scores.clean[0].mean()
+    assert [rung.attack for rung in rungs] == ["clean", *ATTACKS]
+    assert rungs[0].robust_accuracy == scores.clean[0].mean()
+    for before, after in itertools.pairwise(rungs):
+        assert after.attacked == before.attacked - before.broken
+        assert after.robust_accuracy <= before.robust_accuracy
+    assert sum(advanced) == len(images) * (1 + len(ATTACKS))
+    again, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS[::-1])
+    assert np.array_equal(again, standing)
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(7, 1), (64, 4), (1000, 4)])
+def test_survivors_do_not_depend_on_packing_or_devices(batch_size, count):
+    model = Model("a", make_model())
+    images, labels = data(model.logits_fn)
+    whole, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS)
+    devices = parallel.find_devices(num_devices=count)
+    packed, _ = evaluation.survive(
+        model, images, labels, THREAT, attacks=ATTACKS, batch_size=batch_size, devices=devices
+    )
+    assert np.array_equal(whole, packed)
+
+
+def test_what_was_finished_is_not_attacked_again():
+    model = Model("a", make_model())
+    images, labels = data(model.logits_fn)
+    keep = {}
+    evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS[:2], keep=keep)
+    assert list(keep) == ["clean", *ATTACKS[:2]]
+    calls = []
+
+    def counted(images):
+        calls.append(len(images))
+        return model.logits_fn(images)
+
+    finished, _ = evaluation.survive(Model("b", counted), images, labels, THREAT, attacks=ATTACKS[:2], keep=keep)
+    assert not calls
+    assert np.array_equal(finished, keep["uniform_noise"])
+    whole, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS)
+    resumed, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS, keep=keep)
+    assert np.array_equal(whole, resumed)
+
+
+def test_nothing_is_attacked_where_nothing_stands():
+    model = Model("a", make_model())
+    images, labels = data(model.logits_fn)
+    standing, rungs = evaluation.survive(model, images, (labels + 1) % 4, LinfThreat(1.0), attacks=["fgsm", "pgd5"])
+    assert not standing.any()
+    assert rungs[-1].attacked == rungs[-1].broken == 0
+
+
+def examine(logits_fn, threat=THREAT, count=64):
+    images, _ = data(make_model())
+    labels = np.argmax(logits_fn(jnp.asarray(evaluation.to_unit(images))), -1)
+    return {alarm.name for alarm in alarms.fired(alarms.of_model(logits_fn, images, labels, threat, count=count))}
+
+
+@pytest.mark.parametrize("threat", [THREAT, L2Threat(0.3)], ids=["linf", "l2"])
+def test_honest_classifiers_trip_nothing(threat):
+    for seed in range(5):
+        assert examine(make_model(seed), threat) == set()
+
+
+def batch_mode(images):
+    """BatchNorm in batch mode."""
+    flat = images.reshape(images.shape[0], -1)
+    return (flat - flat.mean(0)) / (flat.std(0) + 1e-3) @ make_model().args[0]["in"][:, :4]
+
+
+def resized(images):
+    """A random shift for each batch, drawn from the batch itself, as a seeded defence would."""
+    shift = jnp.int32(1e4 * images.sum()) % 4
+    return make_model()(jnp.roll(images, shift, axis=1))
+
+
+def quantised(images):
+    return make_model()(jnp.round(images * 4) / 4)
+
+
+def masked(images):
+    """The loss is flat where the classifier is sure of itself: logits so large that the softmax saturates."""
+    return 1e4 * make_model()(images)
+
+
+DISHONEST = {
+    "batch mode": (batch_mode, "randomised"),
+    "random resizing": (resized, "randomised"),
+    "softmax": (lambda images: jax.nn.softmax(make_model()(images)), "probabilities"),
+    "quantised input": (quantised, "zero_gradients"),
+    "masked gradients": (masked, "zero_gradients"),
+    "quantised input survives all": (quantised, "does_not_reach_0"),
+    "loss plateau": (lambda images: jnp.tanh(200 * (make_model()(images) - 1)) * 10, "does_not_reach_0"),
+}
+
+
+@pytest.mark.parametrize("name", DISHONEST)
+def test_dishonest_classifiers_trip_their_alarm(name):
+    logits_fn, alarm = DISHONEST[name]
+    assert alarm in examine(logits_fn)
+
+
+def test_a_short_attack_that_a_longer_one_beats_is_not_converged(monkeypatch):
+    monkeypatch.setattr(alarms, "_STEPS", 1)
+    assert "not_converged" in examine(make_model(scale=3.0), count=200)
+
+
+def test_alarms_of_scores():
+    model, count = Model("a", make_model()), 1000
+    images, labels = data(model.logits_fn, count)
+    scores = evaluation.evaluate(
+        [model], images, labels, THREAT, attacks=["fgsm", "pgd10"], sources=[Model("b", make_model(0))]
+    )
+    found = {alarm.name: alarm for alarm in alarms.of_scores(scores, "a")}
+    assert set(found) == {"black_box_beats_white", "one_step_beats_many"}
+    assert not alarms.fired(list(found.values()))
+    broken = {key: value.copy() for key, value in scores.robust.items()}
+    broken["a", "a", "fgsm"] |= broken["a", "a", "pgd10"]
+    stands = np.flatnonzero(broken["a", "a", "pgd10"] & broken["a", "a", "fgsm"])
+    for key, name, lost in (
+        (("a", "b", "pgd10"), "black_box_beats_white", 3), (("a", "a", "fgsm"), "one_step_beats_many", 6)
+    ):  # fmt: skip
+        changed = {k: v.copy() for k, v in broken.items()}
+        changed[key][stands[: lost - 1]] = False
+        within = alarms.of_scores(dataclasses.replace(scores, robust=changed), "a", broken["a", "a", "pgd10"])
+        assert name not in {alarm.name for alarm in alarms.fired(within)}
+        changed[key][stands[:lost]] = False
+        beyond = alarms.of_scores(dataclasses.replace(scores, robust=changed), "a", broken["a", "a", "pgd10"])
+        assert name in {alarm.name for alarm in alarms.fired(beyond)}
