@@ -12,11 +12,18 @@ from robust_gan import command_line
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "The models under attack: DIR[@STEP], separated by commas.")
 _SOURCES = flags.DEFINE_list("sources", [], "Further models to make black-box attacks on: DIR[@STEP].")
+_SUITE = flags.DEFINE_string(
+    "suite", "", "quick, paper, autoattack (standard, each attack on what still stands) or full; or name attacks."
+)
 _ATTACKS = flags.DEFINE_string(
     "attacks",
-    "clean,fgsm,pgd10,generator",
-    "Separated by commas: clean, uniform_noise, fgsm, pgdN, pgdNxR, margin_pgdN, margin_pgdNxR (N steps, R restarts), "
-    "generator (the co-trained one).",
+    None,
+    "In place of the suite's, made on every model and tried on every checkpoint: clean, uniform_noise, fgsm, pgdN, "
+    "pgdNxR, margin_pgdN, margin_pgdNxR (N steps, R restarts), apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, "
+    "generator (the co-trained one). Default: clean,fgsm,pgd10,generator.",
+)
+_IN_TURN = flags.DEFINE_string(
+    "in_turn", None, "In place of the suite's, made on each checkpoint in turn, on what still stands."
 )
 _SPLIT = flags.DEFINE_string("split", "test", "test, validation or train.")
 _COUNT = flags.DEFINE_integer("count", 0, "Only the first images of the split; 0 for all.")
@@ -50,6 +57,8 @@ def main(argv):
         _CHECKPOINT.value,
         sources=_SOURCES.value,
         attacks=_ATTACKS.value,
+        in_turn=_IN_TURN.value,
+        suite=_SUITE.value,
         split=_SPLIT.value,
         count=_COUNT.value,
         norm=_NORM.value,
@@ -71,6 +80,9 @@ def main(argv):
     if len(scores.makers) > 1:
         print("\nBy source (*white box*):")
         print(report.by_source(scores))
+    if table := report.in_turn(values):
+        print(f"\nAttacks in turn, each on what still stood:\n{table}")
+    print(f"\nAlarms:\n{report.alarms_told(values)}")
     return 0
 
 

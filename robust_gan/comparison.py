@@ -17,7 +17,7 @@ from robust_gan import checkpoint, data, evaluation, parallel, pictures, report,
 from robust_gan.checkpoint import Record
 from robust_gan.config import NORMS, ThreatConfig, check_epsilon
 from robust_gan.errors import UserError
-from robust_gan.evaluation import Model, Scores
+from robust_gan.evaluation import Model, Scores, alarms
 
 SPLITS = ("test", "validation", "train")
 
@@ -28,7 +28,9 @@ def compare(
     targets: Sequence[str],
     *,
     sources: Sequence[str] = (),
-    attacks: str = "clean,fgsm,pgd10,generator",
+    attacks: str | None = None,
+    in_turn: str | None = None,
+    suite: str = "",
     split: str = "test",
     count: int = 0,
     norm: str = "",
@@ -47,7 +49,11 @@ def compare(
     Args:
         targets: `DIR[@STEP]` each: the models under attack; their attacks are tried on each other too.
         sources: `DIR[@STEP]` each: further models to make attacks on.
-        attacks: Names, separated by commas.
+        attacks: Names, separated by commas: each is made on every model and tried on every target. None for those of
+            the suite.
+        in_turn: Names, separated by commas: made on each target alone, each on the images that all before it left
+            standing, as AutoAttack does. None for those of the suite.
+        suite: A name of `evaluation.SUITES`; without one `clean,fgsm,pgd10,generator`.
         split: `test`, `validation` or `train`.
         count: Only the first images of the split; 0 for all.
         norm: `linf` or `l2`; empty for that of the first target's training.
@@ -69,7 +75,8 @@ def compare(
         UserError: A checkpoint is missing, damaged or does not fit the first one; an attack or split is unknown; the
             report folder cannot be written. Nothing is written then.
     """
-    names = evaluation.attack_names(attacks)
+    chosen_suite = evaluation.suite_of(suite, attacks, in_turn)
+    names, turns = (evaluation.attack_names(text) for text in chosen_suite)
     if split not in SPLITS:
         raise UserError(f"the split must be one of {', '.join(SPLITS)}, not {split!r}")
     if batch_size < 1 or count < 0:
@@ -112,14 +119,30 @@ def compare(
         _make(folder)
 
     began = time.perf_counter()
+    in_turn_images = (1 + len(turns)) * len(labels) if turns else 0
     progress = sys.stderr.isatty() if progress is None else progress
     with tqdm.tqdm(
-        total=evaluation.total(attacked, extra, names, len(labels)), unit="image", disable=not progress
+        total=evaluation.total(attacked, extra, names, len(labels)) + len(attacked) * in_turn_images,
+        unit="image",
+        disable=not progress,
     ) as bar:
         scores = evaluation.evaluate(
             attacked, images, labels, threat, attacks=names, sources=extra, batch_size=batch_size, seed=seed,
             devices=devices, advance=bar.update,
         )  # fmt: skip
+        standing, rungs = {}, {}
+        for model in attacked if turns else ():
+            standing[model.name], rungs[model.name] = evaluation.survive(
+                model, images, labels, threat, attacks=turns, batch_size=batch_size, seed=seed, devices=devices,
+                advance=bar.update,
+            )  # fmt: skip
+    found = {
+        model.name: [
+            *alarms.of_model(model.logits_fn, images, labels, threat, seed=seed),
+            *alarms.of_scores(scores, model.name, standing.get(model.name)),
+        ]
+        for model in attacked
+    }
     values = report.record(
         scores,
         threat,
@@ -141,6 +164,9 @@ def compare(
             "batch_norm": "batch" if batch_statistics else "running",
         },
         seconds=time.perf_counter() - began,
+        in_turn=rungs,
+        standing=standing,
+        alarms=found,
     )
     if folder is not None:
         report.write(folder, scores, values)

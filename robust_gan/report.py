@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
-from robust_gan.evaluation import Scores
+from robust_gan.evaluation import Rung, Scores
+from robust_gan.evaluation.alarms import Alarm
 from robust_gan.types import ThreatModel
 from robust_gan.version import __version__
 
-SCHEMA = "robust_gan.evaluation/1"
+SCHEMA = "robust_gan.evaluation/2"
 BATCH_STATISTICS = (
     "**BatchNorm by the statistics of each batch**, as the released code evaluates: an image's prediction depends on "
     "which others share its batch, and the figures do not compare with any other."
@@ -63,9 +65,40 @@ def by_source(scores: Scores) -> str:
     return markdown(header, rows)
 
 
+def in_turn(values: dict[str, Any]) -> str:
+    """Returns what stood after each of the attacks in turn as Markdown; empty where there were none.
+
+    Args:
+        values: What `record` returned.
+    """
+    rows = [
+        [name, *(_percent(rung["robust_accuracy"]) for rung in target["in_turn"]),
+         f"{sum(rung['seconds'] for rung in target['in_turn']):.0f}"]
+        for name, target in values["targets"].items() if target["in_turn"]
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    first = next(target["in_turn"] for target in values["targets"].values() if target["in_turn"])
+    return markdown(["model", *(rung["attack"] for rung in first), "seconds"], rows)
+
+
+def alarms_told(values: dict[str, Any]) -> str:
+    """Returns the alarms that fired, a line each, or that none did.
+
+    Args:
+        values: What `record` returned.
+    """
+    lines, asked = [], 0
+    for name, target in values["targets"].items():
+        asked += len(target["alarms"])
+        lines += [f"- {name}: **{alarm['name']}**: {alarm['finding']}" for alarm in target["alarms"] if alarm["fired"]]
+    return "\n".join(lines) or f"None of {asked} fired."
+
+
 def record(
     scores: Scores, threat: ThreatModel, *, data: dict[str, Any], models: dict[str, Any], settings: dict[str, Any],
-    seconds: float,
+    seconds: float, in_turn: dict[str, list[Rung]] | None = None, standing: dict[str, np.ndarray] | None = None,
+    alarms: dict[str, list[Alarm]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns everything a figure depends on, as a JSON-able dictionary.
 
@@ -76,11 +109,15 @@ def record(
         models: For each name where it comes from: checkpoint, step, configuration.
         settings: Seed, batch size and whatever else was chosen.
         seconds: Wall time.
+        in_turn: For each target what attacks in turn did, see `evaluation.survive`.
+        standing: For each target which images stood at their end.
+        alarms: For each target what its alarms say.
 
     Returns:
-        The record; accuracies are shares of all images.
+        The record; accuracies are shares of all images. The worst cases in the open count attacks in turn too.
     """
-    targets = {}
+    targets: dict[str, Any] = {}
+    standing, in_turn, alarms = standing or {}, in_turn or {}, alarms or {}
     for target in scores.targets:
         by_attack: dict[str, dict[str, float]] = {}
         for _, maker, attack in (key for key in scores.robust if key[0] == target):
@@ -90,10 +127,12 @@ def record(
             "clean_accuracy": scores.clean_accuracy(target),
             "robust_accuracy": by_attack,
             "worst_case": {
-                "white_box": scores.robust_accuracy(target, [target]),
+                "white_box": scores.robust_accuracy(target, [target], also=standing.get(target)),
                 "black_box": scores.robust_accuracy(target, others),
-                "all": scores.robust_accuracy(target, scores.makers),
+                "all": scores.robust_accuracy(target, scores.makers, also=standing.get(target)),
             },
+            "in_turn": [rung._asdict() for rung in in_turn.get(target, [])],
+            "alarms": [alarm._asdict() for alarm in alarms.get(target, [])],
         }
     return {
         "schema": SCHEMA,
@@ -135,6 +174,9 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
         "Black box: the worst case, image by image, over attacks made on all the other models.",
         "## By source", by_source(scores), "Italics: white box.",
     ]  # fmt: skip
+    if table := in_turn(values):
+        text += ["## Attacks in turn", "Each on the images that all before it left standing.", table]
+    text += ["## Alarms", alarms_told(values)]
     (folder / TABLES).write_text("\n\n".join(text) + "\n")
     (folder / RECORD).write_text(json.dumps(values, indent=2) + "\n")
 

@@ -244,3 +244,33 @@ def test_accuracies_and_costs_are_drawn(tmp_path):
         pixels = matplotlib_image.imread(tmp_path / name)[..., :3]
         assert min(pixels.shape[:2]) > 200
         assert (pixels.min(-1) < 0.9).mean() > 0.003  # Not a blank sheet.
+
+
+def test_a_suite_attacks_in_turn_and_its_report_says_what_stood_and_what_the_alarms_found(launch, tiny_run, tmp_path):
+    flags = [f"--checkpoint={tiny_run}", "--suite=autoattack", "--count=24", "--attacks=fgsm"]
+    turns = "--in_turn=apgd_ce3,fab_t2,square20"
+    ended = launch("evaluate", *flags, turns, f"--output={tmp_path}/report")
+    assert ended.code == 0, ended.err
+    values = json.loads((tmp_path / "report/report.json").read_text())
+    target = values["targets"]["tiny"]
+    rungs = target["in_turn"]
+    assert [rung["attack"] for rung in rungs] == ["clean", "apgd_ce3", "fab_t2", "square20"]
+    assert rungs[0]["robust_accuracy"] == target["clean_accuracy"]
+    assert target["worst_case"]["white_box"] <= min(
+        rungs[-1]["robust_accuracy"], target["robust_accuracy"]["fgsm"]["tiny"]
+    )
+    assert {alarm["name"] for alarm in target["alarms"]} == {
+        "randomised", "probabilities", "zero_gradients", "not_converged", "does_not_reach_0",
+    }  # fmt: skip
+    text = (tmp_path / "report/report.md").read_text()
+    for table in (report.in_turn(values), report.alarms_told(values)):
+        assert table in text
+        assert table in ended.out
+    wrong = launch("evaluate", *flags, "--suite=auto")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err == "error: the suite must be one of quick, paper, autoattack, full, not 'auto'\n"
+
+
+def test_every_suite_names_attacks_that_there_are():
+    for suite in evaluation.SUITES.values():
+        assert any(evaluation.attack_names(text) for text in suite)

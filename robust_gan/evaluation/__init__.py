@@ -6,18 +6,22 @@ Everything takes any `logits_fn`: images `[B, H, W, C]` in [0, 1] to logits `[B,
 from robust_gan.evaluation import alarms
 from robust_gan.evaluation.matrix import Scores, evaluate, total
 from robust_gan.evaluation.models import CLEAN, GENERATOR, Model, attack_names, check_images, to_unit
+from robust_gan.evaluation.suites import SUITES, Suite, suite_of
 from robust_gan.evaluation.survivors import Rung, survive
 
 __all__ = [
     "CLEAN",
     "GENERATOR",
+    "SUITES",
     "Model",
     "Rung",
     "Scores",
+    "Suite",
     "alarms",
     "attack_names",
     "check_images",
     "evaluate",
+    "suite_of",
     "survive",
     "to_unit",
     "total",

@@ -110,7 +110,7 @@ def of_scores(scores: Scores, target: str, standing: np.ndarray | None = None) -
         strongest = np.logical_and.reduce([white[attack] for attack in many])
         lost = 100 * float((strongest & ~white["fgsm"]).mean())
         finding = f"fgsm breaks {lost:.1f} points of images that {', '.join(many)} leave standing"
-        alarms.append(Alarm("one_step_beats_many", lost > TOLERANCE["points"], finding))
+        alarms.append(Alarm("one_step_beats_many", _is_more_than_chance(lost, len(strongest)), finding))
     return alarms
 
 
@@ -189,8 +189,7 @@ def _attacks_reach(logits_fn, images, labels, threat, seed):
     return [
         Alarm(
             "not_converged",
-            # One image of a few is more than half a point, and may go either way.
-            once - twice > max(TOLERANCE["points"], 101 / len(images)),
+            _is_more_than_chance(once - twice, len(images)),
             f"twice the steps and restarts of pgd{_STEPS} move robust accuracy from {once:.1f} to {twice:.1f} % {few}",
         ),
         Alarm(
@@ -199,6 +198,11 @@ def _attacks_reach(logits_fn, images, labels, threat, seed):
             f"with the whole range of pixels allowed, robust accuracy under pgd{_STEPS} is {wide:.1f} % {few}",
         ),
     ]
+
+
+def _is_more_than_chance(points: float, count: int) -> bool:
+    """One image of a few is more than half a point, and may go either way."""
+    return points > max(TOLERANCE["points"], 101 / count)
 
 
 def fired(alarms: Sequence[Alarm]) -> list[Alarm]:

@@ -43,13 +43,21 @@ class Scores:
         """Returns the share of images that are right when nobody attacks."""
         return float(self.clean[self.targets.index(target)].mean())
 
-    def robust_accuracy(self, target: str, makers: Sequence[str], attacks: Sequence[str] | None = None) -> float | None:
+    def robust_accuracy(
+        self,
+        target: str,
+        makers: Sequence[str],
+        attacks: Sequence[str] | None = None,
+        *,
+        also: np.ndarray | None = None,
+    ) -> float | None:
         """Returns the share of all images that are right clean and under every attack made on any of the makers.
 
         Args:
             target: The model under attack.
             makers: On whom the attacks are made; `[target]` for white box.
             attacks: Which attacks; None for all.
+            also: bool `[N]`, what stood under further attacks.
 
         Returns:
             The share in [0, 1], or None where no such attack exists (a generator that a model does not have).
@@ -60,6 +68,8 @@ class Scores:
             for attack in (self.attacks if attacks is None else attacks)
             if (target, maker, attack) in self.robust
         ]
+        if also is not None:
+            rows.append(also)
         return float(np.logical_and.reduce(rows).mean()) if rows else None
 
 

@@ -1,0 +1,50 @@
+"""Which attacks make an evaluation: from a look in passing to all there is."""
+
+from typing import NamedTuple
+
+from robust_gan.errors import UserError
+
+
+class Suite(NamedTuple):
+    """Attacks by what is done with them.
+
+    Attributes:
+        matrix: Names separated by commas: each made on every model and tried on every target.
+        in_turn: Names separated by commas: made on each target alone, one after the other, on what still stands.
+    """
+
+    matrix: str
+    in_turn: str
+
+
+_PAPER = "uniform_noise,fgsm,pgd10,pgd50x10,margin_pgd50x10,generator"
+_AUTOATTACK = "apgd_ce,apgd_t,fab_t,square"
+
+SUITES = {
+    "quick": Suite("fgsm,pgd10,generator", ""),
+    "paper": Suite(_PAPER, ""),
+    "autoattack": Suite("", _AUTOATTACK),
+    "full": Suite(_PAPER, f"{_AUTOATTACK},spsa"),
+}
+"""`quick`; `paper`: what the paper does and its longer forms; `autoattack`: the standard version; `full`: all of it,
+and SPSA as the gradient-free cross-check."""
+
+
+def suite_of(name: str, attacks: str | None, in_turn: str | None) -> Suite:
+    """Returns the attacks that a name and what is given beside it stand for.
+
+    Args:
+        name: Of `SUITES`, or empty.
+        attacks: In place of the suite's matrix; None for that of the suite, or of `quick` without one.
+        in_turn: In place of the suite's attacks in turn; None for those.
+
+    Raises:
+        UserError: The name is unknown.
+
+    >>> suite_of("autoattack", "pgd10", None)
+    Suite(matrix='pgd10', in_turn='apgd_ce,apgd_t,fab_t,square')
+    """
+    if name and name not in SUITES:
+        raise UserError(f"the suite must be one of {', '.join(SUITES)}, not {name!r}")
+    chosen = SUITES[name] if name else Suite("clean,fgsm,pgd10,generator", "")
+    return Suite(chosen.matrix if attacks is None else attacks, chosen.in_turn if in_turn is None else in_turn)
