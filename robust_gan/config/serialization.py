@@ -19,10 +19,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Builds a configuration from what `to_dict` gave.
+    """Builds a configuration from what `to_dict` gave, here or in an older version.
+
+    A field that is missing has its default: a new field's default is what there was before there was the field.
 
     Raises:
-        UserError: A field is unknown or missing, or has a value of the wrong type.
+        UserError: A field is unknown, or has a value of the wrong type.
 
     >>> from_dict(to_dict(Config(seed=3))).seed
     3
@@ -50,13 +52,12 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if not isinstance(values, dict):
         raise UserError(f"{prefix.rstrip('.') or 'the configuration'} must be a JSON object, not {values!r}")
-    unknown, missing = sorted(map(str, set(values) - set(fields))), sorted(set(fields) - set(values))
-    if unknown:
+    if unknown := sorted(map(str, set(values) - set(fields))):
         raise UserError(f"unknown field {prefix}{unknown[0]}: the fields here are {', '.join(fields)}")
-    if missing:
-        raise UserError(f"the configuration lacks the field {prefix}{missing[0]}")
     arguments = {}
     for name, field in fields.items():
+        if name not in values:
+            continue
         value = values[name]
         if dataclasses.is_dataclass(field.type):
             value = _build(typing.cast(type, field.type), value, f"{prefix}{name}.")
