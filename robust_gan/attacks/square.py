@@ -131,7 +131,13 @@ def count_queries(
         last = jnp.minimum(first + _QUERIES_AT_ONCE, num_queries - 1)
 
         def update(found, inputs):
-            return jax.lax.fori_loop(first, last, lambda index, found: one_query(index, found, *inputs), found)
+            def going_on(carry):
+                return (carry[0] < last) & ~jnp.all(carry[1].fooled)
+
+            def ask_again(carry):
+                return carry[0] + 1, one_query(*carry, *inputs)
+
+            return jax.lax.while_loop(going_on, ask_again, (first, found))[1]
 
         return update_standing(update, ~found.fooled, found, (keys, images, labels))
 

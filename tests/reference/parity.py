@@ -40,6 +40,9 @@ def parse():
     )
     parser.add_argument("--no-standard", action="store_true", help="leave out the whole of AutoAttack standard")
     parser.add_argument("--no-foolbox", action="store_true", help="leave out FGSM and PGD against Foolbox")
+    parser.add_argument(
+        "--torch-threads", type=int, default=1, help="of torch's own arithmetic; for small images one is the fastest"
+    )
     parser.add_argument("--json", help="where to write the figures")
     return parser.parse_args()
 
@@ -146,6 +149,7 @@ def against_foolbox(logits_fn, images, labels, threat):
 
 def main():
     arguments = parse()
+    torch.set_num_threads(arguments.torch_threads)
     record = checkpoint.read_record(arguments.checkpoint, "best")
     logits_fn = checkpoint.classifier_of(record)
     test = data.from_config(record.config.data).test
