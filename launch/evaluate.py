@@ -3,6 +3,8 @@
     python launch/evaluate.py --checkpoint=runs/digits --attacks=clean,fgsm,pgd40,generator --output=runs/report
     python launch/evaluate.py --checkpoint=runs/a,runs/b@2000 --sources=runs/stranger
 
+    python launch/evaluate.py --model=my_package.my_module:my_function --data=mine.npz --epsilon=8/255 --suite=quick
+
 A checkpoint is DIR, DIR@STEP, DIR@best (the default) or DIR@last.
 """
 
@@ -11,6 +13,9 @@ from absl import flags
 from robust_gan import command_line
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "The models under attack: DIR[@STEP], separated by commas.")
+_MODEL = flags.DEFINE_list(
+    "model", [], "Classifiers of your own under attack: package.module:function, which returns a logits_fn. It is run."
+)
 _SOURCES = flags.DEFINE_list("sources", [], "Further models to make black-box attacks on: DIR[@STEP].")
 _SUITE = flags.DEFINE_string(
     "suite", "", "quick, paper, autoattack (standard, each attack on what still stands) or full; or name attacks."
@@ -24,6 +29,9 @@ _ATTACKS = flags.DEFINE_string(
 )
 _IN_TURN = flags.DEFINE_string(
     "in_turn", None, "In place of the suite's, made on each checkpoint in turn, on what still stands."
+)
+_DATA = flags.DEFINE_string(
+    "data", "", "A TFDS data set, or an .npz of images and labels; empty for that of the first checkpoint."
 )
 _SPLIT = flags.DEFINE_string("split", "test", "test, validation or train.")
 _COUNT = flags.DEFINE_integer("count", 0, "Only the first images of the split; 0 for all.")
@@ -49,16 +57,19 @@ _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where st
 def main(argv):
     """Evaluates."""
     del argv
-    command_line.required("checkpoint", ",".join(_CHECKPOINT.value), "the workdir of a run, such as runs/digits")
+    if not _MODEL.value:
+        command_line.required("checkpoint", ",".join(_CHECKPOINT.value), "the workdir of a run, such as runs/digits")
 
     from robust_gan import comparison, parallel, report  # After the flags: a mistake is told before jax is loaded.
 
     scores, values = comparison.compare(
         _CHECKPOINT.value,
+        models=_MODEL.value,
         sources=_SOURCES.value,
         attacks=_ATTACKS.value,
         in_turn=_IN_TURN.value,
         suite=_SUITE.value,
+        dataset=_DATA.value,
         split=_SPLIT.value,
         count=_COUNT.value,
         norm=_NORM.value,

@@ -1,6 +1,5 @@
-"""From checkpoints to a report: loads the models, checks that they fit one another, scores them on one split."""
+"""From checkpoints and other classifiers to a report: loads them, scores them on one split, writes what was found."""
 
-import dataclasses
 import os
 import sys
 import time
@@ -13,24 +12,23 @@ import tqdm
 from etils import epath
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import checkpoint, data, evaluation, parallel, pictures, report, threat_model
-from robust_gan.checkpoint import Record
+from robust_gan import entrants, evaluation, parallel, pictures, report, threat_model
 from robust_gan.config import NORMS, ThreatConfig, check_epsilon
 from robust_gan.errors import UserError
-from robust_gan.evaluation import Model, Scores, alarms
-
-SPLITS = ("test", "validation", "train")
+from robust_gan.evaluation import Scores, alarms
 
 _EXAMPLES = 6
 
 
 def compare(
-    targets: Sequence[str],
+    targets: Sequence[str] = (),
     *,
+    models: Sequence[str] = (),
     sources: Sequence[str] = (),
     attacks: str | None = None,
     in_turn: str | None = None,
     suite: str = "",
+    dataset: str = "",
     split: str = "test",
     count: int = 0,
     norm: str = "",
@@ -48,12 +46,14 @@ def compare(
 
     Args:
         targets: `DIR[@STEP]` each: the models under attack; their attacks are tried on each other too.
+        models: `package.module:function` each: further models under attack; the function returns a `logits_fn`.
         sources: `DIR[@STEP]` each: further models to make attacks on.
         attacks: Names, separated by commas: each is made on every model and tried on every target. None for those of
             the suite.
         in_turn: Names, separated by commas: made on each target alone, each on the images that all before it left
             standing, as AutoAttack does. None for those of the suite.
         suite: A name of `evaluation.SUITES`; without one `clean,fgsm,pgd10,generator`.
+        dataset: A TFDS data set, or an `.npz` of images and labels; empty for that of the first checkpoint.
         split: `test`, `validation` or `train`.
         count: Only the first images of the split; 0 for all.
         norm: `linf` or `l2`; empty for that of the first target's training.
@@ -77,14 +77,12 @@ def compare(
     """
     chosen_suite = evaluation.suite_of(suite, attacks, in_turn)
     names, turns = (evaluation.attack_names(text) for text in chosen_suite)
-    if split not in SPLITS:
-        raise UserError(f"the split must be one of {', '.join(SPLITS)}, not {split!r}")
     if batch_size < 1 or count < 0:
         raise UserError(f"batch_size must be at least 1 and count at least 0, not {batch_size} and {count}")
     if norm and norm not in NORMS:
         raise UserError(f"the norm must be one of {', '.join(NORMS)}, not {norm!r}")
-    if not targets:
-        raise UserError("give at least one checkpoint to evaluate")
+    if not targets and not models:
+        raise UserError("give at least one checkpoint, or a model of your own, to evaluate")
     drawn = next((name for name in reversed(names) if name != evaluation.GENERATOR), None)
     if examples:
         if output is None:
@@ -94,27 +92,19 @@ def compare(
         pictures.check_plot()
     folder = None if output is None else _check_output(output)
 
-    records = _read_records([*targets, *sources])
-    first = next(iter(records.values()))
-    for name, record in records.items():
-        _check_fits(name, record, first)
-    norm = norm or first.config.threat.norm
-    epsilon = first.config.threat.epsilon if epsilon is None else epsilon
+    given = [*entrants.from_checkpoints([*targets, *sources], batch_statistics=batch_statistics)]
+    attackable = [*given[: len(targets)], *entrants.from_functions(models)]
+    everyone = [*attackable, *given[len(targets) :]]
+    first = next((entrant.record for entrant in everyone if entrant.record is not None), None)
+    if first is None and epsilon is None:
+        raise UserError("--epsilon is missing: a model of your own does not say it; give it in units of [0, 1]: 8/255")
+    norm = norm or (first.config.threat.norm if first else "linf")
+    epsilon = first.config.threat.epsilon if first and epsilon is None else epsilon
     check_epsilon(epsilon, norm=norm)
-    threat = threat_model.from_config(ThreatConfig(norm, float(epsilon)))
-    chosen = _load_split(first, split, data_dir)
-    if count > len(chosen.labels):
-        raise UserError(f"count is {count}, but the {split} split of {first.data.name} has {len(chosen.labels)} images")
-    images, labels = chosen.images[: count or None], chosen.labels[: count or None]
-    models = [
-        Model(
-            name,
-            checkpoint.classifier_of(record, batch_statistics=batch_statistics),
-            checkpoint.attack_of(record) if checkpoint.has_generator(record) else None,
-        )
-        for name, record in records.items()
-    ]
-    attacked, extra = models[: len(targets)], models[len(targets) :]
+    threat = threat_model.from_config(ThreatConfig(norm, float(epsilon)))  # type: ignore[arg-type]
+    chosen = entrants.choose_data(everyone, dataset=dataset, split=split, data_dir=data_dir, count=count)
+    images, labels = chosen.images, chosen.labels
+    attacked, extra = ([entrant.model for entrant in part] for part in (attackable, everyone[len(attackable) :]))
     if folder is not None:
         _make(folder)
 
@@ -146,17 +136,8 @@ def compare(
     values = report.record(
         scores,
         threat,
-        data={"name": first.data.name, "split": split, "count": len(labels)},
-        models={
-            name: {
-                "checkpoint": str(record.directory),
-                "step": record.step,
-                "trained_with": record.config.adversary.name,
-                "network": record.config.classifier.network,
-                "seed": record.config.seed,
-            }
-            for name, record in records.items()
-        },
+        data={"name": chosen.name, "split": chosen.split, "count": len(labels)},
+        models={entrant.model.name: entrant.description for entrant in everyone},
         settings={
             "seed": seed,
             "batch_size": batch_size,
@@ -171,55 +152,8 @@ def compare(
     if folder is not None:
         report.write(folder, scores, values)
         if examples:
-            _draw(folder / report.EXAMPLES, attacked, images, labels, drawn, threat, seed, first)
+            _draw(folder / report.EXAMPLES, attacked, images, labels, drawn, threat, seed, chosen.label_names)
     return scores, values
-
-
-def _read_records(locations: Sequence[str]) -> dict[str, Record]:
-    """Reads the records by name: the folder's last part, or the whole path where two share it."""
-    if "" in locations:
-        raise UserError("an empty name is among the checkpoints: give DIR[@STEP], separated by single commas")
-    parsed = [checkpoint.parse_location(location) for location in locations]
-    short = [_short_name(directory) for directory, _ in parsed]
-    names = [name if short.count(name) == 1 else location for name, location in zip(short, locations, strict=True)]
-    records: dict[str, Record] = {}
-    for name, location in zip(names, parsed, strict=True):
-        record = checkpoint.read_record(*location)
-        # A model beside itself would pass its white box attacks off as black box.
-        if name in records or any((record.directory, record.step) == (r.directory, r.step) for r in records.values()):
-            raise UserError(f"the checkpoint {name} is given twice (step {record.step} of {record.directory})")
-        records[name] = record
-    return records
-
-
-def _short_name(directory: str) -> str:
-    path = epath.Path(directory).expanduser().resolve()
-    return path.parent.name if path.name == checkpoint.FOLDER else path.name
-
-
-def _check_fits(name: str, record: Record, first: Record) -> None:
-    for what, here, there in (
-        ("images of shape", record.data.image_shape, first.data.image_shape),
-        ("classes:", record.data.num_classes, first.data.num_classes),
-        ("the data set", record.data.name, first.data.name),
-    ):
-        if here != there:
-            raise UserError(
-                f"{name} was trained on {what} {here}, the first checkpoint on {there}: "
-                "attacks transfer only between models of the same data"
-            )
-
-
-def _load_split(record: Record, split: str, data_dir: str) -> data.Split:
-    config = record.config.data
-    chosen = getattr(data.from_config(dataclasses.replace(config, data_dir=data_dir or config.data_dir)), split)
-    evaluation.check_images(chosen.images, chosen.labels, record.data.num_classes)
-    if chosen.images.shape[1:] != record.data.image_shape:
-        raise UserError(
-            f"{config.name} has images of shape {chosen.images.shape[1:]} here, but the checkpoint was trained on "
-            f"{record.data.image_shape}"
-        )
-    return chosen
 
 
 def _check_output(directory: epath.PathLike) -> epath.Path:
@@ -242,7 +176,7 @@ def _make(path: epath.Path) -> None:
         ) from error
 
 
-def _draw(path, models, images, labels, attack, threat, seed, record) -> None:
+def _draw(path, models, images, labels, attack, threat, seed, names) -> None:
     """Draws some images of different classes, attacked in the open with the last attack of the evaluation."""
     _, rows = np.unique(labels, return_index=True)
     rows = np.sort(rows)[:_EXAMPLES]
@@ -255,8 +189,8 @@ def _draw(path, models, images, labels, attack, threat, seed, record) -> None:
             {
                 "name": model.name,
                 "adversarial": np.asarray(adversarial),
-                "predicted": [record.data.label_names[index] for index in predicted],
+                "predicted": [names[index] for index in predicted],
                 "right": predicted == labels[rows],
             }
         )
-    pictures.draw_examples(path, clean, [record.data.label_names[index] for index in labels[rows]], columns)
+    pictures.draw_examples(path, clean, [names[index] for index in labels[rows]], columns)
