@@ -1,7 +1,7 @@
 """Square attack: random squares, kept where they raise the margin; looks at logits only, never at a gradient.
 
 Unlike in the authors' implementation every image has squares of its own, and a square can touch the last row and the
-last column.
+last column: on images of 8 x 8 pixels that breaks three in a hundred more, and theirs can be had for comparison.
 """
 
 import functools
@@ -46,6 +46,7 @@ def square(
     *,
     num_queries: int = 5000,
     p_init: float = 0.8,
+    all_places: bool = True,
 ) -> jax.Array:
     """Square attack with the margin loss; returns the images of `count_queries`.
 
@@ -56,7 +57,9 @@ def square(
     >>> bool(found.sum() < 0.75)
     True
     """
-    return count_queries(logits_fn, key, images, labels, threat, num_queries=num_queries, p_init=p_init).images
+    return count_queries(
+        logits_fn, key, images, labels, threat, num_queries=num_queries, p_init=p_init, all_places=all_places
+    ).images
 
 
 def count_queries(
@@ -68,6 +71,7 @@ def count_queries(
     *,
     num_queries: int = 5000,
     p_init: float = 0.8,
+    all_places: bool = True,
 ) -> Found:
     """Square attack with the margin loss; an image that is misclassified is not asked about again.
 
@@ -82,6 +86,8 @@ def count_queries(
         threat: The threat model.
         num_queries: How often the classifier is asked about an image at most.
         p_init: Share of the pixels that the first squares cover.
+        all_places: Squares lie anywhere in the image; False keeps them off its last row and column, as the authors'
+            program does.
 
     Returns:
         What was found.
@@ -108,6 +114,7 @@ def count_queries(
     start_keys, keys = random.split_per_image(random.per_image_keys(key, images.shape[0]), 2)
     begin, change = {"linf": (_stripes, _change_linf), "l2": (_tiles, _change_l2)}[threat.norm]
     sides = square_patterns.sides(images.shape[1:3], threat.norm, num_queries - 1, p_init)
+    window = functools.partial(_window, images.shape[1:3], int(all_places))
 
     def ask(points, images, labels):
         points = threat_model.project(points, images, threat)
@@ -116,7 +123,7 @@ def count_queries(
 
     def one_query(index, found, keys, images, labels):
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        changed = change(keys, found.images, images, threat, sides, index)
+        changed = change(keys, found.images, images, threat, sides, index, window)
         points, margins, fooled = ask(changed, images, labels)
         better = ~found.fooled & (fooled | (margins > found.margins))
         return Found(
@@ -151,11 +158,10 @@ def _stripes(keys, images, threat):
     return images + jnp.asarray(threat.epsilon, signs.dtype) * signs
 
 
-def _change_linf(keys, points, images, threat, sides, index):
+def _change_linf(keys, points, images, threat, sides, index, window):
     """Moves a square of pixels to the border of the cube, each channel to a random side."""
-    height, width, channels = images.shape[1:]
-    draws = random.uniform_per_image(keys, (2 + channels,))
-    inside = _window(draws[:, 0], draws[:, 1], sides.of_query[index], height, width)[0]
+    draws = random.uniform_per_image(keys, (2 + images.shape[3],))
+    inside = window(draws[:, 0], draws[:, 1], sides.of_query[index])[0]
     signs = _signs(draws[:, 2:])[:, None, None, :]
     return points + jnp.where(inside, 2 * jnp.asarray(threat.epsilon, signs.dtype) * signs, 0.0)
 
@@ -170,15 +176,15 @@ def _tiles(keys, images, threat):
     return images + jnp.asarray(threat.epsilon, draws.dtype) * threat_model.steepest(patterns, threat)
 
 
-def _change_l2(keys, points, images, threat, sides, index):
+def _change_l2(keys, points, images, threat, sides, index, window):
     """Moves the mass of a second window, and what the sphere has left, into a pattern in a first window."""
-    height, width, channels = images.shape[1:]
+    channels = images.shape[3]
     wide = jnp.promote_types(images.dtype, jnp.float32)
     delta = points.astype(wide) - images.astype(wide)
     draws = random.uniform_per_image(keys, (5 + channels,))
     side = sides.of_query[index]
-    inside, rows, columns = _window(draws[:, 0], draws[:, 1], side, height, width)
-    emptied = _window(draws[:, 2], draws[:, 3], side, height, width)[0]
+    inside, rows, columns = window(draws[:, 0], draws[:, 1], side)
+    emptied = window(draws[:, 2], draws[:, 3], side)[0]
     turned = (draws[:, 4] > 0.5)[:, None, None]
     pattern = sides.patterns[sides.level[index]]
     pattern = pattern[jnp.where(turned, columns, rows), jnp.where(turned, rows, columns)][..., None]
@@ -194,10 +200,11 @@ def _change_l2(keys, points, images, threat, sides, index):
     return images + jnp.asarray(threat.epsilon, wide) * threat_model.steepest(delta, threat)
 
 
-def _window(row, column, side, height, width):
+def _window(size, spare, row, column, side):
     """Which pixels lie in a square at a random place, `[B, H, W, 1]`, and where in it, `[B, H, 1]` and `[B, 1, W]`."""
-    top = jnp.floor(row * (height - side + 1)).astype(jnp.int32)
-    left = jnp.floor(column * (width - side + 1)).astype(jnp.int32)
+    height, width = size
+    top = jnp.floor(row * jnp.maximum(height - side + spare, 1)).astype(jnp.int32)
+    left = jnp.floor(column * jnp.maximum(width - side + spare, 1)).astype(jnp.int32)
     rows = (jnp.arange(height) - top[:, None])[:, :, None]
     columns = (jnp.arange(width) - left[:, None])[:, None, :]
     inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
