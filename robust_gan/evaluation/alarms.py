@@ -7,6 +7,7 @@ References:
     Croce and Hein, AutoAttack's flags, https://github.com/fra31/auto-attack/blob/master/flags_doc.md
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,8 +19,8 @@ from robust_gan import random
 from robust_gan.attacks import input_gradient, pgd
 from robust_gan.evaluation.matrix import Scores
 from robust_gan.evaluation.models import GENERATOR, to_unit
+from robust_gan.evaluation.running import as_pytree
 from robust_gan.losses import is_correct
-from robust_gan.threat_model import scaled
 from robust_gan.types import LogitsFn, ThreatModel
 
 TOLERANCE = {"logits": 1e-4, "points": 0.5, "black_box_points": 0.2}
@@ -65,6 +66,7 @@ def of_model(
     >>> [alarm.name for alarm in of_model(logits_fn, images, labels, LinfThreat(0.1)) if alarm.fired]
     []
     """
+    logits_fn = as_pytree(logits_fn)
     x, y = jnp.asarray(to_unit(images[:count])), jnp.asarray(labels[:count], jnp.int32)
     return [
         _randomised(logits_fn, x, seed),
@@ -156,7 +158,7 @@ def _probabilities(logits_fn, images):
 
 
 def _zero_gradients(logits_fn, images, labels):
-    gradient = np.asarray(jax.jit(lambda x, y: input_gradient(logits_fn, x, y))(images, labels))
+    gradient = np.asarray(_gradient(logits_fn, images, labels))
     zero = np.abs(gradient).reshape(len(images), -1).max(-1) == 0
     # Where the probability of the label is 1 in float32, the gradient is 0 or what rounding makes of it.
     logits = np.asarray(logits_fn(images), np.float64)
@@ -175,16 +177,11 @@ def _attacks_reach(logits_fn, images, labels, threat, seed):
     keys = random.per_image_keys(jax.random.key(seed), len(images))
 
     def robust(threat, num_steps, num_restarts=1):
-        attack = jax.jit(
-            lambda threat: is_correct(
-                logits_fn(pgd(logits_fn, keys, images, labels, threat, num_steps=num_steps, num_restarts=num_restarts)),
-                labels,
-            )
-        )
-        return 100 * float(np.mean(attack(threat) & is_correct(logits_fn(images), labels)))
+        right = _survives(logits_fn, keys, images, labels, threat, num_steps=num_steps, num_restarts=num_restarts)
+        return 100 * float(np.mean(right))
 
     once, twice = robust(threat, _STEPS), robust(threat, 2 * _STEPS, 2)
-    wide = robust(scaled(threat, (1 if threat.norm == "linf" else 10) / float(threat.epsilon)), _STEPS)
+    wide = robust(type(threat)(1.0 if threat.norm == "linf" else 10.0, bounds=threat.bounds), _STEPS)
     few = f"on {len(images)} images"
     return [
         Alarm(
@@ -198,6 +195,16 @@ def _attacks_reach(logits_fn, images, labels, threat, seed):
             f"with the whole range of pixels allowed, robust accuracy under pgd{_STEPS} is {wide:.1f} % {few}",
         ),
     ]
+
+
+# The classifier is an argument, so that models of one architecture share what is compiled.
+_gradient = jax.jit(input_gradient)
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps", "num_restarts"))
+def _survives(logits_fn, keys, images, labels, threat, *, num_steps, num_restarts):
+    attacked = pgd(logits_fn, keys, images, labels, threat, num_steps=num_steps, num_restarts=num_restarts)
+    return is_correct(logits_fn(attacked), labels) & is_correct(logits_fn(images), labels)
 
 
 def _is_more_than_chance(points: float, count: int) -> bool:

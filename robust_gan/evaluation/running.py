@@ -25,7 +25,7 @@ class Placed:
     def __init__(self, model: Model, devices: Sequence[jax.Device]) -> None:
         """Copies the model's arrays to the devices."""
         self.model, self._devices = model, devices
-        self._logits_fn = parallel.replicate(_as_pytree(model.logits_fn), devices)
+        self._logits_fn = parallel.replicate(as_pytree(model.logits_fn), devices)
         self._score = parallel.map_batch(_score, devices)
 
     def can(self, attack: str) -> bool:
@@ -43,7 +43,7 @@ class Placed:
         """
         function = parallel.map_batch(_crafter(attack), self._devices)
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(attack.encode()))
-        generator = _as_pytree(self.model.generator) if attack == GENERATOR else None
+        generator = as_pytree(self.model.generator) if attack == GENERATOR else None
         return function((self._logits_fn, generator, key, threat), shares)
 
     def is_right(self, images, labels) -> np.ndarray:
@@ -66,6 +66,15 @@ def batch_width(batch_size: int, num_images: int, devices: Sequence[jax.Device])
     return -(-min(batch_size, num_images) // len(devices)) * len(devices)
 
 
+def as_pytree(function: Callable) -> Callable:
+    """Makes a function an argument of compiled ones: a `jax.tree_util.Partial` as it is, another one as a constant.
+
+    >>> as_pytree(len).func is len
+    True
+    """
+    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
+
+
 def _score(logits_fn, batch):
     images, labels = batch
     return is_correct(logits_fn(images), labels)
@@ -83,8 +92,3 @@ def _crafter(name: str):
         return attack(logits_fn, keys, images, labels, threat)
 
     return craft
-
-
-def _as_pytree(function: Callable) -> Callable:
-    """Makes a function an argument: a `jax.tree_util.Partial` as it is, another one as a constant."""
-    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
