@@ -5,7 +5,7 @@
 
 The generator's rate and the penalty were chosen on the validation split, among some twenty settings with one seed each.
 
-Measured: see the README (bash launch/quickstart.sh).
+Measured: see the README.
 """
 
 from robust_gan import recipes
