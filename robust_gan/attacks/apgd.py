@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from robust_gan import random
 from robust_gan.attacks.apgd_search import search
 from robust_gan.attacks.best import nothing
+from robust_gan.attacks.expectation import ask
 from robust_gan.attacks.standing import attack_in_rounds
 from robust_gan.losses import cross_entropy, dlr, is_correct
 from robust_gan.types import LogitsFn, LossFn, ThreatModel
@@ -59,7 +60,7 @@ def apgd(
     """
     _check(num_steps=num_steps, num_restarts=num_restarts, num_samples=num_samples)
     keys = _keys_of_rounds(key, images, num_restarts)
-    best = nothing(images, loss_fn(logits_fn(images), labels))
+    best = nothing(images, loss_fn(ask(logits_fn, images, keys[:, 0]), labels))
 
     def restart(index, best, keys, images, labels):
         def loss(logits):
@@ -118,7 +119,7 @@ def apgd_targeted(
     [0.25, 0.25]
     """
     _check(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets, num_samples=num_samples)
-    logits = logits_fn(images)
+    logits = ask(logits_fn, images, random.per_image_keys(key, images.shape[0]))
     if targets is None:
         targets = likely_wrong(logits, labels, num_targets)
     rounds = targets.shape[1] * num_restarts

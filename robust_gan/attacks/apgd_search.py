@@ -104,8 +104,8 @@ def search(
     centre = images.astype(wide)
     start_keys, sample_keys = random.split_per_image(keys, 2)
     ends = checkpoints(num_steps)
-    intervals = np.zeros(num_steps, np.int32)  # 0 where the step does not end at a checkpoint.
-    intervals[np.array(ends) - 1] = np.diff([0, *ends])
+    intervals = np.zeros(num_steps + 1, np.int32)  # 0 where the step does not end at a checkpoint.
+    intervals[np.array(ends)] = np.diff([0, *ends])
     intervals = jnp.asarray(intervals)
 
     def look(points, index, best):
@@ -116,19 +116,20 @@ def search(
         return gradient.astype(wide), jnp.where(jnp.isnan(losses), -jnp.inf, losses), best
 
     def step(index, carry):
+        # Step 0 looks at the start: with gradient 0 it goes nowhere. So the classifier is compiled once.
         state, best = carry
-        share = jnp.where(index > 0, MOMENTUM, 1.0).astype(wide)
+        share = jnp.where(index > 1, MOMENTUM, 1.0).astype(wide)
         moved = state.points + state.size * threat_model.steepest(state.gradient, threat)
         moved = threat_model.project(moved, centre, threat)
         moved = state.points + share * (moved - state.points) + (1 - share) * (state.points - state.previous)
         points = threat_model.project(moved, centre, threat)
-        gradient, losses, best = look(points, index + 1, best)
+        gradient, losses, best = look(points, index, best)
 
         higher = losses > state.top_losses
         top_points = where(higher, points, state.top_points)
         top_gradient = where(higher, gradient, state.top_gradient)
         top_losses = jnp.where(higher, losses, state.top_losses)
-        rises = state.rises + (losses > state.losses)
+        rises = state.rises + ((losses > state.losses) & (index > 0))
 
         interval = intervals[index]
         checkpoint = interval > 0
@@ -147,14 +148,14 @@ def search(
             top_losses=top_losses,
             rises=jnp.where(checkpoint, 0, rises),
             halved=jnp.where(checkpoint, halve, state.halved),
-            checkpoint_losses=jnp.where(checkpoint, top_losses, state.checkpoint_losses),
+            checkpoint_losses=jnp.where(checkpoint | (index == 0), top_losses, state.checkpoint_losses),
         ), best
 
     start = centre + jnp.asarray(threat.epsilon, wide) * surface_noise(start_keys, centre, threat)
     start = threat_model.project(start, centre, threat)
-    gradient, losses, best = look(start, 0, best)
-    size = jnp.full_like(losses, FIRST_STEP, wide) * jnp.asarray(threat.epsilon, wide)
+    none = jnp.full_like(best.losses, -jnp.inf)
+    size = jnp.full_like(none, FIRST_STEP, wide) * jnp.asarray(threat.epsilon, wide)
     size = size.reshape(size.shape + (1,) * (images.ndim - 1))
-    rises, halved = jnp.zeros(losses.shape, jnp.int32), jnp.ones(losses.shape, bool)
-    state = _State(start, start, gradient, losses, size, start, gradient, losses, rises, halved, losses)
-    return jax.lax.fori_loop(0, num_steps, step, (state, best))[1]
+    rises, halved, flat = jnp.zeros_like(none, jnp.int32), none < 0, jnp.zeros_like(start)
+    state = _State(start, start, flat, none, size, start, flat, none, rises, halved, none)
+    return jax.lax.fori_loop(0, num_steps + 1, step, (state, best))[1]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from robust_gan import random
 from robust_gan.attacks.apgd import apgd
 from robust_gan.attacks.best import where
+from robust_gan.attacks.expectation import ask
 from robust_gan.attacks.naming import by_name
 from robust_gan.attacks.standing import update_standing
 from robust_gan.errors import UserError
@@ -90,7 +91,7 @@ def run_in_turn(
 
     Args:
         components: Pairs (name, attack), as `autoattack` returns them.
-        logits_fn: The classifier.
+        logits_fn: The classifier; a randomised one (`expectation`) is asked once whether an attack broke an image.
         key: One key, or one per image.
         images: `[B, H, W, C]`.
         labels: int32 `[B]`.
@@ -113,17 +114,19 @@ def run_in_turn(
     >>> outcome.standing.tolist()
     [[True, True], [False, True], [False, True]]
     """
-    _check_classes(components, jax.eval_shape(logits_fn, images).shape[-1])
     keys = random.per_image_keys(key, images.shape[0])
-    state = images, is_correct(logits_fn(images), labels)
+    clean = ask(logits_fn, images, keys)
+    _check_classes(components, clean.shape[-1])
+    state = images, is_correct(clean, labels)
     standing = [state[1]]
     for index, (_, attack) in enumerate(components):
 
         def update(_, inputs, attack=attack, index=index):
             images, labels, keys = inputs
             keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-            adversarial = attack(logits_fn, keys, images, labels, threat)
-            holds = is_correct(logits_fn(adversarial), labels)
+            attack_keys, judge_keys = random.split_per_image(keys, 2)
+            adversarial = attack(logits_fn, attack_keys, images, labels, threat)
+            holds = is_correct(ask(logits_fn, adversarial, judge_keys), labels)
             return where(holds, images, adversarial), holds
 
         state = update_standing(update, state[1], state, (images, labels, keys))

@@ -1,7 +1,7 @@
 """Gradients of a classifier's loss, in expectation over the classifier's own randomness (EoT) where it has some.
 
-A randomised classifier is a `LogitsFn` that also takes `keys`, one per image, as a keyword; without them it answers
-in its own way. All others are functions of the images alone: they are asked once, whatever the number of samples.
+A randomised classifier is a `LogitsFn` that also takes `keys`, one per image, as a keyword. All others are functions of
+the images alone: they are asked once, whatever the number of samples.
 """
 
 import functools
@@ -25,6 +25,16 @@ def takes_keys(logits_fn: LogitsFn) -> bool:
         return "keys" in inspect.signature(logits_fn).parameters
     except (TypeError, ValueError):
         return False
+
+
+def ask(logits_fn: LogitsFn, points: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns the logits of one pass: with keys where the classifier is randomised, `[B, K]`.
+
+    >>> images, keys = jnp.zeros((2, 1, 1, 3)), jax.random.split(jax.random.key(0), 2)
+    >>> ask(lambda images: images[:, 0, 0], images, keys).shape
+    (2, 3)
+    """
+    return logits_fn(points, keys=keys) if takes_keys(logits_fn) else logits_fn(points)
 
 
 def loss_gradient(
@@ -57,13 +67,13 @@ def loss_gradient(
     """
 
     def sample(points, keys):
-        logits = logits_fn(points) if keys is None else logits_fn(points, keys=keys)
+        logits = ask(logits_fn, points, keys)
         losses = loss_fn(logits)
         return jnp.sum(losses), (losses, logits)
 
     gradient = jax.grad(sample, has_aux=True)
     if not takes_keys(logits_fn):
-        direction, (losses, logits) = gradient(points, None)
+        direction, (losses, logits) = gradient(points, keys)
         return direction, losses, logits
     per_sample = random.split_per_image(keys, num_samples)
     first = gradient(points, per_sample[0])
