@@ -285,7 +285,7 @@ EVALUATIONS = [
     ([*EVALUATE, "--seed=-1"], r"flag --seed=-1.*see --help"),
     ([*EVALUATE, "--platform=tpu"], r"no tpu was found here, only cpu: leave --platform out"),
     ([*EVALUATE, "--num_devices=5"], r"5 devices were asked for, but there are 4"),
-    ([*EVALUATE, "--data_dir={tmp}", "--checkpoint={copy}"], r"mnist is not prepared in \S+: run python launch/pre"),
+    ([*EVALUATE, "--data_dir={tmp}", "--data=mnist"], r"mnist is not prepared in \S+: run python launch/prepare_data"),
     (["--checkpoint={run}", "--examples"], r"the picture of examples goes to the report folder: give --output"),
     ([*EVALUATE, "--examples", "--attacks=clean,generator"], r"a picture needs an attack on the classifier among"),
     (["--checkpoint={run}", "--output={run}/config.json"], r"the output \S+ is a file, or lies below one: give a f"),
@@ -297,9 +297,7 @@ EVALUATIONS = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), EVALUATIONS, ids=[" ".join(case[0]) for case in EVALUATIONS])
-def test_evaluations(mistake, tmp_path, arguments, sentence):
-    if "--checkpoint={copy}" in arguments:
-        of_other_data(tmp_path / "copy", name="mnist")
+def test_evaluations(mistake, arguments, sentence):
     assert re.search(sentence, mistake("evaluate", *arguments))
 
 
