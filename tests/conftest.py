@@ -15,6 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+collect_ignore = ["reference"]  # Needs torch, the extra `reference`.
 
 
 class Ended(NamedTuple):

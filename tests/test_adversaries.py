@@ -341,7 +341,7 @@ def test_weights_are_perturbed_along_the_gradient_by_a_share_of_their_norm():
     moved = dict(params)
     for name in ("in", "out"):
         moved[name] = params[name] + 0.05 * np.linalg.norm(params[name]) * slope[name] / np.linalg.norm(slope[name])
-    chex.assert_trees_all_close(weights.perturb_weights(params, slope, 0.05), moved, rtol=1e-5)
+    chex.assert_trees_all_close(weights.perturb_weights(params, slope, 0.05), moved, rtol=1e-5, atol=1e-6)
     assert float(loss(moved)) > float(loss(params))
     gradient, _, _ = game.classifier_gradient(played, state.classifier, (), batch, keys)
     chex.assert_trees_all_close(gradient, jax.grad(loss)(moved), rtol=1e-3, atol=1e-5)

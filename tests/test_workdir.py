@@ -59,7 +59,7 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '{"seed": 0}', json.dumps(to_dict(Config()) | {"seed": "0"}), "[" * 100000, " " * 2000000,
+    ["", "{", "[]", "null", '{"sed": 0}', json.dumps(to_dict(Config()) | {"seed": "0"}), "[" * 100000, " " * 2000000,
      json.dumps(to_dict(Config()) | {"nosuch": 1}), json.dumps(to_dict(Config()) | {"threat": 3}), "\x00"],
     ids=lambda text: f"{text[:20]!r} of {len(text)}",
 )  # fmt: skip

@@ -5,6 +5,8 @@ it directly. Needs the extra `reference`; see README.md beside this file.
 """
 
 import argparse
+import functools
+import importlib.metadata
 import json
 import pathlib
 import time
@@ -21,11 +23,14 @@ COMPONENTS = {
     "apgd_ce": "apgd-ce",
     "apgd_dlr": "apgd-dlr",
     "apgd_t": "apgd-t",
-    "fab": "fab",
+    "fab100x1": "fab",
     "fab_t": "fab-t",
     "square": "square",
+    "square_in_their_places": "square",
 }
 """Our names and the reference's."""
+IN_THEIR_PLACES = ("square_in_their_places", functools.partial(attacks.square, all_places=False))
+"""Our Square with squares only where the reference puts them: never on the last row and column."""
 
 
 def parse():
@@ -36,7 +41,9 @@ def parse():
     parser.add_argument("--count", type=int, default=1000, help="how many test images, the first ones")
     parser.add_argument("--seeds", type=int, default=1, help="how often to run both, with seeds 0, 1, ...")
     parser.add_argument(
-        "--alone", default="apgd_ce,apgd_dlr,apgd_t,fab_t,square", help="components to run by themselves"
+        "--alone",
+        default="apgd_ce,apgd_dlr,apgd_t,fab_t,square,square_in_their_places",
+        help="components to run by themselves",
     )
     parser.add_argument("--no-standard", action="store_true", help="leave out the whole of AutoAttack standard")
     parser.add_argument("--no-foolbox", action="store_true", help="leave out FGSM and PGD against Foolbox")
@@ -64,7 +71,7 @@ class Ours:
 
     def run(self, names, seed):
         """Returns which images still stand after the attacks in turn, bool `[N]`."""
-        components = attacks.autoattack(names)
+        components = (IN_THEIR_PLACES,) if names == [IN_THEIR_PLACES[0]] else attacks.autoattack(names)
         run = self.compiled.setdefault(
             tuple(names), jax.jit(lambda *arguments: attacks.run_in_turn(components, *arguments))
         )
@@ -162,6 +169,7 @@ def main():
         "images": len(images),
         "norm": norm,
         "epsilon": epsilon,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "torch", "pyautoattack", "foolbox")},
         "clean": int(losses.is_correct(logits_fn(images), labels).sum()),
         "alone": {},
     }
