@@ -22,7 +22,7 @@ from robust_gan import checkpoint, data
 from robust_gan.checkpoint import records
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, to_dict
 
-SECONDS = 10
+SECONDS = 120
 TRAIN = ("--config=configs/digits.py", "--workdir={tmp}/run")
 EVALUATE = ("--checkpoint={run}", "--output={tmp}/report")
 
