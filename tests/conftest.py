@@ -1,20 +1,31 @@
 """Four fake CPU devices for everything parallel, before anything imports jax; a trained run, and the launchers."""
 
+import atexit
 import contextlib
 import io
 import os
 import pathlib
 import runpy
+import shutil
 import sys
+import tempfile
 import warnings
 from typing import NamedTuple
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import pytest
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Nearly all the time of these tests goes into compiling, so the compiler does not optimise, and does nothing twice.
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Workers and launchers, started after this, find it set.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="robust_gan-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+import pytest  # noqa: E402
+
 collect_ignore = ["reference"]  # Needs torch, the extra `reference`.
 
 
@@ -57,6 +68,15 @@ def _launch(script, *arguments):
         logging.set_verbosity(verbosity)
         flags.FLAGS.mark_as_parsed()
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgets_what_it_compiled():
+    """Compiled functions are large, and files of tests share few: without this a worker grows to 4 GB."""
+    yield
+    import jax
+
+    jax.clear_caches()
 
 
 @pytest.fixture
