@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from robust_gan import checkpoint, data, ending, evaluation, game, networks, parallel, validation, workdir
+from robust_gan import checkpoint, ending, game, parallel, starting, validation, workdir
 from robust_gan.config import Config, validate
 from robust_gan.data import augmentation, order
-from robust_gan.errors import DataError, UserError
+from robust_gan.errors import UserError
 from robust_gan.game import Game, TrainState
-from robust_gan.types import Batch, LogitsFn
+from robust_gan.types import Batch
 
 
 class NotFiniteError(RuntimeError):
@@ -84,15 +84,15 @@ def train(
         raise UserError("--tensorboard needs tensorboardX: pip install 'robust_gan[tensorboard]'")
     # Before the data, which take long to decode.
     workdir.check(directory, config)
-    _check_networks(config)
-    dataset = load_data(config)
+    starting.check_networks(config)
+    dataset = starting.load_data(config)
     info = checkpoint.DataInfo(
         dataset.name, dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.label_names)
     )
     played = game.from_config(
-        config, num_classes=info.num_classes, channels=info.image_shape[-1], sources=load_sources(config, info)
+        config, num_classes=info.num_classes, channels=info.image_shape[-1], sources=starting.load_sources(config, info)
     )
-    state = initial_state(config, played, info.image_shape)
+    state = starting.initial_state(config, played, info.image_shape)
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(workdir.claim(directory, config))
@@ -159,66 +159,6 @@ def train(
         return Result(jax.device_get(_without_keys(state)), step, ended, figures)
 
 
-def load_data(config: Config) -> data.Dataset:
-    """Loads and checks the data of a configuration.
-
-    Raises:
-        DataError: They are not prepared, damaged, or do not fit the configuration.
-    """
-    dataset = data.from_config(config.data)
-    for split in (dataset.train, dataset.validation, dataset.test):
-        evaluation.check_images(split.images, split.labels, dataset.num_classes)
-    if config.validation.size > len(dataset.validation.labels):
-        raise DataError(
-            f"validation.size is {config.validation.size}, but data.validation_size holds out only "
-            f"{len(dataset.validation.labels)} images: lower the one or raise the other"
-        )
-    return dataset
-
-
-def load_sources(config: Config, info: checkpoint.DataInfo) -> list[LogitsFn]:
-    """Loads the frozen classifiers that an ensemble attacks.
-
-    Args:
-        config: The run.
-        info: Its data.
-
-    Returns:
-        One for each of `adversary.ensemble.sources`; none where the adversary is another one.
-
-    Raises:
-        UserError: A source is missing, damaged, or of other images or classes.
-    """
-    if config.adversary.name != "ensemble":
-        return []
-    records = [checkpoint.read_record(*checkpoint.parse_location(text)) for text in config.adversary.ensemble.sources]
-    for text, record in zip(config.adversary.ensemble.sources, records, strict=True):
-        there = record.data
-        if (there.name, there.image_shape, there.num_classes) != (info.name, info.image_shape, info.num_classes):
-            raise UserError(
-                f"the source {text} was trained on {there.name}, images {there.image_shape}, {there.num_classes} "
-                f"classes, but this run is on {info.name}, {info.image_shape}, {info.num_classes}: give sources of the "
-                "same data"
-            )
-    return [checkpoint.classifier_of(record) for record in records]
-
-
-def initial_state(config: Config, played: Game, image_shape: Sequence[int]) -> TrainState:
-    """Starts the game of a configuration at step 0.
-
-    Raises:
-        UserError: The networks cannot take images of this shape.
-    """
-    images = jnp.zeros((2, *image_shape), jnp.float32)
-    try:
-        return jax.jit(functools.partial(game.init, played))(jax.random.key(config.seed), images)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"the networks {config.classifier.network} and {config.adversary.generator.network} cannot take images of "
-            f"shape {tuple(image_shape)}: {str(error).splitlines()[0]}"
-        ) from error
-
-
 def training_step(
     played: Game, config: Config, state: TrainState, arrays: dict[str, jax.Array], positions: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -253,13 +193,6 @@ def batch_positions(config: Config, step: int, num_images: int, devices: Sequenc
         order.batch_indices(config.seed, step * count + index, config.batch_size, num_images) for index in range(count)
     ]
     return parallel.split(np.stack(rows), devices, axis=1)
-
-
-def _check_networks(config: Config) -> None:
-    """Refuses names of networks that there are not; how many classes and channels they have is not known yet."""
-    networks.build_classifier(config.classifier.network, 1)
-    if config.adversary.name == "generator":
-        networks.build_generator(config.adversary.generator.network, 1)
 
 
 def _is_out_of_patience(config: Config, step: int, best: int | None) -> bool:

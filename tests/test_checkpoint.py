@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robust_gan import LinfThreat, checkpoint, game, parallel, perturb, training, validation
+from robust_gan import LinfThreat, checkpoint, game, parallel, perturb, starting, validation
 from robust_gan.checkpoint import records
 from robust_gan.checkpoint.restoring import fill
 from robust_gan.config import AdversaryConfig, Config
@@ -79,7 +79,7 @@ def load_run(directory):
     """The state of a run at its newest step."""
     record = checkpoint.read_record(directory, "last")
     played = game.from_config(record.config, num_classes=10, channels=1)
-    like = training.initial_state(record.config, played, (8, 8, 1))
+    like = starting.initial_state(record.config, played, (8, 8, 1))
     (state, step), said = restore(directory, like, record.config)
     assert not said
     return state, step, record
@@ -104,7 +104,7 @@ def test_a_whole_train_state_is_restored_with_optimisers_statistics_and_keys(tin
     save(tmp_path / "again", 2, state=state, config=record.config)
     (again, _), _ = restore(tmp_path / "again", state, record.config)
     assert is_bit_equal(again, state)
-    fresh = training.initial_state(
+    fresh = starting.initial_state(
         record.config, game.from_config(record.config, num_classes=10, channels=1), (8, 8, 1)
     )
     assert not is_bit_equal(again, fresh)

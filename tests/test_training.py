@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from robust_gan import checkpoint, parallel, threat_model, training, validation, workdir
+from robust_gan import checkpoint, parallel, starting, threat_model, training, validation, workdir
 from robust_gan.config import (
     AdversaryConfig,
     Config,
@@ -164,7 +164,7 @@ def test_names_of_networks_and_the_folder_are_checked_before_the_data_are_read(t
     def read(*_, **__):
         raise AssertionError("the data are read")
 
-    monkeypatch.setattr(training, "load_data", read)
+    monkeypatch.setattr(starting, "load_data", read)
     config = tiny()
     for player in (config.classifier, config.adversary.generator):
         before, player.network = player.network, "nosuch"
@@ -275,7 +275,7 @@ def test_sources_that_are_missing_or_of_other_data_are_one_sentence_and_nothing_
         info._replace(name="mnist"), info._replace(image_shape=(8, 8, 3)), info._replace(num_classes=11)
     ):  # fmt: skip
         with pytest.raises(UserError, match=r"was trained on digits, images \(8, 8, 1\), 10 classes, but this run"):
-            training.load_sources(config, other)
+            starting.load_sources(config, other)
     assert not (tmp_path / "run").exists()
 
 

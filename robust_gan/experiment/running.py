@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from robust_gan import checkpoint, comparison, pictures, report, training, workdir
+from robust_gan import checkpoint, comparison, pictures, report, starting, training, workdir
 from robust_gan.experiment import cost, planning, tables
 from robust_gan.experiment.planning import Plan
 
@@ -57,7 +57,7 @@ def run(
     folder = epath.Path(output).expanduser()
     for (seed, name), config in plan.runs.items():
         workdir.check(planning.run_folder(folder, seed, name), config)
-    training.load_data(next(iter(plan.runs.values())))  # Before the first folder is made.
+    starting.load_data(next(iter(plan.runs.values())))  # Before the first folder is made.
     for index, ((seed, name), config) in enumerate(plan.runs.items(), 1):
         where = planning.run_folder(folder, seed, name)
         say(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")

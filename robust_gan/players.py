@@ -1,0 +1,121 @@
+"""Who plays, and what changes from step to step."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import optax
+
+from robust_gan import adversaries, networks, optimizers, threat_model
+from robust_gan.config import Config, adversarial_weight
+from robust_gan.types import Adversary, LogitsFn, Network, PlayerState, PyTree
+
+
+class WeightAverage(NamedTuple):
+    """The moving average of a classifier, as it evaluates.
+
+    Attributes:
+        params: Of its weights.
+        batch_stats: Of its running statistics.
+    """
+
+    params: PyTree
+    batch_stats: PyTree
+
+
+class TrainState(NamedTuple):
+    """Everything that changes, arrays only.
+
+    Attributes:
+        step: int32 `[]`, classifier steps taken.
+        key: The constant root key; a step's randomness is a function of (key, step), so resuming needs nothing else.
+        classifier: The minimising player.
+        adversary: The maximising player's state; `()` where it does not learn.
+        average: Moving average of the classifier's weights and running statistics; None where it is not wanted.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    classifier: PlayerState
+    adversary: PyTree
+    average: WeightAverage | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """Everything that stays: functions and numbers, closed over by the compiled step.
+
+    Attributes:
+        classifier: The classifier network D.
+        optimizer: How the classifier moves, weight decay included.
+        adversary: The maximising player.
+        loss: `cross_entropy` (`losses.classifier_loss`) or `trades` (`losses.trades`).
+        clean_weight: Weight of the clean cross-entropy.
+        adversarial_weight: Weight of the adversarial term; at 0 the adversary is never called.
+        label_smoothing: Of the classifier's cross-entropy.
+        gradient_penalty: Coefficient of R = 1/2 ||grad_phi CE||^2, added to the classifier's loss. Positive damps the
+            game, negative is the released code, 0 is none and costs nothing.
+        penalty_form: `exact`, or `finite_difference` as in the released code.
+        penalty_step: Size h of the finite difference.
+        attacked_batch_norm: `batch` or `running`: the statistics with which the classifier's BatchNorm normalises
+            while the adversary attacks it in training. Its own update always uses those of the batch, clean and
+            adversarial images apart, and moves the running ones by both in turn; at test the running ones are used.
+        weight_perturbation: Size of the adversarial weight perturbation, see `weights.perturb_weights`; 0 for none.
+        average_decay: Decay of the moving average of the weights, see `weights.update_average`; 0 for none.
+    """
+
+    classifier: Network
+    optimizer: optax.GradientTransformation
+    adversary: Adversary
+    loss: str = "cross_entropy"
+    clean_weight: float = 1.0
+    adversarial_weight: float = 1.0
+    label_smoothing: float = 0.0
+    gradient_penalty: float = 0.0
+    penalty_form: str = "exact"
+    penalty_step: float = 0.01
+    attacked_batch_norm: str = "batch"
+    weight_perturbation: float = 0.0
+    average_decay: float = 0.0
+
+
+def from_config(config: Config, *, num_classes: int, channels: int, sources: Sequence[LogitsFn] = ()) -> Game:
+    """Builds the game of a configuration.
+
+    Args:
+        config: Validated already.
+        num_classes: K of the data.
+        channels: C of the data.
+        sources: The classifiers of `config.adversary.ensemble.sources`, where that is the adversary.
+
+    Returns:
+        The game.
+
+    Raises:
+        UserError: A network's name is unknown.
+
+    >>> from_config(Config(), num_classes=10, channels=1).attacked_batch_norm
+    'batch'
+    """
+    return Game(
+        classifier=networks.build_classifier(config.classifier.network, num_classes),
+        optimizer=optimizers.build(config.classifier.optimizer),
+        adversary=adversaries.from_config(
+            config.adversary,
+            threat_model.from_config(config.threat),
+            channels=channels,
+            num_classes=num_classes,
+            sources=sources,
+        ),
+        loss=config.classifier.loss,
+        clean_weight=config.classifier.clean_weight,
+        adversarial_weight=adversarial_weight(config),
+        label_smoothing=config.classifier.label_smoothing,
+        gradient_penalty=config.penalty.coefficient,
+        penalty_form=config.penalty.form,
+        penalty_step=config.penalty.step,
+        attacked_batch_norm=config.classifier.attacked_batch_norm,
+        weight_perturbation=config.classifier.weight_perturbation,
+        average_decay=config.classifier.average_decay,
+    )
