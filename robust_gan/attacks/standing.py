@@ -16,13 +16,13 @@ from robust_gan.types import PyTree
 def chunk_size(count: int) -> int:
     """Returns how many images are attacked at once.
 
-    On average half a chunk is wasted, but an accelerator needs many images to be busy, where for a processor 32 cost
-    no more each than any larger number.
+    On average half a chunk is wasted, but an accelerator needs many images to be busy, where 64 are enough for the
+    cores of a processor.
 
-    >>> chunk_size(10), chunk_size(1000) >= 32
+    >>> chunk_size(10), chunk_size(1000) >= 64
     (10, True)
     """
-    return min(count, 32 if jax.default_backend() == "cpu" else max(128, -(-count // 4)))
+    return min(count, 64 if jax.default_backend() == "cpu" else max(128, -(-count // 4)))
 
 
 def update_standing(

@@ -62,22 +62,29 @@ def timed(function):
 
 
 class Ours:
-    """The attacks of this package, each compiled for the whole batch."""
+    """The attacks of this package, compiled for the whole batch and spread over the devices, as evaluation does it."""
 
     def __init__(self, logits_fn, images, labels, threat):
         self.logits_fn, self.images, self.labels, self.threat = logits_fn, images, labels, threat
         self.correct = jax.jit(lambda logits_fn, images: losses.is_correct(logits_fn(images), labels))
+        self.devices = max(count for count in range(1, len(jax.devices()) + 1) if len(images) % count == 0)
         self.compiled = {}
 
     def run(self, names, seed):
         """Returns which images still stand after the attacks in turn, bool `[N]`."""
         components = (IN_THEIR_PLACES,) if names == [IN_THEIR_PLACES[0]] else attacks.autoattack(names)
-        run = self.compiled.setdefault(
-            tuple(names), jax.jit(lambda *arguments: attacks.run_in_turn(components, *arguments))
-        )
-        outcome = run(self.logits_fn, jax.random.key(seed), self.images, self.labels, self.threat)
+        if tuple(names) not in self.compiled:
+            run = functools.partial(attacks.run_in_turn, components)
+            self.compiled[tuple(names)] = jax.pmap(
+                run, in_axes=(None, 0, 0, 0, None), devices=jax.devices()[: self.devices]
+            )
+        keys = jax.random.split(jax.random.key(seed), len(self.images))
+        shares = [x.reshape(self.devices, -1, *x.shape[1:]) for x in (keys, self.images, self.labels)]
+        outcome = self.compiled[tuple(names)](self.logits_fn, *shares, self.threat)
         # Judged as the reference is: all images in one batch.
-        return np.asarray(outcome.standing[0] & self.correct(self.logits_fn, outcome.images))
+        made = jnp.asarray(np.asarray(outcome.images).reshape(self.images.shape))
+        clean = np.asarray(outcome.standing)[:, 0].reshape(-1)
+        return clean & np.asarray(self.correct(self.logits_fn, made))
 
 
 class Reference:
@@ -167,6 +174,7 @@ def main():
     threat = {"linf": LinfThreat, "l2": L2Threat}[norm](epsilon)
     result = {
         "images": len(images),
+        "devices": len(jax.devices()),
         "norm": norm,
         "epsilon": epsilon,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "torch", "pyautoattack", "foolbox")},
