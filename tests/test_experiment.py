@@ -118,6 +118,13 @@ def test_gradients_are_counted_by_hand():
     assert cost.gradient_evaluations(config) == 2 * (2 + 2) + 5
 
 
+def test_losses_are_those_at_the_end(tmp_path):
+    lines = [{"step": n, "train/classifier_loss": 1.0, "train/clean_loss": float(n)} for n in range(1, 11)]
+    lines.insert(5, {"step": 5, "validation/fgsm": 0.1})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cost.losses(tmp_path) == {"clean_loss": 9.5}
+
+
 def test_figures_by_hand():
     assert tables.figure([0.8125]) == "81.2"
     assert tables.figure([0.7, 0.8, 0.9]) == "80.0 ± 10.0"
@@ -141,7 +148,13 @@ def test_the_tables_hold_what_the_reports_say():
             "versions": {"jax": "0"},
         }  # fmt: skip
 
-    costs = {"seconds": 60.0, "updates": 5, "gradient_evaluations": 7, "parameters": {"classifier": 1000}}
+    costs = {
+        "seconds": 60.0,
+        "updates": 5,
+        "gradient_evaluations": 7,
+        "parameters": {"classifier": 1000},
+        "losses": {"clean_loss": 0.5},
+    }
     reports = {0: report_of(0.4), 1: report_of(0.6)}
     table = tables.summarise(plan, reports, {seed: {"pgd": costs, "generator": costs} for seed in (0, 1)})
     text = tables.write_up(plan, table, reports)
@@ -153,6 +166,7 @@ def test_the_tables_hold_what_the_reports_say():
         "-", "60.0 ± 14.1", "70.0 ± 14.1", "80.0 ± 14.1", "55.0 ± 14.1",
     ]  # fmt: skip
     assert "| generator  | 91.32 |" in text  # The paper's own.
+    assert re.search(r"Losses at the end.*\n\| pgd +\|\s+0.5 ± 0 \| +- \|", text, re.S)
 
 
 def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):

@@ -1,4 +1,4 @@
-"""What a contestant costs: time, gradients of the classifier for each of its updates, and parameters."""
+"""What training was: time, gradients of the classifier for each of its updates, parameters, and where losses ended."""
 
 import json
 from typing import Any
@@ -9,6 +9,8 @@ from etils import epath
 
 from robust_gan import adversaries, checkpoint, networks, workdir
 from robust_gan.config import Config, adversarial_weight
+
+LOSSES = ("clean_loss", "adversarial_loss", "generator_loss", "penalty")
 
 
 def gradient_evaluations(config: Config) -> int:
@@ -54,8 +56,7 @@ def history(config: Config, folder: epath.Path) -> list[dict[str, float]]:
         For each validation `step`, `seconds` of training, `gradient_evaluations` (minibatches) and `robust_accuracy`
         under PGD on the validation split.
     """
-    read = lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]  # noqa: E731
-    metric, timing = f"validation/pgd{config.validation.pgd_steps}", read(workdir.TIMING)
+    metric, timing = f"validation/pgd{config.validation.pgd_steps}", _lines(folder / workdir.TIMING)
     return [
         {
             "step": line["step"],
@@ -63,13 +64,31 @@ def history(config: Config, folder: epath.Path) -> list[dict[str, float]]:
             "gradient_evaluations": line["step"] * gradient_evaluations(config),
             "robust_accuracy": line[metric],
         }
-        for line in read(workdir.METRICS)
+        for line in _lines(folder / workdir.METRICS)
         if metric in line
     ]
 
 
+def losses(folder: epath.Path) -> dict[str, float]:
+    """Returns the losses of both players in training, averaged over the last fifth of what was logged.
+
+    Args:
+        folder: The workdir of a finished run.
+
+    Returns:
+        Those of `LOSSES` that the run has; `penalty` is 1/2 of the squared norm of the generator's gradient.
+    """
+    logged = [line for line in _lines(folder / workdir.METRICS) if "train/classifier_loss" in line]
+    last = logged[-max(1, len(logged) // 5) :]
+    return {
+        name: sum(line[f"train/{name}"] for line in last) / len(last)
+        for name in LOSSES
+        if f"train/{name}" in last[0]
+    }  # fmt: skip
+
+
 def measure(config: Config, folder: epath.Path, info: checkpoint.DataInfo) -> dict[str, Any]:
-    """Returns the cost of a finished run: seconds of training, gradients, parameters, and its `history`.
+    """Returns what a finished run cost: seconds of training, gradients, parameters; its `losses` and `history`.
 
     The seconds are those of the steps, compilation included and validation left out.
 
@@ -78,7 +97,6 @@ def measure(config: Config, folder: epath.Path, info: checkpoint.DataInfo) -> di
         folder: Its workdir.
         info: Its data.
     """
-    lines = [json.loads(line) for line in (folder / workdir.TIMING).read_text().splitlines()]
     height, width, channels = info.image_shape
     classifier = networks.build_classifier(config.classifier.network, info.num_classes)
     parameters = {"classifier": _count(classifier, info.image_shape)}
@@ -87,12 +105,17 @@ def measure(config: Config, folder: epath.Path, info: checkpoint.DataInfo) -> di
         generator = networks.build_generator(config.adversary.generator.network, channels)
         parameters["generator"] = _count(generator, (height, width, seen))
     return {
-        "seconds": round(sum(line["seconds"] for line in lines), 1),
+        "seconds": round(sum(line["seconds"] for line in _lines(folder / workdir.TIMING)), 1),
         "updates": config.num_steps,
         "gradient_evaluations": gradient_evaluations(config),
         "parameters": parameters,
+        "losses": losses(folder),
         "history": history(config, folder),
     }
+
+
+def _lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _count(network, shape):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from robust_gan import report
-from robust_gan.experiment import planning, published
+from robust_gan.experiment import cost, planning, published
 from robust_gan.experiment.planning import Plan
 
 WORST = "worst case"
@@ -79,6 +79,10 @@ def write_up(plan: Plan, table: dict[str, Any], reports: dict[int, dict[str, Any
                 _black_box(plan, table, _strongest(first["attacks"])),
                 "## Cost",
                 _cost(plan, table),
+                "## Losses at the end of training",
+                "Of the classifier on clean and on adversarial images, of the generator, and the gradient penalty "
+                "before its coefficient: means over the last fifth of what was logged, with the batch's statistics.",
+                _losses(plan, table),
                 *_of_the_paper(plan),
             ]
         )
@@ -156,6 +160,19 @@ def _cost(plan, table):
         )
     header = ["contestant", "seconds", "updates", "gradients per update", "classifier", "generator"]
     return report.markdown(header, rows)
+
+
+def _losses(plan, table):
+    rows = []
+    for name in plan.contestants:
+        ends = [paid["losses"] for paid in table[name]["cost"]]
+        rows.append([name, *(_spread([end[loss] for end in ends]) if loss in ends[0] else "-" for loss in cost.LOSSES)])
+    return report.markdown(["contestant", *(loss.replace("_", " ") for loss in cost.LOSSES)], rows)
+
+
+def _spread(values):
+    mean = f"{statistics.mean(values):.3g}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2g}"
 
 
 def _of_the_paper(plan):
