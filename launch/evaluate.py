@@ -25,7 +25,8 @@ _ATTACKS = flags.DEFINE_string(
     None,
     "In place of the suite's, made on every model and tried on every checkpoint: clean, uniform_noise, fgsm, pgdN, "
     "pgdNxR, margin_pgdN, margin_pgdNxR (N steps, R restarts), apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, "
-    "generator (the co-trained one). Default: clean,fgsm,pgd10,generator.",
+    "generator (the co-trained one), fresh_generator, fresh_generator_label, fresh_generator_hops (trained against "
+    "each model first). Default: clean,fgsm,pgd10,generator.",
 )
 _IN_TURN = flags.DEFINE_string(
     "in_turn", None, "In place of the suite's, made on each checkpoint in turn, on what still stands."
@@ -42,8 +43,14 @@ _EPSILON = flags.DEFINE_float(
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once; no figure depends on it.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of report.json and report.md.")
-_EXAMPLES = flags.DEFINE_bool("examples", False, "Draw examples.png too (needs the extra plot).")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder of report.json and report.md; a stopped evaluation goes on there."
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Begin anew where the folder holds another evaluation.")
+_PICTURES = flags.DEFINE_list(
+    "pictures", [], "To draw into the folder: examples, curve (against epsilon), transfer (needs the extra plot)."
+)
+_SAVE_ADVERSARIAL = flags.DEFINE_bool("save_adversarial", False, "Write what attacks in turn broke to adversarial.npz.")
 _BATCH_STATISTICS = flags.DEFINE_bool(
     "batch_statistics",
     False,
@@ -79,7 +86,9 @@ def main(argv):
         devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
         data_dir=_DATA_DIR.value,
         output=_OUTPUT.value,
-        examples=_EXAMPLES.value,
+        overwrite=_OVERWRITE.value,
+        pictures=_PICTURES.value,
+        save_adversarial=_SAVE_ADVERSARIAL.value,
         batch_statistics=_BATCH_STATISTICS.value,
         progress=_PROGRESS.value,
     )

@@ -21,5 +21,5 @@ train stranger none 100 "$@"
 echo "Attacking them"
 "$python" launch/evaluate.py \
   --checkpoint="$out/standard,$out/pgd,$out/adversarial_network" --sources="$out/stranger" \
-  --attacks=clean,fgsm,pgd40,generator --output="$out" --examples
+  --attacks=clean,fgsm,pgd40,generator --output="$out" --pictures=examples
 echo "Tables, figures and the picture: $out/report.md, report.json, examples.png"

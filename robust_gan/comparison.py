@@ -1,6 +1,5 @@
 """From checkpoints and other classifiers to a report: loads them, scores them on one split, writes what was found."""
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,12 +11,17 @@ import tqdm
 from etils import epath
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import entrants, evaluation, parallel, pictures, report, threat_model
+from robust_gan import entrants, evaluation, networks, parallel, report, report_folder, threat_model
+from robust_gan import pictures as pictures_lib
 from robust_gan.config import NORMS, ThreatConfig, check_epsilon
 from robust_gan.errors import UserError
 from robust_gan.evaluation import Scores, alarms
 
+PICTURES = ("examples", "curve", "transfer")
+"""What can be drawn: adversarial images, robust accuracy against epsilon, and who breaks whom."""
+
 _EXAMPLES = 6
+_DRAWN = "pgd40"
 
 
 def compare(
@@ -38,7 +42,9 @@ def compare(
     devices: Sequence[jax.Device] | None = None,
     data_dir: str = "",
     output: epath.PathLike | None = None,
-    examples: bool = False,
+    overwrite: bool = False,
+    pictures: Sequence[str] = (),
+    save_adversarial: bool = False,
     batch_statistics: bool = False,
     progress: bool | None = None,
 ) -> tuple[Scores, dict[str, Any]]:
@@ -62,8 +68,10 @@ def compare(
         seed: Of the attacks.
         devices: Where; None for all.
         data_dir: Where the prepared data lie; empty for what the first target was trained with.
-        output: Folder of the report; None for no report.
-        examples: Draw a picture too (needs the extra `plot`).
+        output: Folder of the report; None for no report. Stopped, the same evaluation goes on there.
+        overwrite: Begin anew where the folder holds another evaluation.
+        pictures: Any of `PICTURES`, drawn into the folder (needs the extra `plot`).
+        save_adversarial: Write the images that attacks in turn broke to `adversarial.npz`.
         batch_statistics: Normalise with the statistics of each evaluated batch, as the released code of the paper does:
             lenient, and dependent on the batch size; the report says so.
         progress: A bar; None for only where stderr is a terminal.
@@ -73,7 +81,7 @@ def compare(
 
     Raises:
         UserError: A checkpoint is missing, damaged or does not fit the first one; an attack or split is unknown; the
-            report folder cannot be written. Nothing is written then.
+            report folder cannot be written, or holds another evaluation. Nothing is written then.
     """
     chosen_suite = evaluation.suite_of(suite, attacks, in_turn)
     names, turns = (evaluation.attack_names(text) for text in chosen_suite)
@@ -83,14 +91,10 @@ def compare(
         raise UserError(f"the norm must be one of {', '.join(NORMS)}, not {norm!r}")
     if not targets and not models:
         raise UserError("give at least one checkpoint, or a model of your own, to evaluate")
-    drawn = next((name for name in reversed(names) if name != evaluation.GENERATOR), None)
-    if examples:
-        if output is None:
-            raise UserError("the picture of examples goes to the report folder: give --output")
-        if drawn is None:
-            raise UserError("a picture needs an attack on the classifier among --attacks, such as pgd10")
-        pictures.check_plot()
-    folder = None if output is None else _check_output(output)
+    on_gradient = [name for name in names if name not in (evaluation.GENERATOR, *evaluation.FRESH)]
+    drawn = on_gradient[-1] if on_gradient else _DRAWN
+    _check_outputs(pictures, save_adversarial, output, turns)
+    folder = None if output is None else report_folder.check(output)
 
     given = [*entrants.from_checkpoints([*targets, *sources], batch_statistics=batch_statistics)]
     attackable = [*given[: len(targets)], *entrants.from_functions(models)]
@@ -105,8 +109,15 @@ def compare(
     chosen = entrants.choose_data(everyone, dataset=dataset, split=split, data_dir=data_dir, count=count)
     images, labels = chosen.images, chosen.labels
     attacked, extra = ([entrant.model for entrant in part] for part in (attackable, everyone[len(attackable) :]))
+    if set(evaluation.FRESH) & {*names, *turns}:
+        networks.generator_for(images.shape[1:])  # Refuses images that no generator is made for.
+    kept, broken = evaluation.Kept(), {}
     if folder is not None:
-        _make(folder)
+        what = report_folder.subject(
+            everyone, chosen, threat, attacks=names, in_turn=turns, seed=seed, batch_statistics=batch_statistics,
+            save_adversarial=save_adversarial,
+        )  # fmt: skip
+        kept = report_folder.claim(folder, what, overwrite=overwrite)
 
     began = time.perf_counter()
     in_turn_images = (1 + len(turns)) * len(labels) if turns else 0
@@ -116,20 +127,23 @@ def compare(
         unit="image",
         disable=not progress,
     ) as bar:
-        scores = evaluation.evaluate(
-            attacked, images, labels, threat, attacks=names, sources=extra, batch_size=batch_size, seed=seed,
-            devices=devices, advance=bar.update,
-        )  # fmt: skip
+        settings = {"batch_size": batch_size, "seed": seed, "devices": devices, "kept": kept, "advance": bar.update}
+        scores = evaluation.evaluate(attacked, images, labels, threat, attacks=names, sources=extra, **settings)
         standing, rungs = {}, {}
         for model in attacked if turns else ():
+            if save_adversarial:
+                broken[model.name] = kept.array(f"adversarial: {model.name}", evaluation.to_unit(images))
             standing[model.name], rungs[model.name] = evaluation.survive(
-                model, images, labels, threat, attacks=turns, batch_size=batch_size, seed=seed, devices=devices,
-                advance=bar.update,
-            )  # fmt: skip
+                model, images, labels, threat, attacks=turns, adversarial=broken.get(model.name), **settings
+            )
+        curve = None
+        if "curve" in pictures:
+            curve = evaluation.trace_curve(attacked, images, labels, threat, attack=drawn, **settings)
     found = {
         model.name: [
             *alarms.of_model(model.logits_fn, images, labels, threat, seed=seed),
             *alarms.of_scores(scores, model.name, standing.get(model.name)),
+            *([] if curve is None else alarms.of_curve(curve, model.name, len(labels))),
         ]
         for model in attacked
     }
@@ -148,32 +162,31 @@ def compare(
         in_turn=rungs,
         standing=standing,
         alarms=found,
+        curve=curve,
     )
     if folder is not None:
         report.write(folder, scores, values)
-        if examples:
+        if broken:
+            np.savez_compressed(folder / report.ADVERSARIAL, labels=labels, **broken)
+        if "examples" in pictures:
             _draw(folder / report.EXAMPLES, attacked, images, labels, drawn, threat, seed, chosen.label_names)
+        if curve is not None:
+            pictures_lib.draw_curve(folder / report.CURVE, curve, float(threat.epsilon), threat.norm)
+        if "transfer" in pictures:
+            shown = scores.attacks[-1] if drawn not in scores.attacks else drawn
+            pictures_lib.draw_transfer(folder / report.TRANSFER, *report.transfer_matrix(scores, shown), shown)
     return scores, values
 
 
-def _check_output(directory: epath.PathLike) -> epath.Path:
-    """Refuses a folder that cannot be written as far as can be seen without making it."""
-    path = epath.Path(directory).expanduser().resolve()
-    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not nearest.is_dir():
-        raise UserError(f"the output {path} is a file, or lies below one: give a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"the output {path} cannot be written (permission denied): give another folder")
-    return path
-
-
-def _make(path: epath.Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the output {path} cannot be made ({str(error.strerror).lower()}): give another folder"
-        ) from error
+def _check_outputs(pictures, save_adversarial, output, turns):
+    if unknown := [name for name in pictures if name not in PICTURES]:
+        raise UserError(f"there is no picture {unknown[0]!r}: the pictures are {', '.join(PICTURES)}")
+    if output is None and (pictures or save_adversarial):
+        raise UserError("pictures and adversarial images go to the report folder: give --output")
+    if save_adversarial and not turns:
+        raise UserError("adversarial.npz holds what attacks in turn broke: give --suite=autoattack or --in_turn")
+    if pictures:
+        pictures_lib.check_plot()
 
 
 def _draw(path, models, images, labels, attack, threat, seed, names) -> None:
@@ -193,4 +206,4 @@ def _draw(path, models, images, labels, attack, threat, seed, names) -> None:
                 "right": predicted == labels[rows],
             }
         )
-    pictures.draw_examples(path, clean, [names[index] for index in labels[rows]], columns)
+    pictures_lib.draw_examples(path, clean, [names[index] for index in labels[rows]], columns)

@@ -1,4 +1,4 @@
-"""Pictures of examples, accuracies and costs; matplotlib is the extra `plot`, and known here alone."""
+"""Pictures of examples, accuracies, curves and costs; matplotlib is the extra `plot`, and known here alone."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from robust_gan.errors import UserError
+from robust_gan.evaluation import Curve
 
 
 def can_plot() -> bool:
@@ -22,7 +23,7 @@ def check_plot() -> None:
         UserError: Says which extra to install.
     """
     if not can_plot():
-        raise UserError("a picture needs matplotlib: pip install 'robust_gan[plot]', or leave --examples out")
+        raise UserError("a picture needs matplotlib: pip install 'robust_gan[plot]', or leave --pictures out")
 
 
 def draw_examples(
@@ -118,6 +119,73 @@ def draw_costs(path: epath.PathLike, rows: dict[str, list[list[dict[str, float]]
             axis.spines[["top", "right"]].set_visible(False)
     left.set_ylabel("robust accuracy in %, PGD, validation")
     figure.legend(loc="outside upper center", ncols=min(6, len(rows)), frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def draw_curve(path: epath.PathLike, curve: Curve, epsilon: float, norm: str) -> None:
+    """Draws robust accuracy against epsilon, a line for each model.
+
+    Args:
+        path: A PNG file.
+        curve: Of `evaluation.trace_curve`.
+        epsilon: The radius of the evaluation, marked.
+        norm: Of the threat model.
+    """
+    check_plot()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for index, (name, row) in enumerate(curve.robust_accuracy.items()):
+        marker = "osDv^"[index // 10 % 5]
+        axis.plot(
+            curve.epsilons, 100 * np.asarray(row), marker=marker, markersize=4, color=f"C{index % 10}", label=name
+        )
+    axis.axvline(epsilon, color="#57606a", linestyle=":", linewidth=1)
+    axis.annotate(f"{epsilon:.3g}", (epsilon, 100), textcoords="offset points", xytext=(3, -2), fontsize=8, va="top")
+    axis.set_xlabel(f"epsilon ({norm}, pixels in [0, 1])")
+    axis.set_ylabel(f"robust accuracy in %, {curve.attack}")
+    axis.set_ylim(-2, 102)
+    axis.set_xlim(left=0)
+    axis.grid(color="#eaeef2")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def draw_transfer(
+    path: epath.PathLike, targets: Sequence[str], makers: Sequence[str], shares: np.ndarray, attack: str
+) -> None:
+    """Draws robust accuracy by target and by whom the attack was made on; the diagonal, framed, is white box.
+
+    Args:
+        path: A PNG file.
+        targets: Names of the rows.
+        makers: Names of the columns.
+        shares: `[targets, makers]`, NaN where no such attack exists.
+        attack: Its name.
+    """
+    check_plot()
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    figure = Figure(figsize=(0.85 * len(makers) + 3.2, 0.5 * len(targets) + 2.2), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(100 * shares, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for row, target in enumerate(targets):
+        for column, maker in enumerate(makers):
+            if np.isfinite(shares[row, column]):
+                colour = "black" if shares[row, column] > 0.6 else "white"
+                axis.text(column, row, f"{100 * shares[row, column]:.1f}", ha="center", va="center", color=colour)
+            if target == maker:
+                axis.add_patch(
+                    Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor="#cf222e", lw=2)
+                )
+    axis.set_xticks(range(len(makers)), list(makers), rotation=30, ha="right")
+    axis.set_yticks(range(len(targets)), list(targets))
+    axis.set_xlabel(f"{attack} made on")
+    axis.set_ylabel("robust accuracy in % of")
+    axis.spines[:].set_visible(False)
     figure.savefig(path, dpi=150)
 
 

@@ -2,8 +2,10 @@
 
 import datetime
 import importlib.metadata
+import importlib.resources
 import json
 import platform
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +13,22 @@ import jax
 import numpy as np
 from etils import epath
 
-from robust_gan.evaluation import Rung, Scores
+from robust_gan import workdir
+from robust_gan.attacks.autoattack import VERSIONS
+from robust_gan.evaluation import Curve, Rung, Scores
 from robust_gan.evaluation.alarms import Alarm
 from robust_gan.types import ThreatModel
 from robust_gan.version import __version__
 
-SCHEMA = "robust_gan.evaluation/2"
+SCHEMA = "robust_gan.evaluation/3"
+"""Of `report.json`: described by `schemas/evaluation.json`, see `schema`."""
+
 BATCH_STATISTICS = (
     "**BatchNorm by the statistics of each batch**, as the released code evaluates: an image's prediction depends on "
     "which others share its batch, and the figures do not compare with any other."
 )
 RECORD, TABLES, EXAMPLES = "report.json", "report.md", "examples.png"
+CURVE, TRANSFER, ADVERSARIAL, CARDS = "curve.png", "transfer.png", "adversarial.npz", "cards"
 
 
 def white_and_black_box(scores: Scores) -> str:
@@ -98,7 +105,7 @@ def alarms_told(values: dict[str, Any]) -> str:
 def record(
     scores: Scores, threat: ThreatModel, *, data: dict[str, Any], models: dict[str, Any], settings: dict[str, Any],
     seconds: float, in_turn: dict[str, list[Rung]] | None = None, standing: dict[str, np.ndarray] | None = None,
-    alarms: dict[str, list[Alarm]] | None = None,
+    alarms: dict[str, list[Alarm]] | None = None, curve: Curve | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns everything a figure depends on, as a JSON-able dictionary.
 
@@ -112,6 +119,7 @@ def record(
         in_turn: For each target what attacks in turn did, see `evaluation.survive`.
         standing: For each target which images stood at their end.
         alarms: For each target what its alarms say.
+        curve: Robust accuracy against epsilon, where it was traced.
 
     Returns:
         The record; accuracies are shares of all images. The worst cases in the open count attacks in turn too.
@@ -142,8 +150,10 @@ def record(
         "attacks": list(scores.attacks),
         "models": models,
         "targets": targets,
+        "curve": None if curve is None else curve._asdict(),
         "settings": settings,
         "seconds": round(seconds, 2),
+        "images_per_second": round(_attacked(scores, in_turn) / max(seconds, 1e-9), 1),
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()})",
         "versions": {"robust_gan": __version__}
         | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
@@ -151,7 +161,7 @@ def record(
 
 
 def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> None:
-    """Writes `report.json` and `report.md`.
+    """Writes `report.json`, `report.md` and a model card for each target, each whole or not at all.
 
     Args:
         directory: Made where there is none.
@@ -177,8 +187,69 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
     if table := in_turn(values):
         text += ["## Attacks in turn", "Each on the images that all before it left standing.", table]
     text += ["## Alarms", alarms_told(values)]
-    (folder / TABLES).write_text("\n\n".join(text) + "\n")
-    (folder / RECORD).write_text(json.dumps(values, indent=2) + "\n")
+    (folder / CARDS).mkdir(exist_ok=True)
+    for name in values["targets"]:
+        file = folder / CARDS / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('_')}.json"
+        workdir.write_text(file, json.dumps(card(values, name), indent=2) + "\n")
+    workdir.write_text(folder / TABLES, "\n\n".join(text) + "\n")
+    workdir.write_text(folder / RECORD, json.dumps(values, indent=2) + "\n")
+
+
+def schema() -> dict[str, Any]:
+    """Returns the JSON Schema of `report.json`.
+
+    >>> schema()["properties"]["schema"]["const"] == SCHEMA
+    True
+    """
+    return json.loads(importlib.resources.files("robust_gan").joinpath("schemas/evaluation.json").read_text())
+
+
+def transfer_matrix(scores: Scores, attack: str) -> tuple[Sequence[str], Sequence[str], np.ndarray]:
+    """Returns targets, makers, and the robust accuracy of each pair under an attack; NaN where it was not made.
+
+    Args:
+        scores: Of an evaluation.
+        attack: Its name.
+    """
+    rows = [[scores.robust_accuracy(target, [maker], [attack]) for maker in scores.makers] for target in scores.targets]
+    return scores.targets, scores.makers, np.asarray(rows, float)
+
+
+def card(values: dict[str, Any], target: str) -> dict[str, Any]:
+    """Returns a model card in the form of RobustBench's `model_info`, as far as an evaluation knows it.
+
+    Args:
+        values: What `record` returned.
+        target: Which model.
+
+    References:
+        Croce et al., "RobustBench: a standardized adversarial robustness benchmark", NeurIPS 2021,
+        https://github.com/RobustBench/robustbench
+    """
+    model, found = values["models"][target], values["targets"][target]
+    in_turn = [rung["attack"] for rung in found["in_turn"]]
+    is_autoattack = tuple(in_turn[1:]) == VERSIONS["standard"]
+    return {
+        "name": target,
+        "architecture": model.get("network"),
+        "dataset": values["data"]["name"],
+        "split": values["data"]["split"],
+        "images": values["data"]["count"],
+        "threat_model": values["threat"]["norm"],
+        "eps": values["threat"]["epsilon"],
+        "clean_acc": _percent(found["clean_accuracy"]),
+        "autoattack_acc": _percent(found["in_turn"][-1]["robust_accuracy"]) if is_autoattack else None,
+        "best_known_robust_acc": _percent(found["worst_case"]["all"]),
+        "additional_data": False if model.get("checkpoint") else None,
+        "trained_with": model.get("trained_with"),
+        "alarms": [alarm["name"] for alarm in found["alarms"] if alarm["fired"]],
+    }
+
+
+def _attacked(scores, in_turn):
+    """Counts adversarial images that were made."""
+    made = len({(maker, attack) for _, maker, attack in scores.robust}) * scores.clean.shape[1]
+    return made + sum(rung.attacked for rungs in in_turn.values() for rung in rungs[1:])
 
 
 def _percent(share: float | None) -> str:

@@ -1,6 +1,7 @@
 """Attacks in turn on what stands, and alarms that fire on what they must and on nothing honest."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_gan import L2Threat, LinfThreat, evaluation, parallel
+from robust_gan import L2Threat, LinfThreat, attacks, evaluation, parallel
+from robust_gan.errors import UserError
 from robust_gan.evaluation import Model, alarms
 
 THREAT = LinfThreat(0.1)
@@ -64,24 +66,120 @@ def test_survivors_do_not_depend_on_packing_or_devices(batch_size, count):
     assert np.array_equal(whole, packed)
 
 
-def test_what_was_finished_is_not_attacked_again():
-    model = Model("a", make_model())
-    images, labels = data(model.logits_fn)
-    keep = {}
-    evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS[:2], keep=keep)
-    assert list(keep) == ["clean", *ATTACKS[:2]]
+def counted(model, stop_after=None):
+    """A model of the same name that counts its batches, and is killed after some."""
     calls = []
 
-    def counted(images):
+    def logits_fn(images):
         calls.append(len(images))
         return model.logits_fn(images)
 
-    finished, _ = evaluation.survive(Model("b", counted), images, labels, THREAT, attacks=ATTACKS[:2], keep=keep)
+    return Model(model.name, logits_fn), calls
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+class Fragile(evaluation.Kept):
+    """Is killed after it was saved some times."""
+
+    def __init__(self, path, saves):
+        super().__init__(path)
+        self.left = saves
+
+    def save(self):
+        super().save()
+        self.left -= 1
+        if not self.left:
+            raise Killed
+
+
+def test_what_was_finished_is_not_attacked_again(tmp_path):
+    model = Model("a", make_model())
+    images, labels = data(model.logits_fn)
+    kept = evaluation.Kept(tmp_path / "kept.npz")
+    first, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS[:2], kept=kept)
+    again, calls = counted(model)
+    kept = evaluation.Kept(tmp_path / "kept.npz")
+    finished, _ = evaluation.survive(again, images, labels, THREAT, attacks=ATTACKS[:2], kept=kept)
     assert not calls
-    assert np.array_equal(finished, keep["uniform_noise"])
+    assert np.array_equal(first, finished)
     whole, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS)
-    resumed, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS, keep=keep)
+    resumed, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS, kept=kept)
     assert np.array_equal(whole, resumed)
+
+
+@pytest.mark.parametrize("saves", [1, 3, 6, 9])
+def test_a_stopped_evaluation_goes_on_to_the_same_scores(tmp_path, saves):
+    model, other = Model("a", make_model()), Model("b", make_model(1))
+    images, labels = data(model.logits_fn)
+
+    def everything(path, kept):
+        settings = {"attacks": ATTACKS, "batch_size": 60, "kept": kept}
+        scores = evaluation.evaluate([model], images, labels, THREAT, sources=[other], **settings)
+        standing, rungs = evaluation.survive(model, images, labels, THREAT, **settings)
+        return scores, standing, [rung._replace(seconds=0) for rung in rungs]
+
+    whole = everything(None, evaluation.Kept())
+    while True:  # Killed again and again, each time after as many batches.
+        try:
+            resumed = everything(tmp_path, Fragile(tmp_path / "kept.npz", saves))
+            break
+        except Killed:
+            continue
+    assert whole[0].clean.tolist() == resumed[0].clean.tolist()
+    assert {key: value.tolist() for key, value in whole[0].robust.items()} == {
+        key: value.tolist() for key, value in resumed[0].robust.items()
+    }
+    assert np.array_equal(whole[1], resumed[1])
+    assert whole[2] == resumed[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.npz"]
+
+
+def test_the_images_that_broke_are_in_the_ball_and_are_wrong():
+    model = Model("a", make_model())
+    images, labels = data(model.logits_fn)
+    clean = evaluation.to_unit(images)
+    broken = clean.copy()
+    standing, rungs = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS, batch_size=60,
+                                         adversarial=broken)  # fmt: skip
+    moved = np.abs(broken - clean).max((1, 2, 3))
+    assert (moved > 0).sum() == sum(rung.broken for rung in rungs[1:]) > 0
+    assert moved.max() <= THREAT.epsilon + 2**-24
+    assert broken.min() >= 0
+    assert broken.max() <= 1
+    assert np.array_equal(np.argmax(np.asarray(model.logits_fn(broken)), -1) == labels, standing)
+
+
+def test_damaged_findings_are_told(tmp_path):
+    (tmp_path / "kept.npz").write_bytes(b"PK garbled")
+    with pytest.raises(UserError, match=r"is damaged .* remove it"):
+        evaluation.Kept(tmp_path / "kept.npz")
+    kept = evaluation.Kept()
+    kept.part("a", 3)
+    with pytest.raises(UserError, match="another number of images"):
+        kept.part("a", 4)
+
+
+@pytest.mark.parametrize("name", evaluation.FRESH)
+def test_a_fresh_generator_breaks_the_same_images_whatever_the_batch_size(name, monkeypatch):
+    short = functools.partial(attacks.train_generator, num_steps=60)
+    monkeypatch.setattr(evaluation.running.attacks_lib, "train_generator", short)
+    evaluation.running._trainer.cache_clear()
+    rng = np.random.default_rng(0)
+    weights = {"in": jnp.float32(rng.normal(size=(64, 12)) * 0.3), "out": jnp.float32(rng.normal(size=(12, 4)))}
+    model = Model("a", jax.tree_util.Partial(two_layers, weights))
+    images = rng.integers(0, 256, (40, 8, 8, 1), np.uint8)
+    labels = np.asarray(np.argmax(model.logits_fn(evaluation.to_unit(images)), -1), np.int32)
+    runs = [
+        evaluation.evaluate([model], images, labels, LinfThreat(0.1), attacks=["fgsm", name], batch_size=size)
+        for size in (40, 16)
+    ]
+    key = ("a", "a", name)
+    assert np.array_equal(runs[0].robust[key], runs[1].robust[key])
+    assert runs[0].robust_accuracy("a", ["a"], [name]) < 0.5 < runs[0].clean_accuracy("a")
+    evaluation.running._trainer.cache_clear()
 
 
 def test_nothing_is_attacked_where_nothing_stands():

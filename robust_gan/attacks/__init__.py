@@ -8,6 +8,7 @@ AutoAttack in their order, for `run_in_turn`.
 from robust_gan.attacks.apgd import apgd, apgd_targeted
 from robust_gan.attacks.autoattack import Outcome, autoattack, run_in_turn
 from robust_gan.attacks.fab import fab, fab_targeted
+from robust_gan.attacks.fresh import fresh_generator, train_generator
 from robust_gan.attacks.gradient import fgsm, input_gradient, pgd
 from robust_gan.attacks.learned import generator
 from robust_gan.attacks.naming import by_name
@@ -24,12 +25,14 @@ __all__ = [
     "fab",
     "fab_targeted",
     "fgsm",
+    "fresh_generator",
     "generator",
     "input_gradient",
     "pgd",
     "run_in_turn",
     "spsa",
     "square",
+    "train_generator",
     "transfer",
     "uniform_noise",
 ]

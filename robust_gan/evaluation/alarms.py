@@ -17,6 +17,7 @@ import numpy as np
 
 from robust_gan import random
 from robust_gan.attacks import input_gradient, pgd
+from robust_gan.evaluation.curve import Curve
 from robust_gan.evaluation.matrix import Scores
 from robust_gan.evaluation.models import GENERATOR, to_unit
 from robust_gan.evaluation.running import as_pytree
@@ -114,6 +115,26 @@ def of_scores(scores: Scores, target: str, standing: np.ndarray | None = None) -
         finding = f"fgsm breaks {lost:.1f} points of images that {', '.join(many)} leave standing"
         alarms.append(Alarm("one_step_beats_many", _is_more_than_chance(lost, len(strongest)), finding))
     return alarms
+
+
+def of_curve(curve: Curve, target: str, count: int) -> list[Alarm]:
+    """Looks for a larger ball in which more images stand.
+
+    Args:
+        curve: Of `evaluation.trace_curve`.
+        target: Which model.
+        count: Images scored.
+
+    Returns:
+        The alarm `robustness_rises_with_epsilon`.
+
+    >>> of_curve(Curve("pgd10", (0.0, 0.1, 0.2), {"a": (0.9, 0.5, 0.6)}), "a", 1000)[0].fired
+    True
+    """
+    row = np.asarray(curve.robust_accuracy[target])
+    rise = 100 * float(np.max(row[1:] - np.minimum.accumulate(row)[:-1], initial=0.0))
+    finding = f"from one radius to a larger one robust accuracy under {curve.attack} rises by up to {rise:.1f} points"
+    return [Alarm("robustness_rises_with_epsilon", _is_more_than_chance(rise, count), finding)]
 
 
 def _randomised(logits_fn, images, seed):

@@ -15,6 +15,7 @@ import numpy as np
 
 from robust_gan import parallel
 from robust_gan.data import batching
+from robust_gan.evaluation.keeping import Kept
 from robust_gan.evaluation.models import GENERATOR, Model
 from robust_gan.evaluation.running import Placed, batch_width, share
 from robust_gan.types import ThreatModel
@@ -85,6 +86,7 @@ def evaluate(
     batch_size: int = 500,
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
+    kept: Kept | None = None,
     advance: Callable[[int], Any] = lambda images: None,
 ) -> Scores:
     """Scores every image of a split exactly once per attack.
@@ -94,42 +96,49 @@ def evaluate(
         images: uint8 or float `[N, H, W, C]`, checked already (`check_images`).
         labels: `[N]`.
         threat: The threat model.
-        attacks: Names, see `attacks.by_name`, and `generator` for a model's co-trained one.
+        attacks: Names, see `attacks.by_name`; `generator` for a model's co-trained one; and those of `FRESH`.
         sources: Further models on which attacks are made, but which are not scored themselves.
         transfers: Whether the targets' attacks are tried on each other too.
         batch_size: Images at once, over all devices; rounded up to a multiple of their number. No figure depends on
             it, nor on the number of devices: every image has a key of its own.
         seed: Of the attacks' randomness.
         devices: Where; None for all.
+        kept: What a stopped evaluation of the same models, images and seed had found; not done again, and added to.
         advance: Called with the number of images attacked, for a progress bar (`total` gives the sum).
 
     Returns:
         What held, image by image.
 
     Guarantees:
-        `test_every_image_is_counted_once`, `test_scores_do_not_depend_on_batch_size_or_devices`.
+        `test_every_image_is_counted_once`, `test_scores_do_not_depend_on_batch_size_or_devices`,
+        `test_a_stopped_evaluation_goes_on_to_the_same_scores`.
     """
     devices = parallel.find_devices() if devices is None else devices
-    makers = [*targets, *sources]
-    clean = np.zeros((len(targets), len(images)), bool)
+    makers, kept = [*targets, *sources], Kept() if kept is None else kept
+    count = len(images)
+    clean = {target.name: kept.part(f"clean: {target.name}", count) for target in targets}
     robust: dict[tuple[str, str, str], np.ndarray] = {}
-    placed = {model.name: Placed(model, devices) for model in makers}
-    for indices, mask in batching.padded_batches(len(images), batch_width(batch_size, len(images), devices)):
-        kept, shares = indices[mask], share(images, labels, indices, devices)
-        for row, target in enumerate(targets):
-            clean[row, kept] = placed[target.name].is_right(*shares[1:])[mask]
+    placed = {model.name: Placed(model, images, labels, devices) for model in makers}
+    for indices, mask in batching.padded_batches(count, batch_width(batch_size, count, devices)):
+        rows, shares = indices[mask], share(images, labels, indices, devices)
+        for name, (right, done) in clean.items():
+            if not done[rows].all():
+                right[rows], done[rows] = placed[name].is_right(*shares[1:])[mask], True
         for maker in makers:
-            for name in filter(placed[maker.name].can, attacks):
-                adversarial = placed[maker.name].craft(name, shares, threat, seed)
-                for row, target in enumerate(targets):
-                    if target is not maker and not transfers and maker not in sources:
-                        continue
-                    right = placed[target.name].is_right(adversarial, shares[2])[mask]
-                    where = robust.setdefault((target.name, maker.name, name), np.zeros(len(images), bool))
-                    where[kept] = right & clean[row, kept]
-                advance(len(kept))
+            for attack in filter(placed[maker.name].can, attacks):
+                attacked = [target for target in targets if target is maker or transfers or maker in sources]
+                parts = [kept.part(f"{attack}, made on {maker.name}: {target.name}", count) for target in attacked]
+                robust |= {(target.name, maker.name, attack): stood
+                           for target, (stood, _) in zip(attacked, parts, strict=True)}  # fmt: skip
+                if not all(done[rows].all() for _, done in parts):
+                    adversarial = placed[maker.name].craft(attack, shares, threat, seed)
+                    for target, (stood, done) in zip(attacked, parts, strict=True):
+                        right = placed[target.name].is_right(adversarial, shares[2])[mask]
+                        stood[rows], done[rows] = right & clean[target.name][0][rows], True
+                    kept.save()
+                advance(len(rows))
     names = [tuple(model.name for model in models) for models in (targets, makers)]
-    return Scores(names[0], names[1], tuple(attacks), clean, robust)
+    return Scores(names[0], names[1], tuple(attacks), np.stack([clean[name][0] for name in names[0]]), robust)
 
 
 def total(targets: Sequence[Model], sources: Sequence[Model], attacks: Sequence[str], num_images: int) -> int:

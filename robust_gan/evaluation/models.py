@@ -5,10 +5,13 @@ import dataclasses
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
+from robust_gan.attacks.fresh import DESIGNS
 from robust_gan.errors import DataError, UserError
 from robust_gan.types import Attack, LogitsFn
 
 GENERATOR = "generator"
+FRESH = tuple(DESIGNS)
+"""Generators that are trained against the model under attack, on the very images that are scored."""
 CLEAN = "clean"
 
 
@@ -40,7 +43,7 @@ def attack_names(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise UserError(f"an attack is named twice in {text!r}")
     for name in names:
-        if name not in (CLEAN, GENERATOR):
+        if name not in (CLEAN, GENERATOR, *FRESH):
             attacks_lib.by_name(name)
     return tuple(name for name in names if name != CLEAN)
 

@@ -8,10 +8,13 @@ import jax
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import parallel, random
-from robust_gan.evaluation.models import GENERATOR, Model, to_unit
+from robust_gan import networks, parallel, random
+from robust_gan.attacks import learned
+from robust_gan.attacks.fresh import DESIGNS
+from robust_gan.evaluation.models import FRESH, GENERATOR, Model, to_unit
 from robust_gan.losses import is_correct
-from robust_gan.types import ThreatModel
+from robust_gan.networks import inference
+from robust_gan.types import Attack, ThreatModel
 
 
 class Placed:
@@ -19,12 +22,16 @@ class Placed:
 
     Args:
         model: Which.
+        images: All that are scored, uint8 or float `[N, H, W, C]`: what fresh generators learn from.
+        labels: `[N]`.
         devices: Where.
     """
 
-    def __init__(self, model: Model, devices: Sequence[jax.Device]) -> None:
+    def __init__(self, model: Model, images: np.ndarray, labels: np.ndarray, devices: Sequence[jax.Device]) -> None:
         """Copies the model's arrays to the devices."""
         self.model, self._devices = model, devices
+        self._images, self._labels = images, labels
+        self._fresh: dict[tuple[str, str, float], Attack] = {}
         self._logits_fn = parallel.replicate(as_pytree(model.logits_fn), devices)
         self._score = parallel.map_batch(_score, devices)
 
@@ -36,7 +43,7 @@ class Placed:
         """Makes adversarial images, left on the devices.
 
         Args:
-            attack: A name of `attacks.by_name`, or `generator`.
+            attack: A name of `attacks.by_name`, `generator`, or one of `FRESH`, which is trained first.
             shares: Of `share`.
             threat: The threat model.
             seed: Of the attack's randomness; an image's key depends on it, the attack's name and its position alone.
@@ -44,7 +51,21 @@ class Placed:
         function = parallel.map_batch(_crafter(attack), self._devices)
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(attack.encode()))
         generator = as_pytree(self.model.generator) if attack == GENERATOR else None
+        if attack in FRESH:
+            generator = self._trained(attack, jax.random.fold_in(key, 2**31 - 1), threat)
         return function((self._logits_fn, generator, key, threat), shares)
+
+    def _trained(self, attack: str, key: jax.Array, threat: ThreatModel) -> Attack:
+        """Trains a generator against the model, once for each radius, on the first of the devices."""
+        found = (attack, threat.norm, float(threat.epsilon))
+        if found not in self._fresh:
+            name, channels = networks.generator_for(self._images.shape[1:]), self._images.shape[-1]
+            logits_fn, images = as_pytree(self.model.logits_fn), to_unit(self._images)
+            trained = _trainer(attack, name, channels)(logits_fn, key, images, self._labels.astype(np.int32), threat)
+            num_classes = jax.eval_shape(logits_fn, images[:1]).shape[-1]
+            function = learned.trained(inference.generate(name, channels), DESIGNS[attack], num_classes)
+            self._fresh[found] = jax.tree_util.Partial(function, *jax.device_get(trained))
+        return self._fresh[found]
 
     def is_right(self, images, labels) -> np.ndarray:
         """Tells which images are classified right: bool `[B]` on the host."""
@@ -88,7 +109,13 @@ def _crafter(name: str):
         logits_fn, generator, key, threat = replicated
         indices, images, labels = batch
         keys = random.keys_at(key, indices)
-        attack = generator if name == GENERATOR else attacks_lib.by_name(name)
+        attack = generator if name == GENERATOR or name in FRESH else attacks_lib.by_name(name)
         return attack(logits_fn, keys, images, labels, threat)
 
     return craft
+
+
+@functools.cache
+def _trainer(attack: str, network: str, channels: int):
+    built = networks.build_generator(network, channels)
+    return jax.jit(functools.partial(attacks_lib.train_generator, network=built, design=DESIGNS[attack]))

@@ -24,10 +24,10 @@ SUITES = {
     "quick": Suite("fgsm,pgd10,generator", ""),
     "paper": Suite(_PAPER, ""),
     "autoattack": Suite("", _AUTOATTACK),
-    "full": Suite(_PAPER, f"{_AUTOATTACK},spsa"),
+    "full": Suite(f"{_PAPER},fresh_generator,fresh_generator_hops", f"{_AUTOATTACK},spsa"),
 }
 """`quick`; `paper`: what the paper does and its longer forms; `autoattack`: the standard version; `full`: all of it,
-and SPSA as the gradient-free cross-check."""
+fresh generators, and SPSA as the gradient-free cross-check."""
 
 
 def suite_of(name: str, attacks: str | None, in_turn: str | None) -> Suite:

@@ -9,6 +9,7 @@ import numpy as np
 
 from robust_gan import parallel
 from robust_gan.data import batching
+from robust_gan.evaluation.keeping import Kept
 from robust_gan.evaluation.models import Model
 from robust_gan.evaluation.running import Placed, batch_width, share
 from robust_gan.types import ThreatModel
@@ -42,7 +43,8 @@ def survive(
     batch_size: int = 500,
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
-    keep: dict[str, np.ndarray] | None = None,
+    kept: Kept | None = None,
+    adversarial: np.ndarray | None = None,
     advance: Callable[[int], Any] = lambda images: None,
 ) -> tuple[np.ndarray, list[Rung]]:
     """Attacks a model in turn with several attacks, each on what still stands.
@@ -60,8 +62,8 @@ def survive(
         batch_size: Images at once, over all devices.
         seed: Of the attacks.
         devices: Where; None for all.
-        keep: What a stopped evaluation had found: for each attack that was finished the images that stood after it,
-            bool `[N]`, under the names of attacks and `clean`; finished ones are added.
+        kept: What a stopped evaluation of the same model, images and seed had found; not done again, and added to.
+        adversarial: float32 `[N, H, W, C]` in [0, 1], to be filled in place with the images that were broken.
         advance: Called with the number of images of which an attack is done: attacked, or standing no more.
 
     Returns:
@@ -71,24 +73,29 @@ def survive(
         `test_in_turn_is_the_worst_case_of_each`, `test_survivors_do_not_depend_on_packing_or_devices`.
     """
     devices = parallel.find_devices() if devices is None else devices
-    keep = {} if keep is None else keep
-    placed = Placed(model, devices)
+    kept = Kept() if kept is None else kept
+    placed = Placed(model, images, labels, devices)
     width = batch_width(batch_size, len(images), devices)
-    standing, rungs = np.ones(len(images), bool), []
+    before, rungs = np.ones(len(images), bool), []
     for attack in ("clean", *filter(placed.can, attacks)):
-        before, began = standing.copy(), time.perf_counter()
-        if attack in keep:
-            standing = keep[attack].copy()
-        elif before.any():
-            where = np.flatnonzero(before).astype(np.int32)
-            for positions, mask in batching.padded_batches(len(where), width):
-                shares = share(images, labels, where[positions], devices)
-                attacked = shares[1] if attack == "clean" else placed.craft(attack, shares, threat, seed)
-                right = placed.is_right(attacked, shares[2])
-                standing[where[positions[mask]]] = right[mask]
-                advance(int(mask.sum()))
-        keep[attack] = standing.copy()
-        advance(int(len(images) - before.sum()))
-        broken, seconds = int(before.sum() - standing.sum()), time.perf_counter() - began
-        rungs.append(Rung(attack, int(before.sum()), broken, float(standing.mean()), round(seconds, 3)))
-    return standing, rungs
+        name = f"{attack}, in turn: {model.name}"
+        stood, done = kept.part(name, len(images))
+        seconds = kept.array(f"seconds of {name}", np.zeros(()))
+        where = np.flatnonzero(before & ~done).astype(np.int32)
+        advance(len(images) - len(where))
+        for positions, mask in batching.padded_batches(len(where), width) if len(where) else ():
+            began, rows = time.perf_counter(), where[positions[mask]]
+            shares = share(images, labels, where[positions], devices)
+            attacked = shares[1] if attack == "clean" else placed.craft(attack, shares, threat, seed)
+            stood[rows], done[rows] = placed.is_right(attacked, shares[2])[mask], True
+            if adversarial is not None:
+                broken = rows[~stood[rows]]
+                adversarial[broken] = parallel.join(attacked)[mask][~stood[rows]]
+            seconds += time.perf_counter() - began
+            kept.save()
+            advance(len(rows))
+        standing = before & stood
+        broken = int(before.sum() - standing.sum())
+        rungs.append(Rung(attack, int(before.sum()), broken, float(standing.mean()), round(float(seconds), 3)))
+        before = standing
+    return before, rungs

@@ -116,6 +116,7 @@ def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
         batch_size=batch_size,
         devices=devices,
         output=output,
+        overwrite=True,
         progress=progress,
     )
     workdir.write_text(output / _KEY, json.dumps(key))

@@ -9,10 +9,10 @@ import math
 import jax
 
 from robust_gan.networks.classifiers import CLASSIFIERS, build_classifier
-from robust_gan.networks.generators import GENERATORS, build_generator
+from robust_gan.networks.generators import GENERATORS, build_generator, generator_for
 from robust_gan.types import Params
 
-__all__ = ["CLASSIFIERS", "GENERATORS", "build_classifier", "build_generator", "count_params"]
+__all__ = ["CLASSIFIERS", "GENERATORS", "build_classifier", "build_generator", "count_params", "generator_for"]
 
 
 def count_params(params: Params) -> int:

@@ -8,6 +8,7 @@ References:
 """
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -137,3 +138,23 @@ def build_generator(name: str, channels: int) -> Network:
     if channels < 1:
         raise UserError(f"channels must be at least 1, got {channels}")
     return as_network(functools.partial(_MODULES[name], channels=channels), size_multiple=4)
+
+
+def generator_for(image_shape: Sequence[int]) -> str:
+    """Returns the name of the generator that is made for images of a shape.
+
+    Args:
+        image_shape: `(H, W, C)`.
+
+    Raises:
+        UserError: Height or width cannot be halved twice.
+
+    >>> generator_for((8, 8, 1)), generator_for((28, 28, 1)), generator_for((32, 32, 3))
+    ('digits_generator', 'mnist_generator', 'resnet_generator')
+    """
+    height, width, channels = image_shape
+    if height % 4 or width % 4:
+        raise UserError(f"a generator needs images whose height and width are divisible by 4, not {height} x {width}")
+    if max(height, width) <= 16:
+        return "digits_generator"
+    return "mnist_generator" if channels == 1 else "resnet_generator"

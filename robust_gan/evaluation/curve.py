@@ -1,0 +1,81 @@
+"""Robust accuracy against epsilon, from 0 to where nothing stands."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from robust_gan import threat_model
+from robust_gan.evaluation.keeping import Kept
+from robust_gan.evaluation.matrix import evaluate
+from robust_gan.evaluation.models import Model
+from robust_gan.types import ThreatModel
+
+FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+"""Multiples of the radius of the evaluation; the curve ends before the whole range of pixels is allowed."""
+
+
+class Curve(NamedTuple):
+    """Robust accuracy at several radii.
+
+    Attributes:
+        attack: Made on each model at each radius.
+        epsilons: The radii, from 0.
+        robust_accuracy: For each model a share of all images at each radius.
+    """
+
+    attack: str
+    epsilons: tuple[float, ...]
+    robust_accuracy: dict[str, tuple[float, ...]]
+
+
+def trace_curve(
+    models: Sequence[Model],
+    images: np.ndarray,
+    labels: np.ndarray,
+    threat: ThreatModel,
+    *,
+    attack: str,
+    batch_size: int = 500,
+    seed: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+    kept: Kept | None = None,
+    advance: Callable[[int], Any] = lambda images: None,
+) -> Curve:
+    """Attacks models at growing radii until nothing stands.
+
+    Args:
+        models: Under attack, white box.
+        images: uint8 or float `[N, H, W, C]`, checked already.
+        labels: `[N]`.
+        threat: Its norm and bounds count, and its radius is the unit of `FACTORS`.
+        attack: A name of `attacks.by_name`.
+        batch_size: Images at once, over all devices.
+        seed: Of the attack.
+        devices: Where; None for all.
+        kept: What a stopped evaluation had found.
+        advance: Called with the number of images attacked.
+
+    Returns:
+        The curve; at radius 0 it is the accuracy on clean images.
+    """
+    kept = Kept() if kept is None else kept
+    largest = 1.0 / float(threat.epsilon) if threat.norm == "linf" else max(FACTORS)
+    epsilons: list[float] = [0.0]
+    shares: dict[str, list[float]] = {model.name: [] for model in models}
+    for factor in (factor for factor in FACTORS if factor <= largest):
+        scaled = threat_model.scaled(threat, factor)
+        epsilon = float(scaled.epsilon)
+        scores = evaluate(
+            models, images, labels, scaled, attacks=[attack], transfers=False, batch_size=batch_size, seed=seed,
+            devices=devices, kept=kept.under(f"epsilon {epsilon:.6g}: "), advance=advance,
+        )  # fmt: skip
+        epsilons.append(epsilon)
+        for model in models:
+            if len(epsilons) == 2:
+                shares[model.name].append(scores.clean_accuracy(model.name))
+            shares[model.name].append(scores.robust_accuracy(model.name, [model.name]) or 0.0)
+        if not any(row[-1] for row in shares.values()):
+            break
+    return Curve(attack, tuple(epsilons), {name: tuple(row) for name, row in shares.items()})
