@@ -27,12 +27,12 @@ def problem():
     return logits_fn, images, jnp.argmax(logits_fn(images), -1)
 
 
-@pytest.mark.parametrize("threat", [LinfThreat(0.1), L2Threat(1.0)], ids=["linf", "l2"])
+@pytest.mark.parametrize("threat", [LinfThreat(0.15), L2Threat(1.0)], ids=["linf", "l2"])
 @pytest.mark.parametrize("design", DESIGNS.values(), ids=list(DESIGNS))
 def test_it_learns_to_break_within_the_threat_model(problem, threat, design):
     logits_fn, images, labels = problem
     attack = jax.jit(
-        functools.partial(attacks.fresh_generator, network=build_generator(1), design=design, num_steps=80)
+        functools.partial(attacks.fresh_generator, network=build_generator(1), design=design, num_steps=200, learning_rate=0.02)
     )  # fmt: skip
     key = jax.random.key(0)
     attacked = attack(logits_fn, key, images, labels, threat)
