@@ -50,8 +50,8 @@ def contestant(config: Config, name: str) -> Config:
     """Returns the recipe of a contestant, given that of the game against the generator.
 
     All have the same schedule, weight decay and number of classifier updates. They differ in the adversary, and in how
-    their authors weigh clean and adversarial images: PGD and FGSM training learn from adversarial images alone, the
-    paper's ensemble from three adversarial images to a clean one, the others from one to one.
+    their authors weigh clean and adversarial images: PGD and FGSM training, and `generator_hops_alone` like them, learn
+    from adversarial images alone, the paper's ensemble from three to a clean one, the others from one to one.
 
     Args:
         config: The recipe of `generator`, with its penalty.
@@ -137,6 +137,12 @@ def _sees(*names: str, hops: int = 1, final_step: float = 0.0) -> Callable[[Conf
     return change
 
 
+def _hops_alone(config: Config) -> None:
+    """As PGD training, from adversarial images alone."""
+    _sees("gradient", "perturbation", hops=2, final_step=0.5)(config)
+    config.classifier.clean_weight = 0.0
+
+
 CONTESTANTS: dict[str, Callable[[Config], None]] = {
     "none": _adversary("none"),
     "fgsm": _adversary("fgsm", clean=0.0),
@@ -149,6 +155,7 @@ CONTESTANTS: dict[str, Callable[[Config], None]] = {
     "generator_gradient": _sees("gradient"),
     "generator_step": _sees("gradient", final_step=0.5),
     "generator_hops": _sees("gradient", "perturbation", hops=2, final_step=0.5),
+    "generator_hops_alone": _hops_alone,
     "generator_no_penalty": _penalty(0.0),
     "generator_negative_penalty": _penalty(-1.0),
     "generator_finite_difference": _penalty(1.0, "finite_difference"),

@@ -95,7 +95,7 @@ def test_a_recipe_is_found_from_any_folder(tmp_path, path):
 def test_contestants_differ_as_their_authors_do():
     configs = {name: load(RECIPES[-1]).get_config(name) for name in recipes.CONTESTANTS}
     weights = {name: (c.classifier.clean_weight, c.classifier.adversarial_weight) for name, c in configs.items()}
-    assert weights["pgd"] == weights["fgsm"] == weights["n_fgsm"] == (0.0, 1.0)
+    assert weights["pgd"] == weights["fgsm"] == weights["n_fgsm"] == weights["generator_hops_alone"] == (0.0, 1.0)
     assert weights["ensemble"][1] == 3 * weights["ensemble"][0]
     assert weights["trades"] == (1.0, 6.0)
     assert weights["generator"] == weights["ensemble_tramer"] == weights["generator_hops"] == (1.0, 1.0)

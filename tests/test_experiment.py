@@ -113,6 +113,7 @@ def test_gradients_are_counted_by_hand():
     assert count("generator", steps=5, minibatches=5) == 2 + 25
     assert count("generator_gradient") == 2 + (1 + 1) + 1  # A look and a gradient to improve, a look to perturb.
     assert count("generator_hops") == 2 + (3 + 1) + 3
+    assert count("generator_hops_alone") == 1 + (3 + 1) + 3
     config = Config()
     config.penalty.coefficient, config.classifier.weight_perturbation = 0.1, 0.01
     assert cost.gradient_evaluations(config) == 2 * (2 + 2) + 5

@@ -31,9 +31,8 @@ def problem():
 @pytest.mark.parametrize("design", DESIGNS.values(), ids=list(DESIGNS))
 def test_it_learns_to_break_within_the_threat_model(problem, threat, design):
     logits_fn, images, labels = problem
-    attack = jax.jit(
-        functools.partial(attacks.fresh_generator, network=build_generator(1), design=design, num_steps=200, learning_rate=0.02)
-    )  # fmt: skip
+    settings = {"network": build_generator(1), "design": design, "num_steps": 200, "learning_rate": 0.02}
+    attack = jax.jit(functools.partial(attacks.fresh_generator, **settings))
     key = jax.random.key(0)
     attacked = attack(logits_fn, key, images, labels, threat)
     assert float(threat_model.distance(attacked, images, threat).max()) <= threat.epsilon * (1 + 1e-6)

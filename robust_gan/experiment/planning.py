@@ -12,7 +12,7 @@ from robust_gan.recipes import BUDGETS, CONTESTANTS
 
 OF_THE_PAPER = (
     "none", "fgsm", "n_fgsm", "pgd", "trades", "ensemble", "ensemble_tramer", "generator", "generator_gradient",
-    "generator_step", "generator_hops",
+    "generator_step", "generator_hops", "generator_hops_alone",
 )  # fmt: skip
 """The contestants that are trained where none are named: the paper's own first, then what came after."""
 
