@@ -71,6 +71,7 @@ def _shortened(config: Config) -> Config:
     )
     config.adversary.generator.minibatches = 1
     config.adversary.generator.optimizer = OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5)
-    # From adversarial images alone this network learns nothing in its first 500 steps at epsilon 0.3.
+    # From adversarial images alone this network learns nothing in its first 500 steps at epsilon 0.3; so here
+    # `generator_hops_alone` is `generator_hops`.
     config.classifier.clean_weight = config.classifier.clean_weight or 1.0
     return config
