@@ -109,8 +109,7 @@ def compare(
     chosen = entrants.choose_data(everyone, dataset=dataset, split=split, data_dir=data_dir, count=count)
     images, labels = chosen.images, chosen.labels
     attacked, extra = ([entrant.model for entrant in part] for part in (attackable, everyone[len(attackable) :]))
-    if set(evaluation.FRESH) & {*names, *turns}:
-        networks.generator_for(images.shape[1:])  # Refuses images that no generator is made for.
+    _check_attacks({*names, *turns}, everyone, images.shape[1:])
     kept, broken = evaluation.Kept(), {}
     if folder is not None:
         what = report_folder.subject(
@@ -176,6 +175,21 @@ def compare(
             shown = scores.attacks[-1] if drawn not in scores.attacks else drawn
             pictures_lib.draw_transfer(folder / report.TRANSFER, *report.transfer_matrix(scores, shown), shown)
     return scores, values
+
+
+def _check_attacks(names, everyone, image_shape):
+    """Refuses attacks that cannot be made, before the first one is."""
+    if names & set(evaluation.FRESH):
+        networks.generator_for(image_shape)
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    for model in (entrant.model for entrant in everyone):
+        num_classes = jax.eval_shape(model.logits_fn, images).shape[-1]
+        for name in sorted(names):
+            if num_classes < (needed := attacks_lib.classes_needed(name)):
+                raise UserError(
+                    f"{name} needs a classifier of at least {needed} classes, but {model.name} has {num_classes}: "
+                    "leave it out with --attacks or --in_turn"
+                )
 
 
 def _check_outputs(pictures, save_adversarial, output, turns):

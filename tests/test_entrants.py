@@ -26,6 +26,9 @@ def needs(argument):
 def narrow():
     return lambda images: images.reshape(images.shape[0], -1)[:, :4]
 
+def three():
+    return lambda images: images.reshape(images.shape[0], -1)[:, :3]
+
 def flat():
     return lambda images: images.sum((1, 2, 3))
 
@@ -120,6 +123,17 @@ def test_what_cannot_be_evaluated_is_one_sentence(brought, settings, sentence):
     assert not (brought.folder / "report").exists()
 
 
+def test_attacks_that_need_more_classes_are_refused_before_anything_is_written(brought):
+    np.savez(brought.folder / "three.npz", images=brought.images, labels=brought.labels % 3)
+    ended = brought(f"--output={brought.folder}/report", "--suite=autoattack", model="three", data="three.npz")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        "error: apgd_t needs a classifier of at least 4 classes, but my_models:three has 3: leave it out with "
+        "--attacks or --in_turn\n"
+    )
+    assert not (brought.folder / "report").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -128,6 +142,10 @@ def test_what_cannot_be_evaluated_is_one_sentence(brought, settings, sentence):
         (lambda images, labels: {"images": images.astype(int), "labels": labels}, "int64: give uint8 in 0..255"),
         (lambda images, labels: {"images": images.astype(float), "labels": labels}, "pixels must be in [0, 1]"),
         (lambda images, labels: {"images": images / 255 * np.nan, "labels": labels}, "NaN or infinite pixels"),
+        (
+            lambda images, labels: {"images": images.transpose(0, 3, 1, 2), "labels": labels},
+            "channels first: give [N, H, W, C]",
+        ),
         (lambda images, labels: {"images": images[..., 0], "labels": labels}, "non-empty array [N, H, W, C]"),
         (lambda images, labels: {"images": images, "labels": labels - 10}, "labels must be in 0.."),
         (lambda images, labels: {"images": images, "labels": labels[:-1]}, "labels must have shape (40,)"),

@@ -11,7 +11,7 @@ from robust_gan.attacks.fab import fab, fab_targeted
 from robust_gan.attacks.fresh import fresh_generator, train_generator
 from robust_gan.attacks.gradient import fgsm, input_gradient, pgd
 from robust_gan.attacks.learned import generator
-from robust_gan.attacks.naming import by_name
+from robust_gan.attacks.naming import by_name, classes_needed
 from robust_gan.attacks.noise import transfer, uniform_noise
 from robust_gan.attacks.spsa import spsa
 from robust_gan.attacks.square import square
@@ -22,6 +22,7 @@ __all__ = [
     "apgd_targeted",
     "autoattack",
     "by_name",
+    "classes_needed",
     "fab",
     "fab_targeted",
     "fgsm",

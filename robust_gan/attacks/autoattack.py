@@ -11,7 +11,7 @@ from robust_gan import random
 from robust_gan.attacks.apgd import apgd
 from robust_gan.attacks.best import where
 from robust_gan.attacks.expectation import ask
-from robust_gan.attacks.naming import by_name
+from robust_gan.attacks.naming import by_name, classes_needed
 from robust_gan.attacks.standing import update_standing
 from robust_gan.errors import UserError
 from robust_gan.losses import cross_entropy, dlr, is_correct
@@ -30,7 +30,6 @@ _RAND = {
     "apgd_ce": functools.partial(apgd, loss_fn=cross_entropy, num_samples=_SAMPLES),
     "apgd_dlr": functools.partial(apgd, loss_fn=dlr, num_samples=_SAMPLES),
 }
-_CLASSES_NEEDED = {"apgd_dlr": 3, "apgd_t": 4}
 
 
 class Outcome(NamedTuple):
@@ -137,7 +136,5 @@ def run_in_turn(
 def _check_classes(components, num_classes):
     """Says before anything runs what a later attack could not do."""
     for name, _ in components:
-        family = name.rstrip("0123456789x")
-        needed = _CLASSES_NEEDED.get(family, 2)
-        if num_classes < needed:
+        if num_classes < (needed := classes_needed(name)):
             raise ValueError(f"{name} needs at least {needed} classes, but the classifier has {num_classes}")

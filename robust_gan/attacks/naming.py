@@ -28,6 +28,7 @@ _ATTACKS: dict[str, Callable] = {
     "spsa": spsa,
 }
 _ONE_RUN = ("square", "spsa")
+_CLASSES_NEEDED = {"apgd_dlr": 3, "apgd_t": 4}
 
 
 @functools.cache
@@ -68,3 +69,13 @@ def by_name(name: str) -> Attack:
         "margin_pgdNxR (N steps, R restarts, as in pgd10 or pgd50x10), apgd_ce, apgd_dlr, apgd_t, fab, fab_t, square, "
         "spsa (as they are, or with numbers as in apgd_ce50, apgd_ce100x5 or square1000) and generator"
     )
+
+
+def classes_needed(name: str) -> int:
+    """Returns how many classes a classifier must have for an attack: the DLR loss needs 3, its targeted form 4.
+
+    >>> classes_needed("apgd_t100x2"), classes_needed("apgd_dlr"), classes_needed("pgd10")
+    (4, 3, 2)
+    """
+    match = _COUNTED.fullmatch(name)
+    return _CLASSES_NEEDED.get(match[1], 2) if match else 2

@@ -123,6 +123,11 @@ def load_arrays(path: epath.PathLike) -> Arrays:
         raise DataError(f"the labels of {path} are one-hot: give class numbers, labels.argmax(-1)")
     if np.issubdtype(images.dtype, np.integer) and images.dtype != np.uint8:
         raise DataError(f"the images of {path} are {images.dtype}: give uint8 in 0..255, or floats in [0, 1]")
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3, 4):
+        raise DataError(
+            f"the images of {path} have shape {images.shape}, channels first: give [N, H, W, C], "
+            "images.transpose(0, 2, 3, 1)"
+        )
     return Arrays(images, labels)
 
 
