@@ -6,7 +6,7 @@ AutoAttack in their order, for `run_in_turn`.
 """
 
 from robust_gan.attacks.apgd import apgd, apgd_targeted
-from robust_gan.attacks.autoattack import Outcome, autoattack, run_in_turn
+from robust_gan.attacks.autoattack import VERSIONS, Outcome, autoattack, run_in_turn
 from robust_gan.attacks.fab import fab, fab_targeted
 from robust_gan.attacks.fresh import fresh_generator, train_generator
 from robust_gan.attacks.gradient import fgsm, input_gradient, pgd
@@ -17,6 +17,7 @@ from robust_gan.attacks.spsa import spsa
 from robust_gan.attacks.square import square
 
 __all__ = [
+    "VERSIONS",
     "Outcome",
     "apgd",
     "apgd_targeted",

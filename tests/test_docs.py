@@ -1,0 +1,72 @@
+"""The tables of the documentation say what is so."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_gan import LinfThreat, attacks, comparison, evaluation
+
+DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
+ROWS = [
+    (match[1], int(match[2]), int(match[3]))
+    for match in re.finditer(r"^\| `(\w+)`.*? \| (\d+) \| (\d+) \| ", (DOCS / "attacks.md").read_text(), re.M)
+]
+WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(size=(16, 10)) * 1e-3, jnp.float32)
+PASSES = {"forward": 0, "backward": 0}
+
+
+def count(which):
+    return lambda pixels: PASSES.__setitem__(which, PASSES[which] + len(pixels))
+
+
+@jax.custom_vjp
+def tap(images):
+    jax.debug.callback(count("forward"), images[:, 0, 0, 0])
+    return images
+
+
+def _forward(images):
+    return tap(images), None
+
+
+def _backward(_, cotangent):
+    jax.debug.callback(count("backward"), cotangent[:, 0, 0, 0])
+    return (cotangent,)
+
+
+tap.defvjp(_forward, _backward)
+
+
+def steadfast(images):
+    return tap(images).reshape(images.shape[0], -1) @ WEIGHTS + 5.0 * jnp.eye(10)[0]
+
+
+@pytest.mark.parametrize(("name", "gradients", "passes"), ROWS, ids=[row[0] for row in ROWS])
+def test_the_passes_of_an_attack_are_counted(name, gradients, passes):
+    PASSES.update(forward=0, backward=0)
+    attack = jax.jit(attacks.by_name(name))
+    images, labels = jnp.full((1, 4, 4, 1), 0.5), jnp.zeros(1, jnp.int32)
+    jax.block_until_ready(
+        attack(jax.tree_util.Partial(steadfast), jax.random.key(0), images, labels, LinfThreat(0.1))
+    )  # fmt: skip
+    jax.effects_barrier()
+    assert {"forward": passes, "backward": gradients} == PASSES
+
+
+def test_every_attack_alarm_and_file_is_in_the_tables():
+    text = (DOCS / "attacks.md").read_text()
+    for name in (*attacks.VERSIONS, *evaluation.FRESH, evaluation.GENERATOR):
+        assert f"`{name}`" in text
+    assert {name for names in attacks.VERSIONS.values() for name in names} <= set(re.findall(r"`(\w+)`", text))
+    for picture in comparison.PICTURES:
+        assert f"`{picture}.png`" in text
+    source = (DOCS.parent / "robust_gan" / "evaluation" / "alarms.py").read_text()
+    alarms = set(re.findall(r'Alarm\(\s*"(\w{2,})"', source))
+    assert len(alarms) == 8
+    for name in alarms:
+        assert f"| `{name}` |" in text
+    assert len(ROWS) == 12
