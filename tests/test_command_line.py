@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 from robust_gan import command_line
+from robust_gan.command_line import compiler
 from robust_gan.errors import CheckpointError, DataError, UserError
 
 RECIPE = "--config=configs/digits.py"
@@ -235,3 +237,31 @@ def test_launchers_do_not_disturb_one_another_in_these_tests(launch):
     for _ in range(2):
         for script in ("train", "evaluate"):
             assert launch(script, "--num_devices=x").code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", "{fast} {spread}={cores}"),
+        ("--xla_force_host_platform_device_count=3", "--xla_force_host_platform_device_count=3 {fast}"),
+        ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_experimental_ynn_fusion_type= {spread}={cores}"),
+    ],
+)
+def test_the_compiler_is_told_what_the_user_has_not(given, expected):
+    program = """
+import os
+from robust_gan.command_line import compiler
+compiler.set_flags(spread=True)
+flags = os.environ["XLA_FLAGS"]
+compiler.set_flags(spread=True)
+assert os.environ["XLA_FLAGS"] == flags
+print(flags)
+import jax
+compiler.set_flags()
+assert os.environ["XLA_FLAGS"] == flags
+assert jax.numpy.ones(2).sum() == 2  # An unknown flag would have ended the process.
+"""
+    environment = {**os.environ, "XLA_FLAGS": given}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    names = {"fast": compiler.FAST_CONVOLUTIONS, "spread": compiler.SPREAD, "cores": len(os.sched_getaffinity(0))}
+    assert ended.stdout.strip() == expected.format(**names)

@@ -7,17 +7,18 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from robust_gan.command_line import fields
+from robust_gan.command_line import compiler, fields
 from robust_gan.command_line.mistakes import complain, guard
 from robust_gan.command_line.recipes import FLAG, of_recipe
 from robust_gan.errors import UserError
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+def run(main: Callable[[Sequence[str]], int | None], *, spread: bool = False) -> NoReturn:
     """Parses the flags, runs `main(argv)` and exits: with 0, with 2 after a mistake of the user's, or as main says.
 
     Args:
         main: Takes what absl leaves of the command line; may raise `UserError`.
+        spread: See `compiler.set_flags`.
     """
 
     def quiet_main(argv: Sequence[str]) -> int | None:
@@ -25,6 +26,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+        compiler.set_flags(spread=spread)
         return guard(main, argv)
 
     app.run(quiet_main, flags_parser=_parse)
