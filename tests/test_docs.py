@@ -70,3 +70,12 @@ def test_every_attack_alarm_and_file_is_in_the_tables():
     for name in alarms:
         assert f"| `{name}` |" in text
     assert len(ROWS) == 12
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(block, page.name, "exec"), {})
+    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text()):
+        assert (DOCS / name).exists(), name
