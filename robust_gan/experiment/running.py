@@ -8,6 +8,7 @@ import jax
 from etils import epath
 
 from robust_gan import checkpoint, comparison, pictures, report, starting, training, workdir
+from robust_gan.errors import CheckpointError
 from robust_gan.experiment import cost, planning, tables
 from robust_gan.experiment.planning import Plan
 
@@ -61,6 +62,8 @@ def run(
     for index, ((seed, name), config) in enumerate(plan.runs.items(), 1):
         where = planning.run_folder(folder, seed, name)
         say(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")
+        if _is_finished(where, config):
+            continue
         result = training.train(config, where, devices=devices, progress=progress, say=lambda text: None)
         if not result.finished:
             raise InterruptedRunError(f"stopped at step {result.step} of {where}; the same command goes on from there")
@@ -94,6 +97,14 @@ def run(
         histories = {name: [paid["history"] for paid in table[name]["cost"]] for name in plan.contestants}
         pictures.draw_costs(folder / COSTS, histories)
     return text, values
+
+
+def _is_finished(where, config):
+    """Tells it from the newest checkpoint's record; training would load the data and compile before it says so."""
+    try:
+        return checkpoint.read_record(where, "last").step >= config.num_steps
+    except CheckpointError:
+        return False
 
 
 def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
