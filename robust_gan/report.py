@@ -226,7 +226,7 @@ def card(values: dict[str, Any], target: str) -> dict[str, Any]:
         Croce et al., "RobustBench: a standardized adversarial robustness benchmark", NeurIPS 2021,
         https://github.com/RobustBench/robustbench
     """
-    model, found = values["models"][target], values["targets"][target]
+    model, found = values["models"].get(target, {}), values["targets"][target]
     in_turn = [rung["attack"] for rung in found["in_turn"]]
     is_autoattack = tuple(in_turn[1:]) == VERSIONS["standard"]
     return {

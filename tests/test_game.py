@@ -10,7 +10,7 @@ import optax
 import pytest
 from tiny_networks import build_classifier, build_generator
 
-from robust_gan import LinfThreat, adversaries, game, losses, networks, threat_model
+from robust_gan import LinfThreat, adversaries, game, losses, networks, objective, threat_model
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, PenaltyConfig
 from robust_gan.game import Game, TrainState
 from robust_gan.types import Adversary, Batch, Network, PlayerState
@@ -65,7 +65,7 @@ def test_a_generator_step_raises_the_frozen_classifiers_loss_and_leaves_it_alone
         adversaries.generator(GENERATOR, optax.sgd(0.3), THREAT, steps=5), attacked_batch_norm=batch_norm
     )
     state = game.init(played, jax.random.key(0), batch.images)
-    classifier_fn = game._attacked_classifier(played, state.classifier, None)
+    classifier_fn = objective.attacked_classifier(played, state.classifier, None)
 
     @jax.jit
     def loss(adversary):
@@ -356,7 +356,7 @@ def test_earlier_minibatches_move_the_adversary_alone():
     state = game.init(played, jax.random.key(0), batches[0].images)
     earlier = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches[:2])
     found, _ = jax.jit(functools.partial(game.train_step, played))(state, batches[2], earlier=earlier)
-    classifier_fn = game._attacked_classifier(played, state.classifier, None)
+    classifier_fn = objective.attacked_classifier(played, state.classifier, None)
     improve = jax.jit(lambda adversary, batch: played.adversary.improve(adversary, classifier_fn, batch, None)[0])
     adversary = state.adversary
     for batch in batches:
