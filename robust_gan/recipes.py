@@ -137,9 +137,12 @@ def _sees(*names: str, hops: int = 1, final_step: float = 0.0) -> Callable[[Conf
     return change
 
 
+_hops = _sees("gradient", "perturbation", hops=2, final_step=0.5)
+
+
 def _hops_alone(config: Config) -> None:
     """As PGD training, from adversarial images alone."""
-    _sees("gradient", "perturbation", hops=2, final_step=0.5)(config)
+    _hops(config)
     config.classifier.clean_weight = 0.0
 
 
@@ -154,7 +157,7 @@ CONTESTANTS: dict[str, Callable[[Config], None]] = {
     "generator": lambda config: None,
     "generator_gradient": _sees("gradient"),
     "generator_step": _sees("gradient", final_step=0.5),
-    "generator_hops": _sees("gradient", "perturbation", hops=2, final_step=0.5),
+    "generator_hops": _hops,
     "generator_hops_alone": _hops_alone,
     "generator_no_penalty": _penalty(0.0),
     "generator_negative_penalty": _penalty(-1.0),

@@ -108,8 +108,19 @@ def write_text(path: epath.Path, text: str) -> None:
     >>> path.read_text(), len(list(path.parent.iterdir()))
     ('whole', 1)
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.Path, content: bytes) -> None:
+    """Writes a file whole or not at all, as `write_text` does.
+
+    >>> path = epath.Path(getfixture("tmp_path")) / "a.npz"
+    >>> write_bytes(path, b"whole")
+    >>> path.read_bytes()
+    b'whole'
+    """
     partial = path.parent / f".{path.name}.partial"
-    partial.write_text(text)
+    partial.write_bytes(content)
     partial.replace(path)
 
 

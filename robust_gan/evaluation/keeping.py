@@ -2,11 +2,11 @@
 
 import copy
 import io
-import os
 
 import numpy as np
 from etils import epath
 
+from robust_gan import workdir
 from robust_gan.errors import UserError
 
 _DONE = "done: "
@@ -81,6 +81,4 @@ class Kept:
             return
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self._arrays)
-        part = self._path.with_name(self._path.name + f".{os.getpid()}.part")
-        part.write_bytes(buffer.getvalue())
-        part.replace(self._path)
+        workdir.write_bytes(self._path, buffer.getvalue())
