@@ -93,7 +93,7 @@ def compare(
         raise UserError("give at least one checkpoint, or a model of your own, to evaluate")
     on_gradient = [name for name in names if name not in (evaluation.GENERATOR, *evaluation.FRESH)]
     drawn = on_gradient[-1] if on_gradient else _DRAWN
-    _check_outputs(pictures, save_adversarial, output, turns)
+    _check_outputs(pictures, save_adversarial, output, names, turns)
     folder = None if output is None else report_folder.check(output)
 
     given = [*entrants.from_checkpoints([*targets, *sources], batch_statistics=batch_statistics)]
@@ -115,6 +115,8 @@ def compare(
         what = report_folder.subject(
             everyone, chosen, threat, attacks=names, in_turn=turns, seed=seed, batch_statistics=batch_statistics,
             save_adversarial=save_adversarial,
+            # By the statistics of a batch, and only so, figures depend on its size.
+            **({"batch_size": batch_size} if batch_statistics else {}),
         )  # fmt: skip
         kept = report_folder.claim(folder, what, overwrite=overwrite)
 
@@ -192,11 +194,13 @@ def _check_attacks(names, everyone, image_shape):
                 )
 
 
-def _check_outputs(pictures, save_adversarial, output, turns):
+def _check_outputs(pictures, save_adversarial, output, names, turns):
     if unknown := [name for name in pictures if name not in PICTURES]:
         raise UserError(f"there is no picture {unknown[0]!r}: the pictures are {', '.join(PICTURES)}")
     if output is None and (pictures or save_adversarial):
         raise UserError("pictures and adversarial images go to the report folder: give --output")
+    if "transfer" in pictures and not names:
+        raise UserError("transfer.png shows an attack that is made on every model: name one with --attacks")
     if save_adversarial and not turns:
         raise UserError("adversarial.npz holds what attacks in turn broke: give --suite=autoattack or --in_turn")
     if pictures:

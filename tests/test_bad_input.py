@@ -288,6 +288,7 @@ EVALUATIONS = [
     ([*EVALUATE, "--data_dir={tmp}", "--data=mnist"], r"mnist is not prepared in \S+: run python launch/prepare_data"),
     (["--checkpoint={run}", "--pictures=examples"], r"pictures and adversarial images go to the report folder: give"),
     ([*EVALUATE, "--pictures=curves"], r"there is no picture 'curves': the pictures are examples, curve, transfer"),
+    ([*EVALUATE, "--pictures=transfer", "--suite=autoattack"], r"transfer.png shows an attack that is made on every"),
     ([*EVALUATE, "--save_adversarial"], r"adversarial.npz holds what attacks in turn broke: give --suite=autoattack"),
     (["--checkpoint={run}", "--output={run}/config.json"], r"the output \S+ is a file, or lies below one: give a f"),
     (["--checkpoint={run}", "--output={run}/config.json/a"], r"the output \S+ is a file, or lies below one"),
