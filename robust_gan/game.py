@@ -22,7 +22,7 @@ import optax
 
 from robust_gan import random, weights
 from robust_gan.objective import attacked_classifier, classifier_gradient
-from robust_gan.players import Game, TrainState, WeightAverage, from_config
+from robust_gan.players import Game, TrainState, WeightAverage, at_step, from_config
 from robust_gan.types import Batch, Metrics, PlayerState
 
 __all__ = [
@@ -125,6 +125,7 @@ def train_step(
     >>> int(state.step), sorted(metrics)[:2]
     (1, ['adversarial_accuracy', 'adversarial_loss'])
     """
+    game = at_step(game, state.step)
     keys, count = step_keys(state), batch.labels.shape[0]
     classifier_fn = attacked_classifier(game, state.classifier, axis_name)
     adversary, metrics = state.adversary, {}

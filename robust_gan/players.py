@@ -1,14 +1,15 @@
 """Who plays, and what changes from step to step."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from robust_gan import adversaries, networks, optimizers, threat_model
-from robust_gan.config import Config, adversarial_weight
+from robust_gan.config import AdversaryConfig, Config, adversarial_weight
 from robust_gan.types import Adversary, LogitsFn, Network, PlayerState, PyTree
 
 
@@ -63,6 +64,8 @@ class Game:
             adversarial images apart, and moves the running ones by both in turn; at test the running ones are used.
         weight_perturbation: Size of the adversarial weight perturbation, see `weights.perturb_weights`; 0 for none.
         average_decay: Decay of the moving average of the weights, see `weights.update_average`; 0 for none.
+        warmup_steps: Steps over which the radius grows in a straight line up to epsilon; 0 for none.
+        adversary_within: The adversary within a share of epsilon; needed for the warm-up alone.
     """
 
     classifier: Network
@@ -78,6 +81,29 @@ class Game:
     attacked_batch_norm: str = "batch"
     weight_perturbation: float = 0.0
     average_decay: float = 0.0
+    warmup_steps: int = 0
+    adversary_within: Callable[[jax.typing.ArrayLike], Adversary] | None = None
+
+
+def at_step(game: Game, step: jax.Array) -> Game:
+    """Returns the game as it is played at a step: while it warms up, with an adversary of a smaller radius.
+
+    Args:
+        game: The game.
+        step: int32 `[]`, steps taken before.
+
+    >>> import jax.numpy as jnp
+    >>> game = from_config(Config(adversary=AdversaryConfig(name="pgd", warmup_steps=4)), num_classes=10, channels=1)
+    >>> at_step(game, jnp.int32(1)).adversary is game.adversary
+    False
+    >>> game = from_config(Config(), num_classes=10, channels=1)
+    >>> at_step(game, jnp.int32(1)).adversary is game.adversary
+    True
+    """
+    if not game.warmup_steps or game.adversary_within is None:
+        return game
+    share = jnp.minimum((step + 1) / game.warmup_steps, 1.0)
+    return dataclasses.replace(game, adversary=game.adversary_within(share))
 
 
 def from_config(config: Config, *, num_classes: int, channels: int, sources: Sequence[LogitsFn] = ()) -> Game:
@@ -98,16 +124,21 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
     >>> from_config(Config(), num_classes=10, channels=1).attacked_batch_norm
     'batch'
     """
-    return Game(
-        classifier=networks.build_classifier(config.classifier.network, num_classes),
-        optimizer=optimizers.build(config.classifier.optimizer),
-        adversary=adversaries.from_config(
+    threat = threat_model.from_config(config.threat)
+
+    def within(share: jax.typing.ArrayLike) -> Adversary:
+        return adversaries.from_config(
             config.adversary,
-            threat_model.from_config(config.threat),
+            threat_model.scaled(threat, share),
             channels=channels,
             num_classes=num_classes,
             sources=sources,
-        ),
+        )
+
+    return Game(
+        classifier=networks.build_classifier(config.classifier.network, num_classes),
+        optimizer=optimizers.build(config.classifier.optimizer),
+        adversary=within(1.0),
         loss=config.classifier.loss,
         clean_weight=config.classifier.clean_weight,
         adversarial_weight=adversarial_weight(config),
@@ -118,4 +149,6 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
         attacked_batch_norm=config.classifier.attacked_batch_norm,
         weight_perturbation=config.classifier.weight_perturbation,
         average_decay=config.classifier.average_decay,
+        warmup_steps=config.adversary.warmup_steps,
+        adversary_within=within,
     )

@@ -61,7 +61,7 @@ def from_config(config: ThreatConfig) -> LinfThreat | L2Threat:
     return {"linf": LinfThreat, "l2": L2Threat}[config.norm](config.epsilon)
 
 
-def scaled(threat: ThreatModel, factor: float) -> ThreatModel:
+def scaled(threat: ThreatModel, factor: jax.typing.ArrayLike) -> ThreatModel:
     """Returns the threat model with `factor` times its epsilon.
 
     >>> scaled(LinfThreat(0.25), 2.0)

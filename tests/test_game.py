@@ -367,6 +367,27 @@ def test_earlier_minibatches_move_the_adversary_alone():
     assert max_difference(found.classifier.params, expected) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["pgd", "generator", "fgsm"])
+def test_while_it_warms_up_the_ball_is_smaller_and_then_it_is_the_whole(name):
+    batch = make_batch(16)
+
+    def play(step, **settings):
+        adversary = AdversaryConfig(name=name, warmup_steps=settings.pop("warmup_steps", 0))
+        adversary.pgd.num_steps = adversary.generator.steps = 1
+        config = Config(adversary=adversary, classifier=ClassifierConfig(clean_weight=0.0))
+        config.threat.epsilon = settings.pop("epsilon", 0.2)
+        played = game.from_config(config, num_classes=10, channels=1)
+        played = dataclasses.replace(played, classifier=CLASSIFIER)
+        state = game.init(played, jax.random.key(0), batch.images)._replace(step=jnp.int32(step))
+        return jax.jit(functools.partial(game.train_step, played))(state, batch)[0]
+
+    early, whole, late = (play(step, warmup_steps=4) for step in (1, 3, 100))
+    assert max_difference(early.classifier, play(1, epsilon=0.1).classifier) < 1e-6
+    assert max_difference(whole.classifier, play(3).classifier) < 1e-6
+    assert max_difference(late.classifier, play(100).classifier) < 1e-6
+    assert max_difference(early.classifier, play(1).classifier) > 1e-4
+
+
 def test_keys_are_a_function_of_seed_and_step_and_of_the_position_alone():
     state = TrainState(jnp.int32(5), jax.random.key(0), PlayerState({}, {}, ()), ())
     keys = [jax.random.key_data(key).tolist() for key in game.step_keys(state)]

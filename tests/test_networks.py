@@ -14,9 +14,11 @@ IMAGE_SHAPES = {
     "resnet18": (32, 32, 3),
     "resnet20_svhn": (32, 32, 3),
     "mnist_cnn": (28, 28, 1),
+    "mnist_cnn_strided": (28, 28, 1),
     "digits_cnn": (8, 8, 1),
     "resnet_generator": (32, 32, 3),
     "mnist_generator": (28, 28, 1),
+    "mnist_generator_light": (28, 28, 1),
     "digits_generator": (8, 8, 1),
 }
 
@@ -49,6 +51,8 @@ def assert_close(actual, expected, tolerance=1e-5):
         ("resnet18", 11_173_962),
         ("resnet20_svhn", 272_858),
         ("mnist_cnn", 83_466),
+        # 4*4*1*16+16 + 4*4*16*32+32 + 1568*100+100 + 100*10+10: that of Wong et al.
+        ("mnist_cnn_strided", 166_406),
         ("digits_cnn", 56_554),
         ("resnet_generator", 7_892_099),
         ("mnist_generator", 413_504),

@@ -204,6 +204,8 @@ class AdversaryConfig:
 
     Attributes:
         name: `none`, `fgsm`, `pgd`, `ensemble` or `generator`.
+        warmup_steps: Training steps over which the radius grows in a straight line up to epsilon; 0 for none. Where
+            epsilon is large, as on MNIST, a classifier that sees adversarial images alone learns nothing without it.
         fgsm: Read when `name` is `fgsm`.
         pgd: Read when `name` is `pgd`.
         ensemble: Read when `name` is `ensemble`.
@@ -211,6 +213,7 @@ class AdversaryConfig:
     """
 
     name: str = "generator"
+    warmup_steps: int = 0
     fgsm: FGSMConfig = dataclasses.field(default_factory=FGSMConfig)
     pgd: PGDConfig = dataclasses.field(default_factory=PGDConfig)
     ensemble: EnsembleConfig = dataclasses.field(default_factory=EnsembleConfig)

@@ -81,6 +81,7 @@ def validate(config: Config) -> None:
         ("data.train_size", config.data.train_size, 0),
         ("data.extra_size", config.data.extra_size, 0),
         ("data.padding", config.data.padding, 0),
+        ("adversary.warmup_steps", config.adversary.warmup_steps, 0),
         ("adversary.fgsm.step_size", config.adversary.fgsm.step_size, 0.0),
         ("adversary.ensemble.pgd_steps", config.adversary.ensemble.pgd_steps, 1),
         ("adversary.pgd.num_steps", config.adversary.pgd.num_steps, 1),
