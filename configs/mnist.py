@@ -9,7 +9,7 @@ classifier steps.
 What the released code computes as its gradient regulariser is --config.penalty.coefficient=-0.01
 --config.penalty.form=finite_difference; here the sign damps the game and the gradient is exact.
 
-Measured: the budget cpu, 1,000 updates, see the README; the paper's 40,000: not run.
+Measured: the budget cpu, 3,000 updates of light networks, see the README; the paper's 40,000: not run.
 """
 
 from robust_gan import recipes
@@ -63,15 +63,20 @@ def get_config(choice: str = "generator") -> Config:
 
 
 def _shortened(config: Config) -> Config:
-    """Lets every contestant of MNIST be trained in half an hour on two cores, by Adam."""
-    config.num_steps = 1_000
-    config.validation.every = 250
+    """Lets every contestant of MNIST be trained in an evening on two cores: light networks, and a fast schedule.
+
+    The classifier, its cyclic rate and the number of epochs (8 here) are those of Wong et al., "Fast is Better than
+    Free", ICLR 2020. The radius grows over the first quarter of the steps: from adversarial images of radius 0.3 alone
+    a new classifier learns nothing, neither against PGD nor against a generator.
+    """
+    config.batch_size, config.num_steps = 128, 3_000
+    config.validation.every = 500
+    config.classifier.network = "mnist_cnn_strided"
     config.classifier.optimizer = OptimizerConfig(
-        name="adam", learning_rate=0.001, weight_decay=1e-5, decay_steps=(750,)
+        name="adam", learning_rate=0.005, weight_decay=1e-5, schedule="cyclic", schedule_steps=3_000
     )
+    config.adversary.warmup_steps = 750
+    config.adversary.generator.network = "mnist_generator_light"
     config.adversary.generator.minibatches = 1
     config.adversary.generator.optimizer = OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5)
-    # From adversarial images alone this network learns nothing in its first 500 steps at epsilon 0.3; so here
-    # `generator_hops_alone` is `generator_hops`.
-    config.classifier.clean_weight = config.classifier.clean_weight or 1.0
     return config

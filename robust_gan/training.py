@@ -12,15 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tqdm
 
-from robust_gan import checkpoint, ending, game, parallel, starting, validation, workdir
+from robust_gan import checkpoint, ending, game, parallel, starting, stepping, validation, workdir
 from robust_gan.config import Config, validate
-from robust_gan.data import augmentation, order
 from robust_gan.errors import UserError
-from robust_gan.game import Game, TrainState
-from robust_gan.types import Batch
+from robust_gan.game import TrainState
 
 
 class NotFiniteError(RuntimeError):
@@ -122,30 +119,45 @@ def train(
                 for name, value in values.items():
                     board.add_scalar(name, value, step)
 
-        step_fn = parallel.map_step(functools.partial(training_step, played, config), devices)
         arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
         state, arrays = parallel.replicate((state, arrays), devices)
+        play = parallel.map_step(functools.partial(stepping.play, played, config), devices)
+        most = stepping.steps_per_call(config, devices[0].platform)
         figures: dict[str, float] = {}
+        # Metrics are fetched when the next steps are under way, so that the device does not wait for the host.
+        pending: list[tuple[int, Any]] = []
         began, began_step, step = time.perf_counter(), start, start
-        while step < config.num_steps and not stopped and not _is_out_of_patience(config, step, writer.best_step()):
-            state, measured = step_fn(state, arrays, batch_positions(config, step, len(dataset.train.labels), devices))
-            step += 1
-            bar.update()
-            if step % config.log_every == 0 or step == config.num_steps:
+
+        def settle() -> None:
+            nonlocal began, began_step
+            for at, measured in pending:
                 values = {f"train/{name}": float(value) for name, value in jax.device_get(measured).items()}
-                _check_finite(values, step, folder)
-                record(step, values)
+                _check_finite(values, at, folder)
+                record(at, values)
                 seconds = time.perf_counter() - began
-                rate = (step - began_step) * config.batch_size / seconds
-                timing.write(step, {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)})
-                began, began_step = time.perf_counter(), step
+                rate = (at - began_step) * config.batch_size / seconds
+                timing.write(at, {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)})
+                began, began_step = time.perf_counter(), at
                 bar.set_postfix_str(_postfix(values | figures))
+            pending.clear()
+
+        while step < config.num_steps and not stopped and not _is_out_of_patience(config, step, writer.best_step()):
+            count = min(most, _steps_until(step, config.num_steps, config.log_every, config.validation.every))
+            orders = stepping.orders(config, step, count, most, len(dataset.train.labels), devices)
+            state, measured = play(state, arrays, orders)
+            step += count
+            settle()
+            bar.update(count)
+            if step % config.log_every == 0 or step == config.num_steps:
+                pending.append((step, measured))
             if step % config.validation.every == 0 or step == config.num_steps:
+                settle()
                 figures = validation.validate(config, dataset, state, info, devices)
                 record(step, figures)
                 writer.save(step, state, figures | {checkpoint.SELECTION: validation.selection(config, figures)})
                 bar.set_postfix_str(_postfix(figures))
                 began, began_step = time.perf_counter(), step
+        settle()
         if start >= config.num_steps:
             say(f"{folder} stands at step {start} of {config.num_steps}: nothing is left to do")
         ended = step >= config.num_steps
@@ -159,40 +171,9 @@ def train(
         return Result(jax.device_get(_without_keys(state)), step, ended, figures)
 
 
-def training_step(
-    played: Game, config: Config, state: TrainState, arrays: dict[str, jax.Array], positions: jax.Array
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Fetches, augments and plays one step, on one device of the axis `parallel.AXIS`.
-
-    Args:
-        played: The game.
-        config: The run.
-        state: The state before.
-        arrays: The whole training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`.
-        positions: int32 `[M, B]`: M minibatches; the adversary moves on all, the classifier on the last.
-
-    Returns:
-        The state after, and scalar metrics.
-    """
-    augment_key = game.step_keys(state).augment
-    minibatches = []
-    for index in range(positions.shape[0]):
-        keys = game.image_keys(jax.random.fold_in(augment_key, index), positions.shape[1], parallel.AXIS)
-        images = augmentation.to_unit(arrays["images"][positions[index]])
-        images = augmentation.augment(config.data.augmentation, keys, images, config.data.padding)
-        minibatches.append(Batch(images, arrays["labels"][positions[index]]))
-    *first, last = minibatches
-    earlier = jax.tree.map(lambda *leaves: jnp.stack(leaves), *first) if first else None
-    return game.train_step(played, state, last, earlier=earlier, axis_name=parallel.AXIS)
-
-
-def batch_positions(config: Config, step: int, num_images: int, devices: Sequence[jax.Device]) -> np.ndarray:
-    """Returns which images each device takes in a step: int32 `[D, M, B / D]`, a function of (seed, step)."""
-    count = config.adversary.generator.minibatches if config.adversary.name == "generator" else 1
-    rows = [
-        order.batch_indices(config.seed, step * count + index, config.batch_size, num_images) for index in range(count)
-    ]
-    return parallel.split(np.stack(rows), devices, axis=1)
+def _steps_until(step: int, end: int, *multiples: int) -> int:
+    """Returns how many steps there are to the next at which the host has something to do."""
+    return min(end - step, *(every - step % every for every in multiples))
 
 
 def _is_out_of_patience(config: Config, step: int, best: int | None) -> bool:

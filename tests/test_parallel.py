@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from robust_gan import game, parallel, training
+from robust_gan import game, parallel, stepping
 from robust_gan.config import (
     AdversaryConfig,
     ClassifierConfig,
@@ -130,24 +130,39 @@ def test_the_training_step_is_traced_once_and_data_stay_where_they_are():
 
         def step(*arguments, played=played, traces=traces):
             traces.append(None)
-            return training.training_step(played, config, *arguments)
+            return stepping.play(played, config, *arguments)
 
         compiled = parallel.map_step(step, devices)
         state, placed = parallel.replicate((state, arrays), devices)
         for index in range(3):
-            positions = training.batch_positions(config, index, 50, devices)
-            assert positions.shape == (count, 2, 16 // count)
-            state, metrics = compiled(state, placed, positions)
+            orders = stepping.orders(config, index, 1, 1, 50, devices)
+            assert orders.positions.shape == (count, 1, 2, 16 // count)
+            state, metrics = compiled(state, placed, orders)
         assert len(traces) == 1
         results.append((jax.device_get(state._replace(key=jax.random.key_data(state.key))), jax.device_get(metrics)))
     chex.assert_trees_all_close(*results, rtol=2e-4, atol=2e-5)
 
 
+def test_the_loop_transfers_nothing_between_host_and_device_but_its_orders():
+    config = Config(adversary=AdversaryConfig(name="none"), batch_size=16)
+    devices = parallel.find_devices(num_devices=1)
+    played, state = start(config, Batch(jnp.zeros((1, 8, 8, 1)), None))
+    arrays = {"images": np.zeros((50, 8, 8, 1), np.uint8), "labels": np.zeros(50, np.int32)}
+    state, arrays = parallel.replicate((state, arrays), devices)
+    play = parallel.map_step(functools.partial(stepping.play, played, config), devices)
+    orders = parallel.replicate(stepping.orders(config, 0, 2, 3, 50, devices), devices)
+    state, _ = play(state, arrays, orders)
+    with jax.transfer_guard("disallow_explicit"):
+        state, metrics = play(state, arrays, orders)
+    assert int(state.step) == 4
+    assert np.isfinite(float(metrics["classifier_loss"]))
+
+
 def test_devices_share_each_minibatch_in_order():
     config = Config(adversary=AdversaryConfig(generator=GeneratorConfig(minibatches=3)), batch_size=8)
-    one = training.batch_positions(config, 7, 100, parallel.find_devices(num_devices=1))
-    four = training.batch_positions(config, 7, 100, parallel.find_devices(num_devices=4))
-    np.testing.assert_array_equal(one[0], np.concatenate(list(four), axis=1))
+    one = stepping.orders(config, 7, 2, 2, 100, parallel.find_devices(num_devices=1)).positions
+    four = stepping.orders(config, 7, 2, 2, 100, parallel.find_devices(num_devices=4)).positions
+    np.testing.assert_array_equal(one[0], np.concatenate(list(four), axis=2))
 
 
 def test_many_steps_do_not_run_away_from_the_host():

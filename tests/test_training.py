@@ -76,6 +76,18 @@ def test_stopped_and_resumed_equals_undisturbed(tmp_path, name, count):
     assert [line for line in lines(tmp_path / "parts") if line not in extra] == lines(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("name", "count"), [("pgd", 1), ("generator", 1), ("generator", 4)])
+def test_many_steps_in_one_call_are_as_many_calls_bit_for_bit(tmp_path, name, count):
+    settings = {"num_steps": 7, "log_every": 5, "validation": ValidationConfig(every=4, pgd_steps=1)}
+    one = train(tiny(name, steps_per_call=1, **settings), tmp_path / "one", count)
+    many = train(tiny(name, steps_per_call=3, **settings), tmp_path / "many", count)
+    assert_bit_equal(one.state, many.state)
+    assert lines(tmp_path / "one") == lines(tmp_path / "many")
+    # Also where the run was stopped, and went on with another number.
+    train(tiny(name, steps_per_call=3, **settings | {"num_steps": 2}), tmp_path / "parts", count)
+    assert_bit_equal(one.state, train(tiny(name, steps_per_call=2, **settings), tmp_path / "parts", count).state)
+
+
 def test_what_a_killed_run_wrote_after_its_last_checkpoint_is_written_anew(tmp_path):
     train(tiny("none"), tmp_path / "whole")
     train(tiny("none", num_steps=3), tmp_path / "killed")

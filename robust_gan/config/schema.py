@@ -267,6 +267,8 @@ class Config:
         penalty: The gradient penalty.
         batch_size: Images in a minibatch, over all devices.
         num_steps: Classifier steps.
+        steps_per_call: Steps that the device plays in one go, at most; 0 for one on a CPU and all between two lines of
+            metrics on an accelerator. It changes no bit of the result.
         log_every: Steps between lines of metrics.
         validation: What is measured while training, and how often.
         keep_last: Newest checkpoints kept, beside the best.
@@ -280,10 +282,11 @@ class Config:
     penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
     batch_size: int = 64
     num_steps: int = 1000
+    steps_per_call: int = 0
     log_every: int = 50
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     keep_last: int = 2
 
 
-CHANGEABLE = ("num_steps", "log_every", "keep_last", "data.data_dir", "validation.patience")
+CHANGEABLE = ("num_steps", "steps_per_call", "log_every", "keep_last", "data.data_dir", "validation.patience")
 """Fields in which a resumed run may differ from the one it continues: they do not touch what a step computes."""

@@ -97,6 +97,7 @@ def validate(config: Config) -> None:
         ("classifier.weight_perturbation", config.classifier.weight_perturbation, 0.0),
         ("batch_size", config.batch_size, 1),
         ("num_steps", config.num_steps, 1),
+        ("steps_per_call", config.steps_per_call, 0),
         ("log_every", config.log_every, 1),
         ("keep_last", config.keep_last, 1),
         ("validation.every", config.validation.every, 1),
