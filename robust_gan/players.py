@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from robust_gan import adversaries, networks, optimizers, threat_model
-from robust_gan.config import AdversaryConfig, Config, adversarial_weight
+from robust_gan.config import Config, adversarial_weight
 from robust_gan.types import Adversary, LogitsFn, Network, PlayerState, PyTree
 
 
@@ -92,7 +92,7 @@ def at_step(game: Game, step: jax.Array) -> Game:
         game: The game.
         step: int32 `[]`, steps taken before.
 
-    >>> import jax.numpy as jnp
+    >>> from robust_gan.config import AdversaryConfig
     >>> game = from_config(Config(adversary=AdversaryConfig(name="pgd", warmup_steps=4)), num_classes=10, channels=1)
     >>> at_step(game, jnp.int32(1)).adversary is game.adversary
     False

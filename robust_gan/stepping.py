@@ -1,4 +1,4 @@
-"""What one compiled call does: some training steps in a row, each with its images fetched and augmented on the device."""
+"""What one compiled call does: some training steps, each with its images fetched and augmented on the device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

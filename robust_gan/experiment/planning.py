@@ -28,8 +28,8 @@ STRANGERS = {SEED: 100, NETWORK: 200, SOURCE: 300}
 """Standard classifiers of other seeds: one of them of another network; the last is what the ensembles attack."""
 
 OTHER_NETWORK = {
-    "digits_cnn": "mnist_cnn", "mnist_cnn": "digits_cnn", "mnist_cnn_strided": "mnist_cnn", "resnet20": "resnet20_svhn", "resnet20_svhn": "resnet20",
-    "resnet20_wide": "resnet20", "resnet18": "resnet20",
+    "digits_cnn": "mnist_cnn", "mnist_cnn": "digits_cnn", "mnist_cnn_strided": "mnist_cnn",
+    "resnet20": "resnet20_svhn", "resnet20_svhn": "resnet20", "resnet20_wide": "resnet20", "resnet18": "resnet20",
 }  # fmt: skip
 
 
