@@ -133,10 +133,11 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
             channels=channels,
             num_classes=num_classes,
             sources=sources,
+            precision=config.precision,
         )
 
     return Game(
-        classifier=networks.build_classifier(config.classifier.network, num_classes),
+        classifier=networks.build_classifier(config.classifier.network, num_classes, config.precision),
         optimizer=optimizers.build(config.classifier.optimizer),
         adversary=within(1.0),
         loss=config.classifier.loss,

@@ -111,5 +111,9 @@ def tiny_networks(monkeypatch):
 
     from robust_gan import networks
 
-    monkeypatch.setattr(networks, "build_classifier", lambda name, num_classes: tiny.build_classifier(num_classes))
-    monkeypatch.setattr(networks, "build_generator", lambda name, channels: tiny.build_generator(channels))
+    monkeypatch.setattr(
+        networks, "build_classifier", lambda name, num_classes, dtype: tiny.build_classifier(num_classes)
+    )
+    monkeypatch.setattr(
+        networks, "build_generator", lambda name, channels, dtype, remat: tiny.build_generator(channels)
+    )

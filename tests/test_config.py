@@ -43,6 +43,8 @@ AT_LEAST = {
     "batch_size": 1,
     "num_steps": 1,
     "log_every": 1,
+    "steps_per_call": 0,
+    "adversary__warmup_steps": 0,
     "keep_last": 1,
     "data__validation_size": 1,
     "data__train_size": 0,
@@ -95,6 +97,7 @@ BAD = [
         for field in ("label_smoothing", "average_decay")
         for bad in (-0.1, 1.0, math.nan)
     ),
+    ("precision", "float16", "must be one of float32, bfloat16, not 'float16'"),
     ("penalty__form", "Exact", "must be one of exact, finite_difference, not 'Exact'"),
     ("classifier__attacked_batch_norm", "", "must be one of batch, running, not ''"),
     ("data__augmentation", "flip", "must be one of none, crop, crop_flip, not 'flip'"),
@@ -159,7 +162,7 @@ def test_every_number_of_the_configuration_has_a_bad_value_here():
             value = getattr(node, field.name)
             if dataclasses.is_dataclass(value):
                 yield from numbers(value, f"{prefix}{field.name}__")
-            elif not isinstance(value, str):
+            elif not isinstance(value, str | bool):
                 yield prefix + field.name
 
     assert set(numbers(Config())) == {name for name in named if not isinstance(getattr_path(name), str)}
@@ -194,6 +197,10 @@ def getattr_path(name):
         ({"classifier__loss": "trades", "classifier__clean_weight": 0.0}, "the TRADES loss needs clean_weight"),
         ({"classifier__loss": "trades", "adversary__name": "none"}, "needs .* an adversary that makes images"),
         ({"classifier__loss": "trades", "penalty__coefficient": 0.1}, "must be 0 with the TRADES loss"),
+        (
+            {"precision": "bfloat16", "penalty__coefficient": 0.1, "penalty__form": "finite_difference"},
+            "must be 'exact' with precision 'bfloat16'",
+        ),
         ({"classifier__optimizer__schedule": "cosine"}, "schedule_steps must be at least 1 with the schedule 'cosine'"),
         (
             {

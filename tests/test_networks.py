@@ -1,5 +1,8 @@
 """The networks have the paper's sizes and keep the promises of the `Network` protocol."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +31,10 @@ def random_images(name, batch, seed=0):
     return jnp.asarray(rng.uniform(size=(batch, *IMAGE_SHAPES[name])), jnp.float32)
 
 
-def build(name):
+def build(name, **settings):
     channels = IMAGE_SHAPES[name][-1]
-    return build_classifier(name, 10) if name in CLASSIFIERS else build_generator(name, channels)
+    return (build_classifier(name, 10, **settings) if name in CLASSIFIERS
+            else build_generator(name, channels, **settings))  # fmt: skip
 
 
 def initialised(name):
@@ -245,3 +249,58 @@ def test_wrong_images_are_refused():
         generator.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1), jnp.uint8))
     with pytest.raises(UserError, match=r"\(8, 8, 1\)"):
         generator.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
+
+
+@pytest.mark.parametrize("name", ["mnist_cnn_strided", "digits_cnn", "mnist_generator", "mnist_generator_light"])
+def test_bfloat16_is_inside_alone(name):
+    """Parameters, statistics, gradients and outputs are float32, and no perturbation is rounded away at the border."""
+    network, params, batch_stats = initialised(name)
+    rounded = build(name, dtype="bfloat16")
+    assert jax.tree.map(jnp.shape, rounded.init(jax.random.key(0), random_images(name, 1))) == jax.tree.map(
+        jnp.shape, (params, batch_stats)
+    )
+    images = 0.5 + 0.5 * random_images(name, 8)
+
+    def loss(network, params, images):
+        outputs, stats = network.apply(params, batch_stats, images, train=True)
+        return jnp.mean(jnp.sin(outputs)), (outputs, stats)
+
+    def gradients(network, images):
+        return jax.jit(jax.grad(functools.partial(loss, network), argnums=(0, 1), has_aux=True))(params, images)
+
+    (_, images_exact), (outputs, _) = gradients(network, images)
+    (inexact, images_inexact), (outputs_16, stats_16) = gradients(rounded, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves((inexact, images_inexact, outputs_16, stats_16))} == {
+        jnp.dtype(jnp.float32)
+    }
+    assert not np.array_equal(outputs, outputs_16)
+    np.testing.assert_allclose(outputs_16, outputs, atol=0.05 * float(jnp.max(jnp.abs(outputs))))
+    angle = jnp.vdot(images_exact, images_inexact) / (jnp.linalg.norm(images_exact) * jnp.linalg.norm(images_inexact))
+    assert angle > 0.95
+    # A step of 1/1000 near 1.0 is a quarter of the distance of two neighbours in bfloat16.
+    outputs_there, _ = rounded.apply(params, batch_stats, images * 0 + 1.0, train=False)
+    assert np.any(rounded.apply(params, batch_stats, images * 0 + 0.999, train=False)[0] != outputs_there)
+
+
+@pytest.mark.parametrize("name", ["mnist_generator", "digits_generator"])
+def test_what_is_computed_anew_is_the_same(name):
+    network, params, batch_stats = initialised(name)
+    again = build_generator(name, IMAGE_SHAPES[name][-1], remat=True)
+    images = random_images(name, 4)
+    started = jax.jit(again.init)(jax.random.key(0), images)
+    chex.assert_trees_all_close(started, (params, batch_stats))
+
+    def loss(network, params):
+        noise, stats = network.apply(params, batch_stats, images, train=True)
+        return jnp.mean(jnp.sin(3 * noise)), stats
+
+    gradients = [jax.grad(functools.partial(loss, network), has_aux=True) for network in (network, again)]
+    (gradient, stats), (gradient_again, stats_again) = (jax.jit(function)(params) for function in gradients)
+    assert_close(gradient_again, gradient)
+    assert_close(stats_again, stats)
+    assert ["remat" in str(jax.make_jaxpr(function)(params)) for function in gradients] == [False, True]
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(UserError, match="unknown precision 'float16'; choose from float32, bfloat16"):
+        build_classifier("digits_cnn", 10, dtype="float16")

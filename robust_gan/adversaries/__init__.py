@@ -25,6 +25,7 @@ def from_config(
     channels: int,
     num_classes: int,
     sources: Sequence[LogitsFn] = (),
+    precision: str = "float32",
 ) -> Adversary:
     """Builds the adversary of a configuration.
 
@@ -34,6 +35,7 @@ def from_config(
         channels: C of the images.
         num_classes: K of the data.
         sources: The classifiers of `config.ensemble.sources`, for the adversary `ensemble`.
+        precision: In what a generator's inner layers are computed.
 
     Raises:
         UserError: The generator's name is unknown.
@@ -52,7 +54,7 @@ def from_config(
     if config.name == "ensemble":
         return ensemble(sources, threat, scheme=config.ensemble.scheme, num_steps=config.ensemble.pgd_steps)
     return generator(
-        networks.build_generator(config.generator.network, channels),
+        networks.build_generator(config.generator.network, channels, precision, remat=config.generator.remat),
         optimizers.build(config.generator.optimizer),
         threat,
         steps=config.generator.steps,

@@ -15,6 +15,7 @@ GENERATOR_BOXES = ("project", "map")
 PENALTY_FORMS = ("exact", "finite_difference")
 BATCH_NORM_MODES = ("batch", "running")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass
@@ -182,6 +183,8 @@ class GeneratorConfig:
             that of their random inputs; the generator is rewarded for it.
         final_step: Length, in units of epsilon, of a last step along the sign of the gradient; 0 for none.
         box: `project`: clip to valid pixels; `map`: map the noise onto the box of valid pixels (L-infinity only).
+        remat: Whether its backward pass computes the inside of each layer and block anew, which takes a third more of
+            its work and less memory.
     """
 
     network: str = "digits_generator"
@@ -196,6 +199,7 @@ class GeneratorConfig:
     diversity: float = 0.0
     final_step: float = 0.0
     box: str = "project"
+    remat: bool = False
 
 
 @dataclasses.dataclass
@@ -266,6 +270,8 @@ class Config:
         adversary: The maximising player.
         penalty: The gradient penalty.
         batch_size: Images in a minibatch, over all devices.
+        precision: In what the inner layers of both players are computed while they train: `float32`, or `bfloat16` with
+            float32 parameters, statistics, losses, images and perturbations. Validation and evaluation are in float32.
         num_steps: Classifier steps.
         steps_per_call: Steps that the device plays in one go, at most; 0 for one on a CPU and all between two lines of
             metrics on an accelerator. It changes no bit of the result.
@@ -281,6 +287,7 @@ class Config:
     adversary: AdversaryConfig = dataclasses.field(default_factory=AdversaryConfig)
     penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
     batch_size: int = 64
+    precision: str = "float32"
     num_steps: int = 1000
     steps_per_call: int = 0
     log_every: int = 50

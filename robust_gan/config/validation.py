@@ -19,6 +19,7 @@ from robust_gan.config.schema import (
     NORMS,
     OPTIMIZERS,
     PENALTY_FORMS,
+    PRECISIONS,
     SCHEDULES,
     Config,
     GeneratorConfig,
@@ -71,6 +72,7 @@ def validate(config: Config) -> None:
     _one_of("penalty.form", config.penalty.form, PENALTY_FORMS)
     _one_of("classifier.attacked_batch_norm", config.classifier.attacked_batch_norm, BATCH_NORM_MODES)
     _one_of("classifier.loss", config.classifier.loss, CLASSIFIER_LOSSES)
+    _one_of("precision", config.precision, PRECISIONS)
     _one_of("data.augmentation", config.data.augmentation, AUGMENTATIONS)
     _one_of("adversary.fgsm.start", config.adversary.fgsm.start, FGSM_STARTS)
     _one_of("adversary.pgd.loss", config.adversary.pgd.loss, ATTACK_LOSSES)
@@ -118,6 +120,11 @@ def validate(config: Config) -> None:
     if config.seed >= 2**32:
         raise UserError(f"seed must be below 2**32, not {config.seed}")
     _validate_penalty(config)
+    if config.precision == "bfloat16" and config.penalty.coefficient and config.penalty.form == "finite_difference":
+        raise UserError(
+            "penalty.form must be 'exact' with precision 'bfloat16': what 'finite_difference' divides by penalty.step "
+            "would be rounding"
+        )
     _validate_generator(config.adversary.generator, config.threat.norm)
     if "" in config.adversary.ensemble.sources:
         raise UserError("adversary.ensemble.sources has an empty name: give folders of runs, DIR or DIR@STEP")

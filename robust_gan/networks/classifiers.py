@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan.errors import UserError
-from robust_gan.networks.layers import Conv, Initializer, ResidualBlock, as_network, batch_norm, he_normal, small_normal
+from robust_gan.networks.layers import (
+    Conv,
+    Dtype,
+    Initializer,
+    ResidualBlock,
+    as_network,
+    batch_norm,
+    he_normal,
+    inner_dtype,
+    small_normal,
+)
 from robust_gan.types import Network
 
 
@@ -29,6 +39,7 @@ class ResNet(nn.Module):
         num_classes: Number of classes, K.
         train: Whether BatchNorm uses the statistics of the batch.
         axis_name: The mapped axis of the devices, or `None`.
+        dtype: In which all but the first and the last layer are computed; None for float32.
         stem: Channels of the first convolution.
         widths: Channels of the stages; each but the first halves height and width.
         blocks: Residual blocks in each stage.
@@ -45,6 +56,7 @@ class ResNet(nn.Module):
     num_classes: int
     train: bool
     axis_name: str | None
+    dtype: Dtype | None = None
     stem: int = 16
     widths: tuple[int, ...] = (16, 32, 64)
     blocks: int = 3
@@ -55,7 +67,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
-        norm = batch_norm(train=self.train, axis_name=self.axis_name)
+        norm = batch_norm(train=self.train, axis_name=self.axis_name, dtype=self.dtype)
         x = Conv(self.stem, (3, 3), kernel_init=self.kernel_init)(x)
         if self.norm_first:
             x = nn.relu(norm()(x))
@@ -63,11 +75,13 @@ class ResNet(nn.Module):
             for block in range(self.blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 project = block == 0 and (stage > 0 or self.project_first)
-                x = ResidualBlock(width, norm, stride, project=project, kernel_init=self.kernel_init)(x)
+                x = ResidualBlock(width, norm, stride, project=project, kernel_init=self.kernel_init, dtype=self.dtype)(
+                    x
+                )
         if not self.norm_first:
             x = nn.relu(norm()(x))
-        x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_classes, kernel_init=self.kernel_init)(x).astype(jnp.float32)
+        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return nn.Dense(self.num_classes, kernel_init=self.kernel_init)(x)
 
 
 class MnistCNN(nn.Module):
@@ -77,6 +91,7 @@ class MnistCNN(nn.Module):
         num_classes: Number of classes, K.
         train: Has no effect.
         axis_name: Has no effect.
+        dtype: In which all but the first and the last layer are computed; None for float32.
 
     >>> import jax, jax.numpy as jnp
     >>> net = MnistCNN(num_classes=10, train=False, axis_name=None)
@@ -87,15 +102,16 @@ class MnistCNN(nn.Module):
     num_classes: int
     train: bool
     axis_name: str | None
+    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
-        for features in (32, 64):
-            x = nn.relu(Conv(features, (5, 5), use_bias=True)(x))
+        for features, dtype in ((32, None), (64, self.dtype)):
+            x = nn.relu(Conv(features, (5, 5), use_bias=True, dtype=dtype)(x))
             x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
-        x = x.reshape(x.shape[0], -1)
-        return nn.Dense(self.num_classes, kernel_init=he_normal)(x).astype(jnp.float32)
+        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        return nn.Dense(self.num_classes, kernel_init=he_normal)(x)
 
 
 class StridedCNN(nn.Module):
@@ -107,6 +123,7 @@ class StridedCNN(nn.Module):
         num_classes: Number of classes, K.
         train: Has no effect.
         axis_name: Has no effect.
+        dtype: In which all but the first and the last layer are computed; None for float32.
         widths: Channels of the convolutions.
         hidden: Size of the hidden dense layer.
 
@@ -119,17 +136,18 @@ class StridedCNN(nn.Module):
     num_classes: int
     train: bool
     axis_name: str | None
+    dtype: Dtype | None = None
     widths: tuple[int, ...] = (16, 32)
     hidden: int = 100
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
-        for features in self.widths:
-            x = nn.relu(Conv(features, (4, 4), (2, 2), use_bias=True)(x))
+        for index, features in enumerate(self.widths):
+            x = nn.relu(Conv(features, (4, 4), (2, 2), use_bias=True, dtype=self.dtype if index else None)(x))
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(self.hidden, kernel_init=he_normal)(x))
-        return nn.Dense(self.num_classes, kernel_init=he_normal)(x).astype(jnp.float32)
+        x = nn.relu(nn.Dense(self.hidden, kernel_init=he_normal, dtype=self.dtype)(x)).astype(jnp.float32)
+        return nn.Dense(self.num_classes, kernel_init=he_normal)(x)
 
 
 class DigitsCNN(nn.Module):
@@ -139,6 +157,7 @@ class DigitsCNN(nn.Module):
         num_classes: Number of classes, K.
         train: Whether BatchNorm uses the statistics of the batch.
         axis_name: The mapped axis of the devices, or `None`.
+        dtype: In which all but the first and the last layer are computed; None for float32.
 
     >>> import jax, jax.numpy as jnp
     >>> net = DigitsCNN(num_classes=10, train=False, axis_name=None)
@@ -149,16 +168,17 @@ class DigitsCNN(nn.Module):
     num_classes: int
     train: bool
     axis_name: str | None
+    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
         # Runs on digits are a few hundred steps long: 0.997 would leave the running statistics near their start.
-        norm = batch_norm(train=self.train, axis_name=self.axis_name, momentum=0.95)
-        for features, stride in ((32, 1), (64, 2), (64, 1)):
-            x = nn.relu(norm()(Conv(features, (3, 3), (stride, stride))(x)))
-        x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_classes, kernel_init=he_normal)(x).astype(jnp.float32)
+        norm = batch_norm(train=self.train, axis_name=self.axis_name, momentum=0.95, dtype=self.dtype)
+        for features, stride, dtype in ((32, 1, None), (64, 2, self.dtype), (64, 1, self.dtype)):
+            x = nn.relu(norm()(Conv(features, (3, 3), (stride, stride), dtype=dtype)(x)))
+        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return nn.Dense(self.num_classes, kernel_init=he_normal)(x)
 
 
 _MODULES = {
@@ -176,7 +196,7 @@ CLASSIFIERS = tuple(_MODULES)
 
 
 @functools.cache
-def build_classifier(name: str, num_classes: int) -> Network:
+def build_classifier(name: str, num_classes: int, dtype: str = "float32") -> Network:
     """Returns a classifier: images `[B, H, W, C]` in [0, 1] to float32 logits `[B, K]`.
 
     The same arguments give the same object, so that what is compiled for it is found again.
@@ -187,6 +207,8 @@ def build_classifier(name: str, num_classes: int) -> Network:
             "mnist_cnn" the paper's for SVHN and MNIST, "mnist_cnn_strided" a light one for MNIST (these two fix the
             size of the images when they are initialised), "digits_cnn" a small one for 8x8 images.
         num_classes: Number of classes, K.
+        dtype: `float32`, or `bfloat16`: parameters, statistics, the first and the last layer stay float32, so that no
+            perturbation is rounded away and the losses are exact.
 
     Raises:
         UserError: If the name is unknown or the number of classes is not positive.
@@ -208,4 +230,4 @@ def build_classifier(name: str, num_classes: int) -> Network:
         raise UserError(f"unknown classifier {name!r}; choose from {', '.join(CLASSIFIERS)}")
     if num_classes < 1:
         raise UserError(f"num_classes must be at least 1, got {num_classes}")
-    return as_network(functools.partial(_MODULES[name], num_classes=num_classes))
+    return as_network(functools.partial(_MODULES[name], num_classes=num_classes, dtype=inner_dtype(dtype)))

@@ -12,10 +12,21 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from robust_gan.errors import UserError
-from robust_gan.networks.layers import Conv, ResidualBlock, TransposedConv, as_network, batch_norm, small_normal
+from robust_gan.networks.layers import (
+    Conv,
+    Dtype,
+    ResidualBlock,
+    TransposedConv,
+    as_network,
+    batch_norm,
+    inner_dtype,
+    saving_memory,
+    small_normal,
+)
 from robust_gan.types import Network
 
 
@@ -26,6 +37,8 @@ class ResNetGenerator(nn.Module):
         channels: Channels of the images and of the noise, C.
         train: Whether BatchNorm uses the statistics of the batch.
         axis_name: The mapped axis of the devices, or `None`.
+        dtype: In which all but the first and the last layer are computed; None for float32.
+        remat: Whether a backward pass computes the inside of each layer and block anew, to save memory.
         widths: Channels at full size, at half, and so on; one stride-2 convolution less than widths.
         num_blocks: Number of residual blocks, at the smallest size.
         project_first: Whether the first residual block has a projection.
@@ -40,6 +53,8 @@ class ResNetGenerator(nn.Module):
     channels: int
     train: bool
     axis_name: str | None
+    dtype: Dtype | None = None
+    remat: bool = False
     widths: tuple[int, ...] = (64, 128, 256)
     num_blocks: int = 6
     project_first: bool = True
@@ -48,15 +63,18 @@ class ResNetGenerator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns noise `[B, H, W, C]` in [-1, 1] for pixels `[B, H, W, C]` in [-1, 1]."""
-        norm = batch_norm(train=self.train, axis_name=self.axis_name, momentum=self.momentum)
+        norm = batch_norm(train=self.train, axis_name=self.axis_name, momentum=self.momentum, dtype=self.dtype)
+        keep = saving_memory(self, remat=self.remat)
         for level, width in enumerate(self.widths):
-            stride = 1 if level == 0 else 2
-            x = nn.relu(norm()(Conv(width, (3, 3), (stride, stride))(x)))
+            strides, dtype = ((1, 1), None) if level == 0 else ((2, 2), self.dtype)
+            x = keep(lambda _, x: nn.relu(norm()(Conv(width, (3, 3), strides, dtype=dtype)(x))), x)  # noqa: B023
         for block in range(self.num_blocks):
             # The first block projects though the shape does not need it: the paper's parameter count does.
-            x = ResidualBlock(self.widths[-1], norm, project=self.project_first and block == 0)(x)
+            project = self.project_first and block == 0
+            x = keep(lambda _, x: ResidualBlock(self.widths[-1], norm, project=project, dtype=self.dtype)(x), x)  # noqa: B023
         for width in reversed(self.widths[:-1]):
-            x = nn.relu(norm()(TransposedConv(width)(x)))
+            x = keep(lambda _, x: nn.relu(norm()(TransposedConv(width, dtype=self.dtype)(x))), x)  # noqa: B023
+        x = x.astype(jnp.float32)
         return nn.tanh(Conv(self.channels, (3, 3), use_bias=True, kernel_init=small_normal)(x))
 
 
@@ -67,6 +85,8 @@ class MnistGenerator(nn.Module):
         channels: Channels of the images and of the noise, C.
         train: Whether BatchNorm uses the statistics of the batch.
         axis_name: The mapped axis of the devices, or `None`.
+        dtype: In which all but the first and the last layer are computed; None for float32.
+        remat: Whether a backward pass computes the inside of each layer and block anew, to save memory.
 
     >>> import jax, jax.numpy as jnp
     >>> net = MnistGenerator(channels=1, train=False, axis_name=None)
@@ -77,18 +97,21 @@ class MnistGenerator(nn.Module):
     channels: int
     train: bool
     axis_name: str | None
+    dtype: Dtype | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns noise `[B, H, W, C]` in [-1, 1] for pixels `[B, H, W, C]` in [-1, 1]."""
-        norm = batch_norm(train=self.train, axis_name=self.axis_name)
+        norm = batch_norm(train=self.train, axis_name=self.axis_name, dtype=self.dtype)
+        keep = saving_memory(self, remat=self.remat)
         for level, features in enumerate((64, 128)):
-            x = Conv(features, (5, 5), (2, 2))(x)
             # These biases are in the paper's parameter count. BatchNorm takes them out again, so their gradient is
             # zero but for rounding; stopping it makes it zero, and the optimiser leaves them alone.
-            bias = self.param(f"bias_{level}", nn.initializers.zeros_init(), (features,))
-            x = nn.relu(norm()(x + lax.stop_gradient(bias)))
-        x = nn.relu(norm()(TransposedConv(64, (5, 5))(x)))
+            bias = lax.stop_gradient(self.param(f"bias_{level}", nn.initializers.zeros_init(), (features,)))
+            conv = functools.partial(Conv, features, (5, 5), (2, 2), dtype=self.dtype if level else None)
+            x = keep(lambda _, x: nn.relu(norm()(conv()(x) + bias.astype(x.dtype))), x)  # noqa: B023
+        x = keep(lambda _, x: nn.relu(norm()(TransposedConv(64, (5, 5), dtype=self.dtype)(x))), x).astype(jnp.float32)
         return nn.tanh(TransposedConv(self.channels, (5, 5))(x))
 
 
@@ -110,7 +133,7 @@ GENERATORS = tuple(_MODULES)
 
 
 @functools.cache
-def build_generator(name: str, channels: int) -> Network:
+def build_generator(name: str, channels: int, dtype: str = "float32", *, remat: bool = False) -> Network:
     """Returns a generator: images `[B, H, W, C]` in [0, 1] to noise `[B, H, W, C]` in [-1, 1].
 
     The same arguments give the same object, so that what is compiled for it is found again. Height and width of the
@@ -120,6 +143,9 @@ def build_generator(name: str, channels: int) -> Network:
         name: One of `GENERATORS`. "resnet_generator" is the paper's for CIFAR and SVHN, "mnist_generator" its for
             MNIST, "mnist_generator_light" one with less work, "digits_generator" a small one for 8x8 images.
         channels: Channels of the images, C.
+        dtype: `float32`, or `bfloat16`: parameters, statistics, the first and the last layer stay float32, so that the
+            noise is not rounded.
+        remat: Whether a backward pass computes the inside of each layer and block anew, to save memory.
 
     Raises:
         UserError: If the name is unknown or the number of channels is not positive; and, from the network, if the
@@ -141,7 +167,9 @@ def build_generator(name: str, channels: int) -> Network:
         raise UserError(f"unknown generator {name!r}; choose from {', '.join(GENERATORS)}")
     if channels < 1:
         raise UserError(f"channels must be at least 1, got {channels}")
-    return as_network(functools.partial(_MODULES[name], channels=channels), size_multiple=4)
+    return as_network(
+        functools.partial(_MODULES[name], channels=channels, dtype=inner_dtype(dtype), remat=remat), size_multiple=4
+    )
 
 
 def generator_for(image_shape: Sequence[int]) -> str:

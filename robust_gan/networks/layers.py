@@ -12,12 +12,14 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from robust_gan.errors import UserError
 from robust_gan.networks.convolution import convolution, transposed_convolution
 from robust_gan.types import BatchStats, Network, Params
 
 Initializer = jax.nn.initializers.Initializer
+Dtype = jax.typing.DTypeLike
 
 he_normal: Initializer = nn.initializers.he_normal()
 small_normal: Initializer = nn.initializers.truncated_normal(stddev=0.02)
@@ -34,6 +36,7 @@ class TransposedConv(nn.Module):
         features: Channels of the output.
         kernel_size: (height, width).
         kernel_init: Initialiser of the kernel `[height, width, C, features]`.
+        dtype: In which it is computed; None for that of its arguments.
 
     >>> import jax, jax.numpy as jnp
     >>> output, _ = TransposedConv(3).init_with_output(jax.random.key(0), jnp.ones((2, 4, 4, 16)))
@@ -44,21 +47,25 @@ class TransposedConv(nn.Module):
     features: int
     kernel_size: tuple[int, int] = (3, 3)
     kernel_init: Initializer = small_normal
+    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `[B, 2H, 2W, features]` for `[B, H, W, C]`."""
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
-        return transposed_convolution(x, kernel)
+        return transposed_convolution(*promote_dtype(x, kernel, dtype=self.dtype))
 
 
-def batch_norm(*, train: bool, axis_name: str | None, momentum: float = 0.997) -> Callable[..., nn.BatchNorm]:
+def batch_norm(
+    *, train: bool, axis_name: str | None, momentum: float = 0.997, dtype: Dtype | None = None
+) -> Callable[..., nn.BatchNorm]:
     """Returns a constructor of BatchNorm layers whose statistics are those of the batch over all of `axis_name`.
 
     Args:
         train: Whether to normalise with the statistics of the batch (and update the running ones) or the running ones.
         axis_name: The mapped axis of the devices, or `None`.
         momentum: Share of the old running statistics that an update keeps.
+        dtype: Of the output; the statistics are float32 whatever it is.
 
     >>> batch_norm(train=True, axis_name=None)().momentum
     0.997
@@ -71,6 +78,7 @@ def batch_norm(*, train: bool, axis_name: str | None, momentum: float = 0.997) -
         momentum=momentum,
         epsilon=1e-5,
         use_fast_variance=False,
+        dtype=dtype,
     )
 
 
@@ -83,6 +91,7 @@ class ResidualBlock(nn.Module):
         stride: Stride of the first convolution and of the shortcut.
         project: Whether the shortcut is a 1x1 convolution with BatchNorm, or the identity.
         kernel_init: Initialiser of the kernels.
+        dtype: In which the convolutions are computed; None for that of their arguments.
 
     >>> import jax, jax.numpy as jnp
     >>> block = ResidualBlock(32, batch_norm(train=True, axis_name=None), stride=2, project=True)
@@ -95,19 +104,53 @@ class ResidualBlock(nn.Module):
     stride: int = 1
     project: bool = False
     kernel_init: Initializer = he_normal
+    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `[B, H / stride, W / stride, features]` for `[B, H, W, C]`."""
         strides = (self.stride, self.stride)
-        y = Conv(self.features, (3, 3), strides, kernel_init=self.kernel_init)(x)
+        conv = functools.partial(Conv, self.features, kernel_init=self.kernel_init, dtype=self.dtype)
+        y = conv((3, 3), strides)(x)
         y = nn.relu(self.norm()(y))
-        y = Conv(self.features, (3, 3), kernel_init=self.kernel_init)(y)
+        y = conv((3, 3))(y)
         y = self.norm()(y)
         if self.project:
-            x = Conv(self.features, (1, 1), strides, kernel_init=self.kernel_init, name="projection")(x)
+            x = conv((1, 1), strides, name="projection")(x)
             x = self.norm(name="projection_norm")(x)
         return nn.relu(x + y)
+
+
+def saving_memory(module: nn.Module, *, remat: bool) -> Callable[..., jax.Array]:
+    """Returns how a network calls its layers: `(layer, x) -> layer(module, x)`.
+
+    Args:
+        module: The network; the names of its parameters stay what they are.
+        remat: Whether a backward pass computes the inside of the layer anew, instead of keeping it from the forward
+            pass.
+
+    >>> saving_memory(None, remat=False)(lambda module, x: 2 * x, 3)
+    6
+    """
+    return lambda layer, x: (nn.remat(layer) if remat else layer)(module, x)
+
+
+PRECISIONS = ("float32", "bfloat16")
+"""In what the layers between the first and the last can be computed."""
+
+
+def inner_dtype(name: str) -> Dtype | None:
+    """Returns the dtype of that name; None for float32, which is that of the parameters.
+
+    Raises:
+        UserError: The name is none of `PRECISIONS`.
+
+    >>> inner_dtype("bfloat16"), inner_dtype("float32")
+    (<class 'jax.numpy.bfloat16'>, None)
+    """
+    if name not in PRECISIONS:
+        raise UserError(f"unknown precision {name!r}; choose from {', '.join(PRECISIONS)}")
+    return jnp.bfloat16 if name == "bfloat16" else None
 
 
 def as_network(module: Callable[..., nn.Module], *, size_multiple: int = 1) -> Network:
