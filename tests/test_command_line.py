@@ -3,6 +3,7 @@
 import ast
 import errno
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -250,6 +251,7 @@ def test_launchers_do_not_disturb_one_another_in_these_tests(launch):
 def test_the_compiler_is_told_what_the_user_has_not(given, expected):
     program = """
 import os
+import pathlib
 from robust_gan.command_line import compiler
 compiler.set_flags(spread=True)
 flags = os.environ["XLA_FLAGS"]
@@ -265,3 +267,35 @@ assert jax.numpy.ones(2).sum() == 2  # An unknown flag would have ended the proc
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     names = {"fast": compiler.FAST_CONVOLUTIONS, "spread": compiler.SPREAD, "cores": len(os.sched_getaffinity(0))}
     assert ended.stdout.strip() == expected.format(**names)
+
+
+def test_what_was_compiled_is_found_by_the_next_process(tmp_path):
+    program = """
+import os
+import pathlib
+from robust_gan.command_line import compiler
+compiler.set_cache()
+import jax
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+print(os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.jit(lambda x: x + 1)(1.0)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")}
+
+    def folder_after(**variables):
+        ended = subprocess.run(
+            [sys.executable, "-c", program], env=environment | variables, capture_output=True, text=True, check=False
+        )
+        assert "warn" not in ended.stderr.lower()
+        return ended.stdout.strip()
+
+    folder = pathlib.Path(folder_after(XDG_CACHE_HOME=str(tmp_path)))
+    assert folder.parent == tmp_path / "robust_gan"
+    kept = {path.name for path in folder.iterdir() if path.name.endswith("-cache")}
+    assert kept
+    assert pathlib.Path(folder_after(XDG_CACHE_HOME=str(tmp_path))) == folder
+    assert {path.name for path in folder.iterdir() if path.name.endswith("-cache")} == kept
+    # The user's own choice counts, and a home that cannot be written to stops nobody.
+    assert folder_after(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own")) == str(tmp_path / "own")
+    (tmp_path / "file").touch()
+    assert folder_after(XDG_CACHE_HOME=str(tmp_path / "file")) == ""

@@ -1,7 +1,10 @@
 """What XLA is told before jax is loaded, where the user has not told it already."""
 
+import hashlib
 import importlib.metadata
 import os
+import pathlib
+import platform
 import sys
 
 FAST_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
@@ -10,6 +13,8 @@ SPREAD = "--xla_force_host_platform_device_count"
 
 # An unknown flag ends the process; these versions know it.
 _KNOWN = ("0.10.", "0.11.")
+_CACHE_SIZE = 4 * 2**30
+"""Bytes, after which the least used are removed: a game's step takes some MB."""
 
 
 def set_flags(*, spread: bool = False) -> None:
@@ -29,6 +34,34 @@ def set_flags(*, spread: bool = False) -> None:
         added.append(f"{SPREAD}={_cores()}")
     if added:
         os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
+
+
+def set_cache() -> None:
+    """Lets compiled functions be kept between processes: the second start of a run compiles nothing.
+
+    They lie in `~/.cache/robust_gan` (or `$XDG_CACHE_HOME/robust_gan`). JAX's own variables are obeyed where they are
+    set: `JAX_COMPILATION_CACHE_DIR` for another folder, `JAX_ENABLE_COMPILATION_CACHE=false` for none.
+    """
+    if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    # What is compiled for a CPU may use any instruction that it has, and a home can be shared by unlike machines.
+    kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
+    folder = pathlib.Path(home, "robust_gan", f"jaxlib-{importlib.metadata.version('jaxlib')}-{kind}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # A home that cannot be written to: slower, and no reason to stop.
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_CACHE_SIZE))
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 def _cores() -> int:

@@ -27,6 +27,7 @@ def run(main: Callable[[Sequence[str]], int | None], *, spread: bool = False) ->
             logging.set_verbosity(logging.FATAL)
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
         compiler.set_flags(spread=spread)
+        compiler.set_cache()
         return guard(main, argv)
 
     app.run(quiet_main, flags_parser=_parse)
