@@ -179,11 +179,13 @@ def resnet_game(
     penalty: PenaltyConfig,
     batch_size: int,
     num_steps: int,
+    generator: str = "resnet_generator",
+    validation_every: int = 5_000,
 ) -> Config:
     """Returns a recipe of the paper's game on 32x32 images, which its released code plays alike on all of them.
 
     That is: in L-infinity, against its residual generator, which takes 5 steps on each minibatch. PGD takes 10 steps;
-    every 5,000 steps 1,000 images are validated.
+    1,000 images are validated.
 
     Args:
         choice: The contestant and the budget, see `read`; there is no `cpu`.
@@ -195,6 +197,8 @@ def resnet_game(
         penalty: The gradient penalty against the generator.
         batch_size: Images in a minibatch.
         num_steps: Classifier steps.
+        generator: The name of the generator.
+        validation_every: Classifier steps between validations.
 
     >>> config = resnet_game("generator", data=DataConfig(name="cifar10"), epsilon=8 / 256, classifier="resnet20",
     ...                      classifier_optimizer=OptimizerConfig(), generator_optimizer=OptimizerConfig(),
@@ -203,16 +207,19 @@ def resnet_game(
     ('resnet_generator', 5)
     """
     name, budget = read(choice, ("paper", "smoke"))
-    generator = GeneratorConfig(network="resnet_generator", steps=5, optimizer=generator_optimizer)
     config = Config(
         data=data,
         threat=ThreatConfig(norm="linf", epsilon=epsilon),
         classifier=ClassifierConfig(network=classifier, optimizer=classifier_optimizer),
-        adversary=AdversaryConfig(name="generator", pgd=PGDConfig(num_steps=10), generator=generator),
+        adversary=AdversaryConfig(
+            name="generator",
+            pgd=PGDConfig(num_steps=10),
+            generator=GeneratorConfig(network=generator, steps=5, optimizer=generator_optimizer),
+        ),
         penalty=penalty,
         batch_size=batch_size,
         num_steps=num_steps,
         log_every=100,
-        validation=ValidationConfig(every=5_000, size=1_000, batch_size=500),
+        validation=ValidationConfig(every=validation_every, size=1_000, batch_size=500),
     )
     return contestant(smoke(config) if budget == "smoke" else config, name)

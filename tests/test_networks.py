@@ -21,6 +21,7 @@ IMAGE_SHAPES = {
     "digits_cnn": (8, 8, 1),
     "resnet_generator": (32, 32, 3),
     "mnist_generator": (28, 28, 1),
+    "resnet_generator_light": (32, 32, 3),
     "mnist_generator_light": (28, 28, 1),
     "digits_generator": (8, 8, 1),
 }
@@ -61,6 +62,8 @@ def assert_close(actual, expected, tolerance=1e-5):
         ("resnet_generator", 7_892_099),
         ("mnist_generator", 413_504),
         ("digits_generator", 111_681),
+        # 27*32+64, 288*64+128, two blocks of 2*(576*64+128), 576*32+64, 288*3+3.
+        ("resnet_generator_light", 186_819),
     ],
 )
 def test_parameter_counts(name, count):
