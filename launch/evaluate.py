@@ -2,7 +2,6 @@
 
     python launch/evaluate.py --checkpoint=runs/digits --attacks=clean,fgsm,pgd40,generator --output=runs/report
     python launch/evaluate.py --checkpoint=runs/a,runs/b@2000 --sources=runs/stranger
-
     python launch/evaluate.py --model=my_package.my_module:my_function --data=mine.npz --epsilon=8/255 --suite=quick
 
 A checkpoint is DIR, DIR@STEP, DIR@best (the default) or DIR@last.
@@ -12,53 +11,46 @@ from absl import flags
 
 from robust_gan import command_line
 
-_CHECKPOINT = flags.DEFINE_list("checkpoint", [], "The models under attack: DIR[@STEP], separated by commas.")
-_MODEL = flags.DEFINE_list(
-    "model", [], "Classifiers of your own under attack: package.module:function, which returns a logits_fn. It is run."
-)
-_SOURCES = flags.DEFINE_list("sources", [], "Further models to make black-box attacks on: DIR[@STEP].")
-_SUITE = flags.DEFINE_string(
-    "suite", "", "quick, paper, autoattack (standard, each attack on what still stands) or full; or name attacks."
-)
+_CHECKPOINT = flags.DEFINE_list("checkpoint", [], "The models under attack.")
+_MODEL = flags.DEFINE_list("model", [], "Classifiers of your own: the function, which is run, returns a logits_fn.")
+_SOURCES = flags.DEFINE_list("sources", [], "Further models to make black-box attacks on.")
+_SUITE = flags.DEFINE_string("suite", "", "quick, paper, autoattack or full; or name attacks.")
 _ATTACKS = flags.DEFINE_string(
     "attacks",
     None,
-    "In place of the suite's, made on every model and tried on every checkpoint: clean, uniform_noise, fgsm, pgdN, "
-    "pgdNxR, margin_pgdN, margin_pgdNxR (N steps, R restarts), apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, "
-    "generator (the co-trained one), fresh_generator, fresh_generator_label, fresh_generator_hops (trained against "
-    "each model first). Default: clean,fgsm,pgd10,generator.",
+    "In place of the suite's, made on every model and tried on every checkpoint: generator, fgsm, pgdNxR (N steps, R "
+    "restarts), margin_pgdNxR, apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, uniform_noise, fresh_generator, "
+    "fresh_generator_label, fresh_generator_hops. Default: clean,fgsm,pgd10,generator.",
 )
-_IN_TURN = flags.DEFINE_string(
-    "in_turn", None, "In place of the suite's, made on each checkpoint in turn, on what still stands."
-)
-_DATA = flags.DEFINE_string(
-    "data", "", "A TFDS data set, or an .npz of images and labels; empty for that of the first checkpoint."
-)
+_IN_TURN = flags.DEFINE_string("in_turn", None, "In place of the suite's, made in turn, each on what still stands.")
+_DATA = flags.DEFINE_string("data", "", "A TFDS data set, or images and labels; empty for that of training.")
 _SPLIT = flags.DEFINE_string("split", "test", "test, validation or train.")
 _COUNT = flags.DEFINE_integer("count", 0, "Only the first images of the split; 0 for all.")
 _NORM = flags.DEFINE_enum("norm", "", ["", "linf", "l2"], "Empty for that of the training.")
-_EPSILON = flags.DEFINE_float(
-    "epsilon", None, "In units of the [0, 1] pixel range, such as 8/255; left out, that of the training."
-)
+_EPSILON = flags.DEFINE_float("epsilon", None, "In units of the [0, 1] pixel range: 8/255; left out, that of training.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once; no figure depends on it.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder of report.json and report.md; a stopped evaluation goes on there."
-)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; a stopped evaluation goes on there.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Begin anew where the folder holds another evaluation.")
-_PICTURES = flags.DEFINE_list(
-    "pictures", [], "To draw into the folder: examples, curve (against epsilon), transfer (needs the extra plot)."
-)
+_PICTURES = flags.DEFINE_list("pictures", [], "To draw: examples, curve, transfer (needs the extra plot).")
 _SAVE_ADVERSARIAL = flags.DEFINE_bool("save_adversarial", False, "Write what attacks in turn broke to adversarial.npz.")
 _BATCH_STATISTICS = flags.DEFINE_bool(
     "batch_statistics",
     False,
-    "BatchNorm by the statistics of each batch, as the released code evaluates: lenient; to show how lenient.",
+    "BatchNorm by each batch's statistics, to show how lenient that is.",
 )
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
+
+_GROUPS = {
+    "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "sources=DIR[@STEP],.."],
+    "Attacks": ["suite=NAME", "attacks=NAME,..", "in_turn=NAME,..", "norm=linf|l2", "epsilon=X", "seed=N"],
+    "Images": ["data=NAME|FILE.npz", "data_dir=DIR", "split=NAME", "count=N"],
+    "Report": ["output=DIR", "overwrite", "pictures=NAME,..", "save_adversarial"],
+    "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "batch_statistics"],
+}
 
 
 def main(argv):
@@ -107,4 +99,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    command_line.run(main, spread=True)
+    command_line.run(main, groups=_GROUPS, spread=True)

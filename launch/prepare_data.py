@@ -23,6 +23,8 @@ _DATA_DIR = flags.DEFINE_string(
     "Where to put it. Default: $ROBUST_GAN_DATA_DIR, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.",
 )
 
+_GROUPS = {"What": ["dataset=NAME", "source=DIR", "data_dir=DIR"]}
+
 
 def main(argv: Sequence[str]) -> None:
     """Prepares the data set of the flags and says where it is."""
@@ -32,4 +34,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, groups=_GROUPS)

@@ -34,6 +34,12 @@ _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where;
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show bars; by default where stderr is a terminal.")
 
+_GROUPS = {
+    "What": ["dataset=NAME", "budget=smoke|cpu|paper", "contestants=NAME,..", "seeds=N,..", "attacks=NAME,.."],
+    "Where": ["output=DIR", "data_dir=DIR", "platform=cpu|gpu|tpu", "num_devices=N"],
+    "How": ["batch_size=N", "[no]progress"],
+}
+
 
 def main(argv):
     """Reproduces."""
@@ -78,4 +84,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, groups=_GROUPS)

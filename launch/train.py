@@ -3,34 +3,55 @@
     python launch/train.py --config=configs/digits.py --workdir=runs/digits
     python launch/train.py --config=configs/digits.py:pgd --workdir=runs/digits_pgd --config.seed=1
 
-The contestant comes after the colon (none, pgd, generator); any field is set with --config.FIELD=VALUE. Run again, the
-same command goes on where it stopped.
+The contestant comes after the colon (none, pgd, generator). Run again, the same command goes on where it stopped.
 """
 
+import json
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
 from robust_gan import command_line, workdir
+from robust_gan.config import to_dict
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The recipe, FILE or FILE:CONTESTANT. It is Python and is run: use your own only.",
+    "The recipe. It is Python and is run: use your own only.",
     sys_argv=command_line.arguments(),
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
-_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write scalars for TensorBoard too.")
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write for TensorBoard too (needs the extra tensorboard).")
+_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the configuration as JSON, flags included, and end.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say shapes, parameters, memory and time, write nothing, and end.")
+
+_GROUPS = {
+    "What": ["config=FILE[:CONTESTANT]", "config.FIELD=VALUE", "workdir=DIR"],
+    "Where": ["platform=cpu|gpu|tpu", "num_devices=N"],
+    "Before it runs": ["print_config", "dry_run"],
+    "While it runs": ["[no]progress", "tensorboard"],
+}
 
 
 def main(argv):
     """Trains."""
     del argv
     config = command_line.config_of(_CONFIG.value)
+    if _PRINT_CONFIG.value:
+        print(json.dumps(to_dict(config), indent=2))
+        return 0
+    if _DRY_RUN.value:
+        if _WORKDIR.value:
+            workdir.check(_WORKDIR.value, config)
+
+        from robust_gan import forecast, parallel
+
+        print(forecast.told(forecast.of(config, parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value))))
+        return 0
     directory = command_line.required("workdir", _WORKDIR.value, "the folder of the run, such as runs/digits")
     workdir.check(directory, config)
 
@@ -54,4 +75,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, groups=_GROUPS)

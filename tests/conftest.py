@@ -112,8 +112,8 @@ def tiny_networks(monkeypatch):
     from robust_gan import networks
 
     monkeypatch.setattr(
-        networks, "build_classifier", lambda name, num_classes, dtype: tiny.build_classifier(num_classes)
+        networks, "build_classifier", lambda name, num_classes, dtype="float32": tiny.build_classifier(num_classes)
     )
     monkeypatch.setattr(
-        networks, "build_generator", lambda name, channels, dtype, remat: tiny.build_generator(channels)
+        networks, "build_generator", lambda name, channels, dtype="float32", remat=False: tiny.build_generator(channels)
     )

@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import json
 import os
 import pathlib
 import re
@@ -14,28 +15,46 @@ from conftest import ROOT
 
 from robust_gan import command_line
 from robust_gan.command_line import compiler
+from robust_gan.config import from_dict
 from robust_gan.errors import CheckpointError, DataError, UserError
 
 RECIPE = "--config=configs/digits.py"
 
 
-@pytest.mark.parametrize(
-    ("script", "names"),
-    [
-        ("train", ["--config", "--workdir", "--platform", "--num_devices", "--[no]progress", "--[no]tensorboard"]),
-        (
-            "evaluate",
-            ["--checkpoint", "--sources", "--attacks", "--split", "--count", "--norm", "--epsilon", "--output"],
-        ),
-        ("prepare_data", ["--dataset", "--source", "--data_dir"]),
-    ],
-)
-def test_help_shows_the_flags_and_an_example_and_succeeds(launch, script, names):
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "launch").glob("*.py")))
+def test_help_fits_a_screen_groups_every_flag_and_shows_an_example(launch, script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     ended = launch(script, "--help")
     assert (ended.code, ended.err) == (0, "")
-    for name in names:
-        assert name in ended.out
+    assert len(ended.out.splitlines()) <= 45
     assert f"python launch/{script}.py" in ended.out
+    source = (ROOT / "launch" / f"{script}.py").read_text()
+    defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
+    shown = re.findall(r"^  --(?:\[no\])?(\w+)(?=[\[=. ])(?!\.)", ended.out, re.M)
+    assert sorted(shown) == sorted(defined)
+
+
+def test_help_is_at_once_and_loads_no_jax():
+    for path in (ROOT / "launch").glob("*.py"):
+        program = (
+            f"import runpy, sys, time\nsys.argv = [{str(path)!r}, '--help']\nbegan = time.process_time()\n"
+            "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "finally:\n    print('jax' in sys.modules, file=sys.stderr)\n"
+            "    print(time.process_time() - began, file=sys.stderr)"
+        )
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+        loaded, seconds = ended.stderr.splitlines()
+        assert loaded == "False"
+        assert float(seconds) < 2
+
+
+def test_a_configuration_prints_itself_and_can_be_read_back(launch):
+    ended = launch("train", f"{RECIPE}:pgd", "--config.seed=7", "--config.threat.epsilon=8/256", "--print_config")
+    assert (ended.code, ended.err) == (0, "")
+    config = from_dict(json.loads(ended.out))
+    assert (config.seed, config.threat.epsilon, config.adversary.name) == (7, 0.03125, "pgd")
+    ended = launch("train", RECIPE, "--config.batch_size=0", "--print_config")
+    assert (ended.code, ended.out) == (2, "")
 
 
 def test_a_mistake_is_told_before_jax_is_loaded():
@@ -253,6 +272,7 @@ def test_the_compiler_is_told_what_the_user_has_not(given, expected):
 import os
 import pathlib
 from robust_gan.command_line import compiler
+from robust_gan.config import from_dict
 compiler.set_flags(spread=True)
 flags = os.environ["XLA_FLAGS"]
 compiler.set_flags(spread=True)
@@ -274,6 +294,7 @@ def test_what_was_compiled_is_found_by_the_next_process(tmp_path):
 import os
 import pathlib
 from robust_gan.command_line import compiler
+from robust_gan.config import from_dict
 compiler.set_cache()
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -1,23 +1,30 @@
 """From the command line to the launcher's `main`."""
 
+import functools
 import logging as standard_logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 
-from robust_gan.command_line import compiler, fields
+from robust_gan.command_line import compiler, fields, screen
 from robust_gan.command_line.mistakes import complain, guard
 from robust_gan.command_line.recipes import FLAG, of_recipe
 from robust_gan.errors import UserError
 
 
-def run(main: Callable[[Sequence[str]], int | None], *, spread: bool = False) -> NoReturn:
+def run(
+    main: Callable[[Sequence[str]], int | None],
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    spread: bool = False,
+) -> NoReturn:
     """Parses the flags, runs `main(argv)` and exits: with 0, with 2 after a mistake of the user's, or as main says.
 
     Args:
         main: Takes what absl leaves of the command line; may raise `UserError`.
+        groups: The flags as `--help` shows them, under the docstring of the launcher; see `screen.page`.
         spread: See `compiler.set_flags`.
     """
 
@@ -30,7 +37,7 @@ def run(main: Callable[[Sequence[str]], int | None], *, spread: bool = False) ->
         compiler.set_cache()
         return guard(main, argv)
 
-    app.run(quiet_main, flags_parser=_parse)
+    app.run(quiet_main, flags_parser=functools.partial(_parse, groups or {}))
     raise AssertionError("app.run exits")
 
 
@@ -46,8 +53,11 @@ def arguments() -> list[str]:
         sys.exit(complain(str(error)))
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(groups: Mapping[str, Sequence[str]], argv: Sequence[str]) -> list[str]:
     """Parses the flags; what is wrong with a `--config.*` flag is told better here than by absl."""
+    if screen.is_asked_for(argv):
+        print(screen.page(sys.modules["__main__"].__doc__ or "", groups))
+        sys.exit(0)
     level = logging.get_absl_logger().level
     try:
         argv = _with_flag_files(argv)
