@@ -41,7 +41,13 @@ def attacked_classifier(game: Game, classifier: PlayerState, axis_name: str | No
 
 
 def classifier_gradient(
-    game: Game, classifier: PlayerState, adversary: PyTree, batch: Batch, keys: jax.Array, *, axis_name=None
+    game: Game,
+    classifier: PlayerState,
+    adversary: PyTree,
+    batch: Batch,
+    keys: jax.Array,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[PyTree, PyTree, Metrics]:
     """Returns the direction in which the classifier learns: its loss on clean and perturbed images, and the penalty.
 

@@ -38,6 +38,12 @@ def white_and_black_box(scores: Scores) -> str:
 
     Args:
         scores: Of an evaluation.
+
+    >>> held = {("a", "a", "fgsm"): np.array([True, False]), ("a", "b", "fgsm"): np.array([True, True])}
+    >>> print(white_and_black_box(Scores(("a",), ("a", "b"), ("fgsm",), np.array([[True, True]]), held)))
+    | model | clean | fgsm, white box | fgsm, black box |
+    |-------|------:|----------------:|----------------:|
+    | a     | 100.0 |            50.0 |           100.0 |
     """
     others = {target: [maker for maker in scores.makers if maker != target] for target in scores.targets}
     header = ["model", "clean", *(f"{attack}, white box" for attack in scores.attacks)]
@@ -59,6 +65,12 @@ def by_source(scores: Scores) -> str:
 
     Args:
         scores: Of an evaluation.
+
+    >>> held = {("a", "a", "fgsm"): np.array([True, False]), ("a", "b", "fgsm"): np.array([True, True])}
+    >>> print(by_source(Scores(("a",), ("a", "b"), ("fgsm",), np.array([[True, True]]), held)))
+    | model | attack | made on a | made on b |
+    |-------|-------:|----------:|----------:|
+    | a     |   fgsm |    *50.0* |     100.0 |
     """
     header = ["model", "attack", *(f"made on {maker}" for maker in scores.makers)]
     rows = []
@@ -77,6 +89,9 @@ def in_turn(values: dict[str, Any]) -> str:
 
     Args:
         values: What `record` returned.
+
+    >>> in_turn({"targets": {"a": {"in_turn": []}}})
+    ''
     """
     rows = [
         [name, *(_percent(rung["robust_accuracy"]) for rung in target["in_turn"]),
@@ -94,6 +109,10 @@ def alarms_told(values: dict[str, Any]) -> str:
 
     Args:
         values: What `record` returned.
+
+    >>> alarms = [{"name": "probabilities", "fired": True, "finding": "outputs lie in [0, 1] and sum to 1"}]
+    >>> alarms_told({"targets": {"a": {"alarms": alarms}}})
+    '- a: **probabilities**: outputs lie in [0, 1] and sum to 1'
     """
     lines, asked = [], 0
     for name, target in values["targets"].items():
@@ -210,6 +229,10 @@ def transfer_matrix(scores: Scores, attack: str) -> tuple[Sequence[str], Sequenc
     Args:
         scores: Of an evaluation.
         attack: Its name.
+
+    >>> held = {("a", "a", "fgsm"): np.array([True, False]), ("a", "b", "fgsm"): np.array([True, True])}
+    >>> transfer_matrix(Scores(("a",), ("a", "b"), ("fgsm",), np.array([[True, True]]), held), "fgsm")[2]
+    array([[0.5, 1. ]])
     """
     rows = [[scores.robust_accuracy(target, [maker], [attack]) for maker in scores.makers] for target in scores.targets]
     return scores.targets, scores.makers, np.asarray(rows, float)

@@ -224,6 +224,11 @@ def steepest(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
 def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
     """Returns the size of each perturbation in the norm of the threat model: `[B]`.
 
+    Args:
+        adversarial: `[B, ...]`.
+        images: `[B, ...]`, the clean ones.
+        threat: Its norm counts alone.
+
     >>> distance(jnp.array([[0.3, 0.4]]), jnp.zeros((1, 2)), L2Threat(1.0)).tolist()
     [0.5]
     """

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -72,10 +73,16 @@ def test_every_attack_alarm_and_file_is_in_the_tables():
     assert len(ROWS) == 12
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(block, page.name, "exec"), {})
     for name in re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text()):
-        assert (DOCS / name).exists(), name
+        assert (page.parent / name).exists(), name
+
+
+def test_the_floors_are_drawn_as_they_are():
+    drawing = runpy.run_path(str(DOCS / "floors.py"))["draw"]
+    floors = runpy.run_path(str(DOCS.parent / "tests" / "test_layout.py"))["FLOORS"]
+    assert (DOCS / "images" / "floors.svg").read_text() == drawing(floors), "run python docs/floors.py"

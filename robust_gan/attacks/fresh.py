@@ -1,6 +1,6 @@
 """A generator trained from scratch against a frozen classifier: what a learned adversary still finds there."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ def fresh_generator(
     *,
     network: Network,
     design: Design = PAPER,
-    **settings,
+    **settings: Any,
 ) -> jax.Array:
     """Trains a generator on the very images that it then attacks.
 

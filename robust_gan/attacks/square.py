@@ -48,7 +48,20 @@ def square(
     p_init: float = 0.8,
     all_places: bool = True,
 ) -> jax.Array:
-    """Square attack with the margin loss; returns the images of `count_queries`.
+    """Square attack with the margin loss: squares of the perturbation change at random, and what helps is kept.
+
+    Args:
+        logits_fn: The classifier; only its logits are used.
+        key: One key, or one per image (`[B]`).
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`.
+        threat: The threat model.
+        num_queries: Forward passes for an image that stands.
+        p_init: Share of the pixels that the first squares cover.
+        all_places: See `count_queries`, which tells how many queries were spent too.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`.
 
     >>> from robust_gan import LinfThreat
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 1.5 - x.sum((1, 2, 3))], -1)

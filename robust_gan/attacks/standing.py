@@ -45,6 +45,7 @@ def update_standing(
     """
     count = standing.shape[0]
     size = chunk_size(count)
+    inputs = jax.tree.map(jnp.asarray, inputs)  # A traced index reads no NumPy array.
     # Whole chunks of positions; those beyond the images, and those of images that fell, are written nowhere.
     order = jnp.concatenate([jnp.argsort(~standing, stable=True), jnp.full((-count % size,), count)])
     total = jnp.sum(standing)

@@ -132,6 +132,9 @@ def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
         directory: A run's workdir, or its `checkpoints` folder.
         step: A number, `best` or `last`.
 
+    Returns:
+        The record.
+
     Raises:
         CheckpointError: The folder or the step is missing, empty, damaged or of another format.
     """

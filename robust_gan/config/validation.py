@@ -31,6 +31,11 @@ from robust_gan.errors import UserError
 def check_epsilon(epsilon: Any, field: str = "epsilon", norm: str = "linf") -> None:
     """Refuses a radius that cannot be meant.
 
+    Args:
+        epsilon: Of any type.
+        field: What it is called in the sentence.
+        norm: `linf` or `l2`.
+
     Raises:
         UserError: Not a finite number in (0, 1], or in (0, 10] for L2; above it the sentence says what the unit is.
 

@@ -88,6 +88,11 @@ def of_scores(scores: Scores, target: str, standing: np.ndarray | None = None) -
 
     Returns:
         The alarms `black_box_beats_white` and `one_step_beats_many`, where their attacks were made.
+
+    >>> robust = {("a", "a", "fgsm"): np.array([False, True]), ("a", "a", "pgd10"): np.array([True, True])}
+    >>> scores = Scores(("a",), ("a",), ("fgsm", "pgd10"), np.array([[True, True]]), robust)
+    >>> [(alarm.name, alarm.finding) for alarm in of_scores(scores, "a")]
+    [('one_step_beats_many', 'fgsm breaks 50.0 points of images that pgd10 leave standing')]
     """
     white = {attack: scores.robust[target, target, attack] for attack in scores.attacks
              if (target, target, attack) in scores.robust}  # fmt: skip

@@ -59,6 +59,14 @@ def trace_curve(
 
     Returns:
         The curve; at radius 0 it is the accuracy on clean images.
+
+    >>> import jax.numpy as jnp
+    >>> from robust_gan import LinfThreat
+    >>> model = Model("mean", lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], -1))
+    >>> images = np.array([0.6, 0.9], np.float32).reshape(2, 1, 1, 1)
+    >>> curve = trace_curve([model], images, np.zeros(2, np.int32), LinfThreat(0.2), attack="fgsm")
+    >>> curve.epsilons[0], curve.robust_accuracy["mean"][0], curve.robust_accuracy["mean"][-1]
+    (0.0, 1.0, 0.0)
     """
     kept = Kept() if kept is None else kept
     largest = 1.0 / float(threat.epsilon) if threat.norm == "linf" else max(FACTORS)

@@ -112,6 +112,14 @@ def evaluate(
     Guarantees:
         `test_every_image_is_counted_once`, `test_scores_do_not_depend_on_batch_size_or_devices`,
         `test_a_stopped_evaluation_goes_on_to_the_same_scores`.
+
+    >>> import jax.numpy as jnp
+    >>> from robust_gan import LinfThreat
+    >>> model = Model("mean", lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], -1))
+    >>> images = np.array([0.6, 0.9], np.float32).reshape(2, 1, 1, 1)
+    >>> scores = evaluate([model], images, np.zeros(2, np.int32), LinfThreat(0.2), attacks=["fgsm"])
+    >>> scores.clean_accuracy("mean"), scores.robust_accuracy("mean", ["mean"])
+    (1.0, 0.5)
     """
     devices = parallel.find_devices() if devices is None else devices
     makers, kept = [*targets, *sources], Kept() if kept is None else kept
@@ -143,6 +151,12 @@ def evaluate(
 
 def total(targets: Sequence[Model], sources: Sequence[Model], attacks: Sequence[str], num_images: int) -> int:
     """Returns how many images an evaluation attacks: what the calls of `advance` add up to.
+
+    Args:
+        targets: The models under attack.
+        sources: Further models on which attacks are made.
+        attacks: Their names.
+        num_images: N.
 
     >>> model = Model("a", lambda x: x)
     >>> total([model], [], ["fgsm", "generator"], 100)

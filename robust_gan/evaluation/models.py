@@ -82,7 +82,7 @@ def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
 
 
 def to_unit(images: np.ndarray) -> np.ndarray:
-    """Returns images as float32 in [0, 1]; uint8 is divided by 255.
+    """Returns images `[N, H, W, C]` as float32 in [0, 1]; uint8 is divided by 255.
 
     >>> to_unit(np.array([0, 255], np.uint8)).tolist()
     [0.0, 1.0]

@@ -71,6 +71,14 @@ def survive(
 
     Guarantees:
         `test_in_turn_is_the_worst_case_of_each`, `test_survivors_do_not_depend_on_packing_or_devices`.
+
+    >>> import jax.numpy as jnp
+    >>> from robust_gan import LinfThreat
+    >>> model = Model("mean", lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], -1))
+    >>> images = np.array([0.6, 0.9], np.float32).reshape(2, 1, 1, 1)
+    >>> standing, rungs = survive(model, images, np.zeros(2, np.int32), LinfThreat(0.2), attacks=["fgsm"])
+    >>> standing.tolist(), [(rung.attack, rung.robust_accuracy) for rung in rungs]
+    ([False, True], [('clean', 1.0), ('fgsm', 0.5)])
     """
     devices = parallel.find_devices() if devices is None else devices
     kept = Kept() if kept is None else kept

@@ -1,0 +1,17 @@
+"""A griffe extension: the examples of a docstring are code, also where they stand under no heading."""
+
+import re
+from typing import Any
+
+import griffe
+
+_EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
+
+
+class Doctests(griffe.Extension):
+    """Fences what starts with `>>>`, up to the next empty line."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rewrites the docstring of one object."""
+        if obj.docstring:
+            obj.docstring.value = _EXAMPLE.sub(lambda match: f"```pycon\n{match[0]}\n```", obj.docstring.value)
