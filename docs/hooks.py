@@ -11,4 +11,5 @@ _INLINE = re.compile(r"\$`([^`\n]+)`\$")
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Replaces formulas, written as GitHub reads them."""
     markdown = _BLOCK.sub(lambda match: f"<div>{converter.convert(match[1], display='block')}</div>", markdown)
-    return _INLINE.sub(lambda match: converter.convert(match[1]), markdown)
+    # In a span, for at the beginning of a line <math> alone would end the paragraph.
+    return _INLINE.sub(lambda match: f"<span>{converter.convert(match[1])}</span>", markdown)

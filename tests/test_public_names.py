@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-MODULES = sorted(
-    {
-        module
-        for page in (ROOT / "docs" / "reference").glob("*.md")
-        for module in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)
-    }
-)
+SHOWN = {
+    name
+    for page in (ROOT / "docs" / "reference").glob("*.md")
+    for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)
+}
+FILES = {".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__")
+         for path in (ROOT / "robust_gan").rglob("*.py")}  # fmt: skip
+MODULES = sorted(SHOWN & FILES)
 
 _FOLDER = "needs a folder with a checkpoint; test_checkpoint.py, and the tutorials"
 _EVALUATED = "needs a whole evaluation; test_report_folder.py"
@@ -79,6 +80,13 @@ def test_every_listed_module_has_a_page():
         if hasattr(importlib.import_module(name), "__all__") and name != "robust_gan.command_line":
             assert name in MODULES
     assert "robust_gan" in MODULES
+
+
+def test_a_name_that_is_also_that_of_its_file_is_shown():
+    """The reference is built from the sources, where such a name is the file."""
+    for name, value in NAMES.items():
+        if value.__module__ == name:
+            assert f"{name}.{value.__name__}" in SHOWN
 
 
 @pytest.mark.parametrize("name", NAMES)
