@@ -53,7 +53,8 @@ def main(argv):
         print(forecast.told(forecast.of(config, parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value))))
         return 0
     directory = command_line.required("workdir", _WORKDIR.value, "the folder of the run, such as runs/digits")
-    workdir.check(directory, config)
+    if not command_line.is_distributed():  # Else the first process does it, and tells the others.
+        workdir.check(directory, config)
 
     from robust_gan import parallel, training  # After the flags: a mistake is told before jax is loaded.
 
@@ -68,11 +69,11 @@ def main(argv):
     except training.NotFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if result.finished and result.validation:
+    if result.finished and result.validation and parallel.is_first():
         figures = ", ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in result.validation.items())
         print(f"step {result.step}, validation: {figures}")
     return 0
 
 
 if __name__ == "__main__":
-    command_line.run(main, groups=_GROUPS)
+    command_line.run(main, groups=_GROUPS, pod=True)

@@ -1,10 +1,12 @@
 """What a run starts from: its data, the frozen classifiers it was given, and the state at step 0."""
 
 import functools
+import zlib
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_gan import checkpoint, data, evaluation, game, networks
 from robust_gan.config import Config
@@ -35,6 +37,15 @@ def load_data(config: Config) -> data.Dataset:
             f"{len(dataset.validation.labels)} images: lower the one or raise the other"
         )
     return dataset
+
+
+def fingerprint(dataset: data.Dataset) -> dict[str, int]:
+    """Returns a checksum of each part of the data, by which processes tell that they read the same."""
+    splits = {"train": dataset.train, "validation": dataset.validation}
+    return {
+        name: zlib.crc32(np.ascontiguousarray(split.labels).data, zlib.crc32(np.ascontiguousarray(split.images).data))
+        for name, split in splits.items()
+    }
 
 
 def load_sources(config: Config, info: checkpoint.DataInfo) -> list[LogitsFn]:

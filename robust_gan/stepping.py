@@ -59,6 +59,9 @@ def orders(config: Config, step: int, count: int, most: int, num_images: int, de
         num_images: N of the training split.
         devices: Where.
 
+    Returns:
+        Those for this process's devices.
+
     >>> devices = parallel.find_devices(num_devices=1)
     >>> orders(Config(batch_size=4), 0, 2, 3, 100, devices).positions.shape
     (1, 3, 1, 4)
@@ -71,7 +74,7 @@ def orders(config: Config, step: int, count: int, most: int, num_images: int, de
             config.seed, step * minibatches + index, config.batch_size, num_images
         )  # fmt: skip
     positions = parallel.split(rows.reshape(shape), devices, axis=2)
-    return Orders(positions, np.full(len(devices), count, np.int32))
+    return Orders(positions, np.full(len(positions), count, np.int32))
 
 
 def play(

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from robust_gan import checkpoint, ending, game, parallel, starting, stepping, validation, workdir
-from robust_gan.config import Config, validate
+from robust_gan import checkpoint, data, ending, game, parallel, recording, starting, stepping, validation, workdir
+from robust_gan.config import Config, to_dict, validate
 from robust_gan.errors import UserError
 from robust_gan.game import TrainState
+from robust_gan.version import __version__
 
 
 class NotFiniteError(RuntimeError):
@@ -79,10 +80,18 @@ def train(
     parallel.check_batch_size(config.batch_size, devices)
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("--tensorboard needs tensorboardX: pip install 'robust_gan[tensorboard]'")
-    # Before the data, which take long to decode.
-    workdir.check(directory, config)
-    starting.check_networks(config)
-    dataset = starting.load_data(config)
+    parallel.check_same({"config": to_dict(config), "versions": {"robust_gan": __version__, "jax": jax.__version__}})
+    first = parallel.is_first()
+    say = say if first else _say_nothing
+
+    def read() -> data.Dataset:
+        if first:
+            workdir.check(directory, config)  # Before the data, which take long to decode.
+        starting.check_networks(config)
+        return starting.load_data(config)
+
+    dataset = parallel.together(read)
+    parallel.check_same({"data": starting.fingerprint(dataset)})
     info = checkpoint.DataInfo(
         dataset.name, dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.label_names)
     )
@@ -92,32 +101,15 @@ def train(
     state = starting.initial_state(config, played, info.image_shape)
 
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(workdir.claim(directory, config))
-        writer = checkpoint.Writer(folder, config, info)
-        stack.enter_context(ending.closed(writer.close))
-        restored = writer.restore_latest(state, warn=say)
-        start = 0
-        if restored is not None:
-            state, start = restored
-            say(f"going on from step {start} of {folder}")
-        metrics = workdir.Lines(folder / workdir.METRICS, start)
-        timing = workdir.Lines(folder / workdir.TIMING, start)
-        stack.enter_context(ending.closed(metrics.close))
-        stack.enter_context(ending.closed(timing.close))
-        board = _tensorboard(folder) if tensorboard else None
-        if board is not None:
-            stack.enter_context(ending.closed(board.close))
+        recorder = recording.Recorder(stack, directory, config, info, say)
+        folder = recorder.folder
+        state, start = recorder.restore(state, tensorboard=tensorboard)
         stopped = stack.enter_context(ending.signals())
-        progress = sys.stderr.isatty() if progress is None else progress
+        agreement = parallel.Agreement(devices)
+        progress = first and (sys.stderr.isatty() if progress is None else progress)
         bar = stack.enter_context(
             tqdm.tqdm(total=config.num_steps, initial=min(start, config.num_steps), unit="step", disable=not progress)
         )
-
-        def record(step: int, values: dict[str, float]) -> None:
-            metrics.write(step, values)
-            if board is not None:
-                for name, value in values.items():
-                    board.add_scalar(name, value, step)
 
         arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
         state, arrays = parallel.replicate((state, arrays), devices)
@@ -133,15 +125,18 @@ def train(
             for at, measured in pending:
                 values = {f"train/{name}": float(value) for name, value in jax.device_get(measured).items()}
                 _check_finite(values, at, folder)
-                record(at, values)
+                recorder.record(at, values)
                 seconds = time.perf_counter() - began
                 rate = (at - began_step) * config.batch_size / seconds
-                timing.write(at, {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)})
+                recorder.time(at, {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)})
                 began, began_step = time.perf_counter(), at
                 bar.set_postfix_str(_postfix(values | figures))
             pending.clear()
 
-        while step < config.num_steps and not stopped and not _is_out_of_patience(config, step, writer.best_step()):
+        def is_over() -> bool:
+            return step >= config.num_steps or _is_out_of_patience(config, step, recorder.best_step)
+
+        while not is_over() and not agreement.reached(bool(stopped)):
             count = min(most, _steps_until(step, config.num_steps, config.log_every, config.validation.every))
             orders = stepping.orders(config, step, count, most, len(dataset.train.labels), devices)
             state, measured = play(state, arrays, orders)
@@ -153,20 +148,19 @@ def train(
             if step % config.validation.every == 0 or step == config.num_steps:
                 settle()
                 figures = validation.validate(config, dataset, state, info, devices)
-                record(step, figures)
-                writer.save(step, state, figures | {checkpoint.SELECTION: validation.selection(config, figures)})
+                recorder.record(step, figures)
+                recorder.save(step, state, figures | {checkpoint.SELECTION: validation.selection(config, figures)})
                 bar.set_postfix_str(_postfix(figures))
                 began, began_step = time.perf_counter(), step
         settle()
         if start >= config.num_steps:
             say(f"{folder} stands at step {start} of {config.num_steps}: nothing is left to do")
-        ended = step >= config.num_steps
-        if not ended and _is_out_of_patience(config, step, writer.best_step()):
-            ended = True
-            say(f"ended at step {step}: no validation since step {writer.best_step()} was as good")
+        ended = is_over()
+        if ended and step < config.num_steps:
+            say(f"ended at step {step}: no validation since step {recorder.best_step} was as good")
         if not ended:
             # Saved without a validation: selecting it as the best would mean choosing blindly.
-            writer.save(step, state, {checkpoint.SELECTION: -1.0})
+            recorder.save(step, state, {checkpoint.SELECTION: -1.0})
             say(f"stopped at step {step} and saved; the same command goes on from there")
         return Result(jax.device_get(_without_keys(state)), step, ended, figures)
 
@@ -204,7 +198,5 @@ def _without_keys(state: TrainState) -> TrainState:
     )
 
 
-def _tensorboard(folder) -> Any:
-    import tensorboardX
-
-    return tensorboardX.SummaryWriter(os.fspath(folder / "tensorboard"))
+def _say_nothing(sentence: str) -> None:
+    """What all processes but the first say."""

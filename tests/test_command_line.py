@@ -29,6 +29,8 @@ def test_help_fits_a_screen_groups_every_flag_and_shows_an_example(launch, scrip
     assert len(ended.out.splitlines()) <= 45
     assert f"python launch/{script}.py" in ended.out
     source = (ROOT / "launch" / f"{script}.py").read_text()
+    if "pod=True" in source:
+        source += (ROOT / "robust_gan" / "command_line" / "pods.py").read_text()
     defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
     shown = re.findall(r"^  --(?:\[no\])?(\w+)(?=[\[=. ])(?!\.)", ended.out, re.M)
     assert sorted(shown) == sorted(defined)

@@ -25,6 +25,7 @@ MODULES = sorted(SHOWN & FILES)
 
 _FOLDER = "needs a folder with a checkpoint; test_checkpoint.py, and the tutorials"
 _EVALUATED = "needs a whole evaluation; test_report_folder.py"
+_JOINED = "needs several processes; test_processes.py"
 NO_EXAMPLE = {
     "robust_gan.checkpoint.attack_of": _FOLDER,
     "robust_gan.checkpoint.classifier_of": _FOLDER,
@@ -35,6 +36,8 @@ NO_EXAMPLE = {
     "robust_gan.checkpoint.load_generator": _FOLDER,
     "robust_gan.checkpoint.read_record": _FOLDER,
     "robust_gan.experiment.run": "takes minutes; test_experiment.py, and the tutorials",
+    "robust_gan.parallel.connect": _JOINED,
+    "robust_gan.parallel.leave": _JOINED,
     "robust_gan.report.card": _EVALUATED,
     "robust_gan.report.record": _EVALUATED,
     "robust_gan.report.write": _EVALUATED,

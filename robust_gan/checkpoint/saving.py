@@ -46,6 +46,8 @@ class Writer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(config.keep_last, self._selection),
             cleanup_tmp_directories=True,
+            create=False,  # Not with `multiprocessing_options`.
+            multiprocessing_options=storage.alone(),
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         with contextlib.ExitStack() as stack:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -16,6 +17,14 @@ from robust_gan import leaves as leaves_lib
 
 LATE = 0.1
 """Seconds after a failure in which other threads still report theirs."""
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Returns the options by which Orbax waits for no other process: what is replicated, one alone writes or reads."""
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"process_{number}"
+    )
 
 
 def read_json(item: epath.Path) -> Any:
@@ -27,7 +36,7 @@ def read_json(item: epath.Path) -> Any:
     Raises:
         ValueError: It cannot be read; one line of what Orbax says.
     """
-    return _read(item, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+    return _read(item, ocp.JsonCheckpointHandler(multiprocessing_options=alone()), ocp.args.JsonRestore())
 
 
 def read_arrays(item: epath.Path, layouts: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -44,7 +53,8 @@ def read_arrays(item: epath.Path, layouts: dict[str, dict[str, Any]]) -> dict[st
         ValueError: It cannot be read; one line of what Orbax says.
     """
     target = {name: np.empty(layout["shape"], layout["dtype"]) for name, layout in layouts.items()}
-    restored = _read(item, ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(leaves_lib.nested(target)))
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone())
+    restored = _read(item, handler, ocp.args.StandardRestore(leaves_lib.nested(target)))
     return {name: np.asarray(leaf) for name, leaf in leaves_lib.named(restored).items()}
 
 
@@ -94,7 +104,7 @@ def _read(item: epath.Path, handler: ocp.CheckpointHandler, args: Any) -> Any:
     restored, failure = None, ""
     with quiet(), late_reports_dropped():
         try:
-            with ocp.Checkpointer(handler) as reader:
+            with ocp.Checkpointer(handler, multiprocessing_options=alone()) as reader:
                 restored = reader.restore(item, args=args)
         except Exception as error:
             failure = first_line(error)

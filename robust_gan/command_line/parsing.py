@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from robust_gan.command_line import compiler, fields, screen
+from robust_gan.command_line import compiler, fields, pods, screen
 from robust_gan.command_line.mistakes import complain, guard
 from robust_gan.command_line.recipes import FLAG, of_recipe
 from robust_gan.errors import UserError
@@ -19,6 +19,7 @@ def run(
     *,
     groups: Mapping[str, Sequence[str]] | None = None,
     spread: bool = False,
+    pod: bool = False,
 ) -> NoReturn:
     """Parses the flags, runs `main(argv)` and exits: with 0, with 2 after a mistake of the user's, or as main says.
 
@@ -26,7 +27,11 @@ def run(
         main: Takes what absl leaves of the command line; may raise `UserError`.
         groups: The flags as `--help` shows them, under the docstring of the launcher; see `screen.page`.
         spread: See `compiler.set_flags`.
+        pod: Whether the launcher can be one of several processes, see `pods`.
     """
+    if pod:
+        pods.define_flags()
+        groups = {**(groups or {}), **pods.GROUP}
 
     def quiet_main(argv: Sequence[str]) -> int | None:
         # What the libraries log at length is for their developers; what failed is in the exception.
@@ -35,7 +40,7 @@ def run(
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
         compiler.set_flags(spread=spread)
         compiler.set_cache()
-        return guard(main, argv)
+        return pods.run(main, argv) if pod and pods.is_distributed() else guard(main, argv)
 
     app.run(quiet_main, flags_parser=functools.partial(_parse, groups or {}))
     raise AssertionError("app.run exits")

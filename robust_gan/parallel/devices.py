@@ -1,7 +1,11 @@
-"""The only file that names devices: which ones, what lies where, and the mapped functions.
+"""Which devices there are, what lies where, and the mapped functions.
 
 Steps are written per device over the axis `AXIS` and mapped with `jax.pmap` in its present form: the train state is
 unstacked and replicated, the batch is sharded over its leading axis.
+
+Where there are several processes, `devices` are those of all of them, the first process's first. Every process calls
+the same functions in the same order, holds what lies on its own devices, and gives its own shares: so N processes of M
+devices are one process of N x M.
 """
 
 import collections
@@ -11,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from robust_gan.errors import UserError
@@ -26,7 +31,10 @@ def find_devices(platform: str = "", num_devices: int = 0) -> list[jax.Device]:
 
     Args:
         platform: `cpu`, `gpu` or `tpu`; empty for the best there is.
-        num_devices: How many; 0 for all.
+        num_devices: How many of each process; 0 for all.
+
+    Returns:
+        Those of all processes, in the order of the processes.
 
     Raises:
         UserError: The platform is absent, or has fewer devices than asked for.
@@ -52,7 +60,23 @@ def find_devices(platform: str = "", num_devices: int = 0) -> list[jax.Device]:
             f"{num_devices} devices were asked for, but there are {len(devices)} of platform {devices[0].platform}: "
             f"ask for {'1' if len(devices) == 1 else f'1 to {len(devices)}'}, or 0 for all"
         )
+    if jax.process_count() > 1:
+        everyone = jax.devices(backend=platform or None)
+        ours = [sorted((d for d in everyone if d.process_index == process), key=lambda d: d.id)
+                for process in range(jax.process_count())]  # fmt: skip
+        return [device for part in ours for device in part[: num_devices or None]]
     return devices[: num_devices or None]
+
+
+def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Returns those of the devices that are this process's own.
+
+    >>> local(find_devices()) == find_devices()
+    True
+    """
+    if jax.process_count() == 1:
+        return list(devices)
+    return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
@@ -72,22 +96,32 @@ def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """Places a whole copy of every array on each device; the arrays keep their shapes.
+    """Places a whole copy of every array on each device of this process; the arrays keep their shapes.
 
     >>> replicate(np.zeros(3), find_devices(num_devices=1)).shape
     (3,)
     """
-    sharding = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())
+    sharding = NamedSharding(Mesh(np.asarray(local(devices)), (AXIS,)), PartitionSpec())
     return jax.device_put(tree, sharding)
 
 
 def split(array: np.ndarray, devices: Sequence[jax.Device], axis: int = 0) -> np.ndarray:
     """Cuts a batch into equal contiguous shares, one per device, on a new leading axis.
 
+    Args:
+        array: The whole batch `[B, ...]`; every process gives the same.
+        devices: D, of all processes.
+        axis: Which to cut.
+
+    Returns:
+        The shares of this process's d devices, `[d, B / D, ...]`.
+
     >>> split(np.arange(4), find_devices(num_devices=1)).shape
     (1, 4)
     """
-    return np.stack(np.split(array, len(devices), axis=axis))
+    shares = np.split(array, len(devices), axis=axis)
+    ours = set(local(devices))
+    return np.stack([share for share, device in zip(shares, devices, strict=True) if device in ours])
 
 
 def split_tree(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
@@ -105,6 +139,11 @@ def map_step(step: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Call
     State and data are replicated, the share is each device's own (`split`), and what comes out is the same on all. The
     state is donated: use only the returned one. At most a few steps run ahead of the host on several CPU devices,
     where an unlimited lead aborts the process.
+
+    >>> devices = find_devices(num_devices=1)
+    >>> mapped = map_step(lambda state, data, share: (state + data, share[0]), devices)
+    >>> mapped(*replicate((np.zeros(3), np.ones(3)), devices), np.ones((1, 2)))[0].tolist()
+    [1.0, 1.0, 1.0]
     """
     mapped = _mapped_step(step, devices)
     if len(devices) == 1 or devices[0].platform != "cpu":
@@ -150,7 +189,7 @@ def _mapped_step(step, devices):
 def _mapped(function, devices):
     # pmap takes the next argument for replicated where a replicated one has no leaves (jax 0.10 and 0.11), as a
     # function without parameters has none; the number beside it is a leaf.
-    mapped = jax.pmap(lambda first, share: function(first[0], share), in_axes=(None, 0), devices=devices)
+    mapped = jax.pmap(lambda first, share: function(first[0], share), in_axes=(None, 0), devices=local(devices))
     return lambda replicated, share: mapped((replicated, np.float32(0)), share)
 
 
@@ -161,7 +200,7 @@ def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) ->
 
     Args:
         function: Each row of its result depends on the same row of the share alone.
-        devices: Where.
+        devices: Of all processes; each maps its own.
 
     >>> devices = find_devices(num_devices=1)
     >>> join(map_batch(lambda scale, share: scale * share, devices)(2.0, split(np.arange(2.0), devices))).tolist()
@@ -171,9 +210,10 @@ def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) ->
 
 
 def join(rows: jax.Array) -> np.ndarray:
-    """Joins the devices' rows again on the host: `[D, B / D, ...]` to `[B, ...]`.
+    """Joins the devices' rows again on the host: `[D, B / D, ...]` to `[B, ...]`, those of all processes in all.
 
     >>> join(np.zeros((2, 3, 4))).shape
     (6, 4)
     """
-    return np.asarray(rows).reshape(-1, *rows.shape[2:])
+    joined = np.asarray(rows).reshape(-1, *rows.shape[2:])
+    return joined if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(joined, tiled=True))

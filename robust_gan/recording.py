@@ -1,0 +1,117 @@
+"""What a run leaves behind, as its first process writes it; to the others it is the same object, and writes nothing."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from robust_gan import checkpoint, ending, parallel, workdir
+from robust_gan.config import Config
+from robust_gan.game import TrainState
+
+
+class Recorder:
+    """The folder of a run while it is trained: claimed, with its checkpoints, metrics and timing.
+
+    Args:
+        stack: Closes everything, whatever happens.
+        directory: The folder.
+        config: The run.
+        info: Its data.
+        say: Called with a sentence where there is something to say.
+
+    Attributes:
+        folder: The folder.
+        best_step: The best step so far, None where nothing was saved.
+
+    Raises:
+        UserError: The folder cannot be had; in all processes.
+    """
+
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        directory: epath.PathLike,
+        config: Config,
+        info: checkpoint.DataInfo,
+        say: Callable[[str], Any],
+    ) -> None:
+        """Claims the folder."""
+        self._stack, self._say = stack, say
+        self._first = parallel.is_first()
+        self._writer: checkpoint.Writer | None = None
+        self._metrics: workdir.Lines | None = None
+        self._timing: workdir.Lines | None = None
+        self._board: Any = None
+        self.folder = epath.Path(directory)
+        self.best_step: int | None = None
+
+        def claim() -> str:
+            self.folder = stack.enter_context(workdir.claim(directory, config))
+            self._writer = checkpoint.Writer(self.folder, config, info)
+            stack.enter_context(ending.closed(self._writer.close))
+            return os.fspath(self.folder)
+
+        self.folder = epath.Path(parallel.from_first(claim))
+
+    def restore(self, state: TrainState, *, tensorboard: bool = False) -> tuple[TrainState, int]:
+        """Returns the state of the last checkpoint and its step, or the given one and 0, the same in all processes.
+
+        Args:
+            state: That of step 0.
+            tensorboard: Write scalars for TensorBoard too.
+
+        Raises:
+            UserError: No checkpoint is whole; in all processes.
+        """
+
+        def read() -> tuple[TrainState, int]:
+            assert self._writer is not None
+            restored = self._writer.restore_latest(state, warn=self._say)
+            if restored is None:
+                return state, 0
+            self._say(f"going on from step {restored[1]} of {self.folder}")
+            return restored
+
+        state, start = parallel.state_from_first(read, state)
+        if self._first:
+            self._metrics = workdir.Lines(self.folder / workdir.METRICS, start)
+            self._timing = workdir.Lines(self.folder / workdir.TIMING, start)
+            self._stack.enter_context(ending.closed(self._metrics.close))
+            self._stack.enter_context(ending.closed(self._timing.close))
+            if tensorboard:
+                self._board = _tensorboard(self.folder)
+                self._stack.enter_context(ending.closed(self._board.close))
+        self._find_best()
+        return state, start
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line of metrics."""
+        if self._metrics is not None:
+            self._metrics.write(step, values)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def time(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line of timing."""
+        if self._timing is not None:
+            self._timing.write(step, values)
+
+    def save(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
+        """Saves a checkpoint in the background; see `checkpoint.Writer.save`."""
+        if self._writer is not None:
+            self._writer.save(step, state, metrics)
+        self._find_best()
+
+    def _find_best(self) -> None:
+        writer = self._writer
+        self.best_step = parallel.from_first(lambda: None if writer is None else writer.best_step())
+
+
+def _tensorboard(folder: epath.Path) -> Any:
+    import tensorboardX
+
+    return tensorboardX.SummaryWriter(os.fspath(folder / "tensorboard"))
