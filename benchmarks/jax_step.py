@@ -1,0 +1,121 @@
+"""Serves the step of `robust_gan` to `step.py` and `gpu.py`: compiles it, says what it costs, times it when asked."""
+
+import argparse
+import functools
+import time
+
+from robust_gan.command_line import compiler
+
+compiler.set_flags()
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import counting
+import measuring
+import serving
+import step
+from robust_gan import game, parallel, recipes, stepping
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
+
+NUM_IMAGES = 50_000
+
+
+def config_of(given: argparse.Namespace) -> Config:
+    """Returns the recipe of `configs/cifar10.py` with what was given."""
+    form = "exact" if given.penalty == "none" else given.penalty
+    config = recipes.resnet_game(
+        "generator",
+        data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=2),
+        epsilon=8 / 256,
+        classifier=given.classifier,
+        classifier_optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=1e-5, decay_steps=(100_000,)
+        ),
+        generator_optimizer=OptimizerConfig(name="adam", learning_rate=0.002, b1=0.5, b2=0.999, weight_decay=1e-5),
+        penalty=PenaltyConfig(coefficient=0.0 if given.penalty == "none" else 0.01, form=form, step=0.01),
+        batch_size=given.batch,
+        num_steps=200_000,
+    )
+    config.precision = given.precision
+    config.adversary.generator.steps = given.generator_steps
+    config.adversary.generator.remat = given.remat
+    return config
+
+
+def initial_state(played: game.Game) -> game.TrainState:
+    """Returns the state at step 0 with weights from NumPy: compiling their initialisation takes as long as the step."""
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(functools.partial(game.init, played), jax.random.key(0), images)
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        names = jax.tree_util.keystr(path)
+        if ".opt_state" not in names and names.endswith("['kernel']"):
+            return rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape).astype(leaf.dtype)
+        ones = ".opt_state" not in names and names.endswith(("['scale']", "['var']"))
+        return (np.ones if ones else np.zeros)(leaf.shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def prepare(given: argparse.Namespace):
+    """Compiles; returns the facts and the function that times."""
+    config = config_of(given)
+    devices = parallel.find_devices(num_devices=1)
+    played = game.from_config(config, num_classes=10, channels=3)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "images": rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8),
+        "labels": rng.integers(0, 10, NUM_IMAGES).astype(np.int32),
+    }
+    state = initial_state(played)
+    state, arrays = parallel.replicate((state, arrays), devices)
+
+    def orders(count: int) -> stepping.Orders:
+        return stepping.orders(config, 0, count, given.steps, NUM_IMAGES, devices)
+
+    began = time.perf_counter()
+    mapped = parallel.map_step(functools.partial(stepping.play, played, config), devices)
+    compiled = mapped.lower(state, arrays, orders(1)).compile()
+    compile_seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    facts = {
+        "device": devices[0].device_kind,
+        "compile_seconds": compile_seconds,
+        "flops": counting.step(
+            given.classifier, given.batch, generator_steps=given.generator_steps, penalty=given.penalty
+        ),
+        # A loop's body counts once here, however often it runs.
+        "xla_flops": compiled.cost_analysis()["flops"],
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "matmul_flops_per_second": measuring.jax_matmul_rate(dtype=given.precision),
+    }
+
+    def measure(count: int = 0, matmul: bool = False) -> dict[str, float]:
+        """Times `count` calls of one step each; 0 for one call of all steps; or a matrix product."""
+        if matmul:
+            return {"flops_per_second": measuring.jax_matmul_rate(dtype=given.precision)}
+        share, calls = (orders(given.steps), 1) if count == 0 else (orders(1), count)
+
+        def run():
+            nonlocal state
+            for _ in range(calls):
+                state, metrics = compiled(state, arrays, share)
+            jax.block_until_ready(metrics)
+
+        times = measuring.timed(run, given.steps if count == 0 else count)
+        peak = (devices[0].memory_stats() or {}).get("peak_bytes_in_use", measuring.peak_host_bytes())
+        return times | {"peak_bytes": peak}
+
+    return facts, measure
+
+
+if __name__ == "__main__":
+    parser = step.arguments(argparse.ArgumentParser(description=__doc__))
+    parser.add_argument("--remat", action="store_true")
+    arguments = parser.parse_args()
+    serving.serve(lambda: prepare(arguments))
