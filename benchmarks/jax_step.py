@@ -79,10 +79,11 @@ def prepare(given: argparse.Namespace):
         return stepping.orders(config, 0, count, given.steps, NUM_IMAGES, devices)
 
     began = time.perf_counter()
-    mapped = parallel.map_step(functools.partial(stepping.play, played, config), devices)
-    compiled = mapped.lower(state, arrays, orders(1)).compile()
+    play = functools.partial(stepping.play, played, config)
+    compiled = parallel.compile_step(play, devices, state, arrays, orders(1))
     compile_seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    convolutions = [line for line in text.splitlines() if " convolution(" in line]
     facts = {
         "device": devices[0].device_kind,
         "compile_seconds": compile_seconds,
@@ -91,6 +92,9 @@ def prepare(given: argparse.Namespace):
         ),
         # A loop's body counts once here, however often it runs.
         "xla_flops": compiled.cost_analysis()["flops"],
+        # On a CPU all must be in the form that is fast in loops, see robust_gan/networks/convolution.py.
+        "convolutions": len(convolutions),
+        "of_slow_form": sum("b01f_01io->b01f" not in line or "rhs_reversal" in line for line in convolutions),
         "temporary_bytes": memory.temp_size_in_bytes,
         "matmul_flops_per_second": measuring.jax_matmul_rate(dtype=given.precision),
     }

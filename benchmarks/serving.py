@@ -53,7 +53,7 @@ class Peer:
     def __init__(self, name: str, command: Sequence[str], log: pathlib.Path | None = None) -> None:
         """Starts it; it prepares itself meanwhile."""
         self.name, self.facts, self.started = name, {}, time.perf_counter()
-        self._log = log
+        self._log, self._arrived = log, 0.0
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -67,6 +67,7 @@ class Peer:
 
     def _listen(self) -> None:
         for line in self._process.stdout:
+            self._arrived = time.perf_counter()
             self._answers.put(line)
         self._answers.put(None)
 
@@ -87,7 +88,8 @@ class Peer:
     def ready(self, seconds: float) -> dict[str, Any]:
         """Waits until it is prepared; returns its facts."""
         if not self.facts:
-            self.facts = self.wait(seconds) | {"seconds_to_ready": time.perf_counter() - self.started}
+            facts = self.wait(seconds)
+            self.facts = facts | {"seconds_to_ready": self._arrived - self.started}
         return self.facts
 
     def ask(self, seconds: float, **question: Any) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""Times PGD, or a part of AutoAttack, against other libraries' on the same classifier, A B A B.
+
+    python benchmarks/attack.py                                             # PGD with 10 steps, 100 images, ResNet-20
+    taskset -c 1 python benchmarks/attack.py --by cpu_seconds
+    python benchmarks/attack.py --attack fab_t5 --images 32 --against pyautoattack
+
+The weights are random and the radius so small that nothing falls: everybody does all of the work on all images.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import measuring
+import serving
+
+HERE = Path(__file__).parent
+RADIUS = 1e-6
+LIBRARIES = ("torch", "torchattacks", "foolbox", "pyautoattack")
+
+
+def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds what both sides are given."""
+    parser.add_argument("--classifier", default="resnet20", choices=("resnet20", "resnet20_wide", "resnet18"))
+    parser.add_argument("--attack", default="pgd10", help="as robust_gan names it")
+    parser.add_argument("--images", type=int, default=100)
+    return parser
+
+
+def main() -> None:
+    """Runs ours and each of the libraries' in turns and reports the ratios."""
+    parser = arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter))
+    parser.add_argument("--against", default="torch,torchattacks,foolbox", help=", ".join(LIBRARIES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--by", default="seconds", choices=("seconds", "cpu_seconds"), help="what the ratio is of")
+    parser.add_argument("--timeout", type=float, default=1200, help="seconds for one answer")
+    parser.add_argument("--output", help="a JSON file")
+    given = parser.parse_args()
+    shared = [f"--{name}={getattr(given, name)}" for name in ("classifier", "attack", "images")]
+    report = measuring.Report(given.output, f"{given.attack}, {given.classifier}, {given.images} images")
+    ours = serving.Peer("ours", [sys.executable, str(HERE / "jax_attack.py"), *shared])
+    script = [sys.executable, str(HERE / "torch_attacks.py"), "--serve", *shared]
+    others = [serving.Peer(name, [*script, f"--library={name}"]) for name in given.against.split(",") if name]
+    try:
+        for peer in (ours, *others):
+            report.add(f"{peer.name}, ready", **peer.ready(given.timeout))
+        for other in others:
+            result = serving.alternate([ours, other], given.rounds, given.timeout, given.by)
+            for name in ("ours", other.name):
+                report.add(f"{name} beside {other.name}", **result[name])
+            report.add(f"ours / {other.name}", ratio=result["ratio"])
+    finally:
+        for peer in (ours, *others):
+            peer.close()
+
+
+if __name__ == "__main__":
+    main()
