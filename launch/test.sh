@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs the tests, doctests and the linter in a virtual environment of their own: bash launch/test.sh [pytest arguments]
+# Runs the linter, the type checker, the tests and the doctests in a virtual environment of their own:
+#
+#     bash launch/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup_venv.sh test
-"$python" -m ruff check .
-"$python" -m ruff format --check .
+bash launch/check.sh
 "$python" -m pytest -n 2 --doctest-modules robust_gan tests "$@"

@@ -168,7 +168,7 @@ def compare(
     if folder is not None:
         report.write(folder, scores, values)
         if broken:
-            np.savez_compressed(folder / report.ADVERSARIAL, labels=labels, **broken)
+            np.savez_compressed(folder / report.ADVERSARIAL, labels=labels, **broken)  # type: ignore[arg-type]
         if "examples" in pictures:
             _draw(folder / report.EXAMPLES, attacked, images, labels, drawn, threat, seed, chosen.label_names)
         if curve is not None:
@@ -207,7 +207,7 @@ def _check_outputs(pictures, save_adversarial, output, names, turns):
         pictures_lib.check_plot()
 
 
-def _draw(path, models, images, labels, attack, threat, seed, names) -> None:
+def _draw(path, models, images, labels, attack, threat, seed, names):
     """Draws some images of different classes, attacked in the open with the last attack of the evaluation."""
     _, rows = np.unique(labels, return_index=True)
     rows = np.sort(rows)[:_EXAMPLES]

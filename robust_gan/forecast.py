@@ -111,7 +111,8 @@ def of(config: Config, devices: Sequence[jax.Device]) -> Forecast:
         functools.partial(stepping.play, played, config), devices, state, arrays, orders(step=0, count=1)
     )
     compile_seconds = time.perf_counter() - began
-    memory["work of a step"] = play.memory_analysis().temp_size_in_bytes
+    if (analysis := play.memory_analysis()) is not None:  # Not every backend has one.
+        memory["work of a step"] = analysis.temp_size_in_bytes
     state, _ = jax.block_until_ready(play(state, arrays, orders(step=0, count=1)))
     taken, began = 0, time.perf_counter()
     while taken < _ENOUGH_STEPS and time.perf_counter() - began < _ENOUGH_SECONDS:
@@ -121,7 +122,7 @@ def of(config: Config, devices: Sequence[jax.Device]) -> Forecast:
     first, again, batches = _validate(config, dataset, state, info, devices)
     return Forecast(
         data=info,
-        sizes=tuple(len(part.labels) for part in (dataset.train, dataset.validation, dataset.test)),
+        sizes=(len(dataset.train.labels), len(dataset.validation.labels), len(dataset.test.labels)),
         batch_size=config.batch_size,
         num_devices=len(devices),
         players=players,

@@ -128,7 +128,8 @@ def train_step(
     game = at_step(game, state.step)
     keys, count = step_keys(state), batch.labels.shape[0]
     classifier_fn = attacked_classifier(game, state.classifier, axis_name)
-    adversary, metrics = state.adversary, {}
+    adversary = state.adversary
+    metrics: Metrics = {}
     if game.adversarial_weight:
         batches = [] if earlier is None else [Batch(*leaves) for leaves in zip(*earlier, strict=True)]
         for index, improve_on in enumerate([*batches, batch]):

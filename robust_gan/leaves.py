@@ -7,6 +7,7 @@ import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robust_gan.types import PyTree
@@ -69,7 +70,7 @@ def from_host(like: Any, leaf: np.ndarray) -> Any:
     >>> bool(from_host(key, to_host(key)) == key)
     True
     """
-    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+    return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(like)) if _is_key(like) else leaf
 
 
 def layout(leaf: Any) -> dict[str, Any]:
@@ -99,4 +100,4 @@ def _key_name(key: Any) -> str:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

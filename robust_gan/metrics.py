@@ -16,8 +16,8 @@ class Mean(NamedTuple):
         count: Number of values so far.
     """
 
-    total: jax.typing.ArrayLike
-    count: jax.typing.ArrayLike
+    total: float | jax.Array
+    count: float | jax.Array  # type: ignore[assignment]  # Hides a method of tuple that nobody needs.
 
     def compute(self) -> float:
         """Returns the mean; NaN where nothing was counted.

@@ -82,7 +82,7 @@ class Game:
     weight_perturbation: float = 0.0
     average_decay: float = 0.0
     warmup_steps: int = 0
-    adversary_within: Callable[[jax.typing.ArrayLike], Adversary] | None = None
+    adversary_within: Callable[[float | jax.Array], Adversary] | None = None
 
 
 def at_step(game: Game, step: jax.Array) -> Game:
@@ -126,7 +126,7 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
     """
     threat = threat_model.from_config(config.threat)
 
-    def within(share: jax.typing.ArrayLike) -> Adversary:
+    def within(share: float | jax.Array) -> Adversary:
         return adversaries.from_config(
             config.adversary,
             threat_model.scaled(threat, share),

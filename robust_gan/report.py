@@ -146,7 +146,7 @@ def record(
     targets: dict[str, Any] = {}
     standing, in_turn, alarms = standing or {}, in_turn or {}, alarms or {}
     for target in scores.targets:
-        by_attack: dict[str, dict[str, float]] = {}
+        by_attack: dict[str, dict[str, float | None]] = {}
         for _, maker, attack in (key for key in scores.robust if key[0] == target):
             by_attack.setdefault(attack, {})[maker] = scores.robust_accuracy(target, [maker], [attack])
         others = [maker for maker in scores.makers if maker != target]

@@ -27,7 +27,7 @@ class Orders(NamedTuple):
     """
 
     positions: jax.Array | np.ndarray
-    count: jax.Array | np.ndarray
+    count: jax.Array | np.ndarray  # type: ignore[assignment]  # Hides a method of tuple that nobody needs.
 
 
 def steps_per_call(config: Config, platform: str) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class LinfThreat:
         bounds: Smallest and largest valid pixel.
     """
 
-    epsilon: jax.typing.ArrayLike
+    epsilon: float | jax.Array
     bounds: tuple[float, float] = (0.0, 1.0)
     norm: ClassVar[str] = "linf"
 
@@ -37,19 +37,23 @@ class L2Threat:
         bounds: Smallest and largest valid pixel.
     """
 
-    epsilon: jax.typing.ArrayLike
+    epsilon: float | jax.Array
     bounds: tuple[float, float] = (0.0, 1.0)
     norm: ClassVar[str] = "l2"
 
 
 # Not register_dataclass: it makes the structures of two classes with the same fields equal, and now and then, when
 # their hashes collide too, jit ran the code that was compiled for the other norm.
-for _kind in (LinfThreat, L2Threat):
+def _register(kind: Any) -> None:
     jax.tree_util.register_pytree_with_keys(
-        _kind,
+        kind,
         lambda threat: (((jax.tree_util.GetAttrKey("epsilon"), threat.epsilon),), (threat.norm, threat.bounds)),
-        lambda static, leaves, kind=_kind: kind(*leaves, bounds=static[1]),
+        lambda static, leaves: kind(*leaves, bounds=static[1]),
     )
+
+
+_register(LinfThreat)
+_register(L2Threat)
 
 
 def from_config(config: ThreatConfig) -> LinfThreat | L2Threat:
@@ -58,16 +62,16 @@ def from_config(config: ThreatConfig) -> LinfThreat | L2Threat:
     >>> from_config(ThreatConfig(norm="l2", epsilon=0.5))
     L2Threat(epsilon=0.5, bounds=(0.0, 1.0))
     """
-    return {"linf": LinfThreat, "l2": L2Threat}[config.norm](config.epsilon)
+    return LinfThreat(config.epsilon) if config.norm == "linf" else L2Threat(config.epsilon)
 
 
-def scaled(threat: ThreatModel, factor: jax.typing.ArrayLike) -> ThreatModel:
+def scaled(threat: ThreatModel, factor: float | jax.Array) -> ThreatModel:
     """Returns the threat model with `factor` times its epsilon.
 
     >>> scaled(LinfThreat(0.25), 2.0)
     LinfThreat(epsilon=0.5, bounds=(0.0, 1.0))
     """
-    return dataclasses.replace(threat, epsilon=threat.epsilon * factor)
+    return dataclasses.replace(threat, epsilon=threat.epsilon * factor)  # type: ignore[type-var]  # They all are such.
 
 
 def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import tqdm
+from etils import epath
 
 from robust_gan import checkpoint, data, ending, game, parallel, recording, starting, stepping, validation, workdir
 from robust_gan.config import Config, to_dict, validate
@@ -175,7 +176,7 @@ def _is_out_of_patience(config: Config, step: int, best: int | None) -> bool:
     return bool(patience) and best is not None and step - best >= patience
 
 
-def _check_finite(values: dict[str, float], step: int, folder) -> None:
+def _check_finite(values: dict[str, float], step: int, folder: epath.Path) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             player = "generator" if "generator" in name else "classifier"

@@ -50,9 +50,20 @@ class Network(NamedTuple):
 class ThreatModel(Protocol):
     """What the attacker may do: a ball of radius epsilon around each image, within the range of valid pixels."""
 
-    norm: str
-    epsilon: jax.typing.ArrayLike
-    bounds: tuple[float, float]
+    @property
+    def norm(self) -> str:
+        """`linf` or `l2`."""
+        ...
+
+    @property
+    def epsilon(self) -> float | jax.Array:
+        """Radius of the ball, in units of the pixel range."""
+        ...
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest valid pixel."""
+        ...
 
 
 class Attack(Protocol):

@@ -30,7 +30,9 @@ def validate(
         threat_model.from_config(config.threat), attacks=names, batch_size=config.validation.batch_size,
         seed=SEED, devices=devices,
     )  # fmt: skip
-    accuracies = {f"validation/{name}": scores.robust_accuracy(model.name, [model.name], [name]) for name in names}
+    accuracies = {
+        f"validation/{name}": float(scores.robust[model.name, model.name, name].mean()) for name in names
+    }  # fmt: skip
     return {"validation/clean_accuracy": scores.clean_accuracy(model.name), **accuracies}
 
 

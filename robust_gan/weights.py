@@ -28,7 +28,7 @@ def perturb_weights(params: Params, gradient: Params, size: float) -> Params:
     3.0
     """
 
-    def move(weight, slope):
+    def move(weight: jax.Array, slope: jax.Array) -> jax.Array:
         if weight.ndim < 2:
             return weight
         norm = jnp.linalg.norm(slope)

@@ -42,7 +42,7 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[epath.Path]:
         lock = open(path / _LOCK, "w")  # noqa: SIM115 - held as long as the context.
     except OSError as error:
         raise UserError(
-            f"the workdir {path} cannot be written ({error.strerror.lower()}): give a folder that can"
+            f"the workdir {path} cannot be written ({str(error.strerror).lower()}): give a folder that can"
         ) from error
     with lock:
         try:

@@ -86,13 +86,15 @@ def generator(
                 others, batch_stats = adversarial_images(
                     params, batch_stats, classifier_fn, batch, latents[1], axis_name
                 )
-                objective = loss - diversity * jnp.mean(distinctness(images, others, *latents, threat))
+                objective = loss - diversity * jnp.mean(distinctness(images, others, latents[0], latents[1], threat))
             return objective, (loss, batch_stats)
 
         def step(state, index):
-            step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys) if design.latent_size else None
-            pairs = random.split_per_image(step_keys, 2) if diversity else [step_keys]
-            latents = [latent_of(key) for key in pairs]
+            latents = [None]
+            if design.latent_size:
+                step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+                pairs = random.split_per_image(step_keys, 2) if diversity else [step_keys]
+                latents = [latent_of(key) for key in pairs]
             gradient, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, latents)
             loss, gradient = mean_over(axis_name, (loss, gradient))
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

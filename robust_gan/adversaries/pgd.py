@@ -3,7 +3,7 @@
 import jax
 
 from robust_gan import attacks, losses
-from robust_gan.types import Adversary, ThreatModel
+from robust_gan.types import Adversary, LossFn, ThreatModel
 
 
 def pgd(
@@ -31,10 +31,11 @@ def pgd(
 
     def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
         del state, axis_name
-        loss_fn = {"cross_entropy": losses.cross_entropy, "margin": losses.margin}.get(loss)
         if loss == "kl":
             reference = jax.lax.stop_gradient(classifier_fn(batch.images))
-            loss_fn = lambda logits, labels: losses.kl(logits, reference)  # noqa: E731
+            loss_fn: LossFn = lambda logits, labels: losses.kl(logits, reference)  # noqa: E731
+        else:
+            loss_fn = {"cross_entropy": losses.cross_entropy, "margin": losses.margin}[loss]
         # Each image is attacked by itself; the collectives are those inside the classifier.
         return attacks.pgd(
             classifier_fn,

@@ -104,9 +104,9 @@ def search(
     centre = images.astype(wide)
     start_keys, sample_keys = random.split_per_image(keys, 2)
     ends = checkpoints(num_steps)
-    intervals = np.zeros(num_steps + 1, np.int32)  # 0 where the step does not end at a checkpoint.
-    intervals[np.array(ends)] = np.diff([0, *ends])
-    intervals = jnp.asarray(intervals)
+    between = np.zeros(num_steps + 1, np.int32)  # 0 where the step does not end at a checkpoint.
+    between[np.array(ends)] = np.diff([0, *ends])
+    intervals = jnp.asarray(between)
 
     def look(points, index, best):
         seen = points if images.dtype == wide else threat_model.project(points, images, threat)

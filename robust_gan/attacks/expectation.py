@@ -34,7 +34,7 @@ def ask(logits_fn: LogitsFn, points: jax.Array, keys: jax.Array) -> jax.Array:
     >>> ask(lambda images: images[:, 0, 0], images, keys).shape
     (2, 3)
     """
-    return logits_fn(points, keys=keys) if takes_keys(logits_fn) else logits_fn(points)
+    return logits_fn(points, keys=keys) if takes_keys(logits_fn) else logits_fn(points)  # type: ignore[call-arg]
 
 
 def loss_gradient(

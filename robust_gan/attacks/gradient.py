@@ -33,7 +33,7 @@ def input_gradient(
 
 def fgsm(
     logits_fn: LogitsFn,
-    key: jax.Array,
+    key: jax.Array | None,
     images: jax.Array,
     labels: jax.Array,
     threat: ThreatModel,

@@ -92,7 +92,11 @@ def generator(
         noise = noise_fn(seen)
         return jnp.where(jnp.isnan(noise), 0, noise), carry
 
-    latent = draw_latent(random.per_image_keys(key, images.shape[0]), design) if design.latent_size else None
+    latent = None
+    if design.latent_size:
+        if key is None:
+            raise ValueError(f"a design with {design.latent_size} latent channels needs a key")
+        latent = draw_latent(random.per_image_keys(key, images.shape[0]), design)
     return unroll(apply, (), logits_fn, latent, images, labels, threat, design, num_classes)[0]
 
 
@@ -183,6 +187,8 @@ def unroll(
         else:
             point = threat_model.perturb(images, noise, threat)
     if design.final_step:
+        if logits_fn is None or labels is None:
+            raise ValueError("a design with a final step needs the classifier and the labels")
         direction = threat_model.steepest(input_gradient(logits_fn, point, labels), threat)
         length = design.final_step * jnp.asarray(threat.epsilon, direction.dtype)
         point = threat_model.project(point + length * direction, images, threat)

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 from robust_gan.attacks.apgd import apgd, apgd_targeted
 from robust_gan.attacks.fab import fab, fab_targeted
@@ -18,7 +19,7 @@ _PLAIN = {"uniform_noise": uniform_noise, "fgsm": fgsm}
 _PGD = re.compile(r"(margin_)?pgd([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,3}))?")
 # Their numbers may be left out: then they are those of AutoAttack.
 _COUNTED = re.compile(r"(apgd_ce|apgd_dlr|apgd_t|fab_t|fab|square|spsa)([1-9][0-9]{0,4})?(?:x([1-9][0-9]{0,3}))?")
-_ATTACKS: dict[str, Callable] = {
+_ATTACKS: dict[str, Callable[..., Any]] = {
     "apgd_ce": functools.partial(apgd, loss_fn=cross_entropy),
     "apgd_dlr": functools.partial(apgd, loss_fn=dlr),
     "apgd_t": apgd_targeted,

@@ -65,9 +65,12 @@ def spsa(
         raise ValueError(f"num_steps and num_samples must be at least 1, not {num_steps} and {num_samples}")
     wide = jnp.promote_types(images.dtype, jnp.float32)
     centre, keys = images.astype(wide), random.per_image_keys(key, images.shape[0])
-    if step_size is None:
-        step_size = STEP_SIZE * jnp.asarray(threat.epsilon, wide)
-        step_size = step_size / jnp.sqrt(centre[0].size) if threat.norm == "l2" else step_size
+    length: float | jax.Array
+    if step_size is not None:
+        length = step_size
+    else:
+        length = STEP_SIZE * jnp.asarray(threat.epsilon, wide)
+        length = length / jnp.sqrt(centre[0].size) if threat.norm == "l2" else length
     adam = optax.scale_by_adam()
 
     def estimate(points, keys):
@@ -95,7 +98,7 @@ def spsa(
         points, moments, best = carry
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
         ascent, moments = adam.update(estimate(points, step_keys), moments)
-        points = threat_model.project(points + step_size * ascent, centre, threat)
+        points = threat_model.project(points + length * ascent, centre, threat)
         return points, moments, look(points, best)
 
     best = look(centre, nothing(images, loss_fn(logits_fn(images), labels)))

@@ -126,8 +126,9 @@ def count_queries(
         raise ValueError(f"p_init must be above 0 and at most 1, not {p_init}")
     start_keys, keys = random.split_per_image(random.per_image_keys(key, images.shape[0]), 2)
     begin, change = {"linf": (_stripes, _change_linf), "l2": (_tiles, _change_l2)}[threat.norm]
-    sides = square_patterns.sides(images.shape[1:3], threat.norm, num_queries - 1, p_init)
-    window = functools.partial(_window, images.shape[1:3], int(all_places))
+    height, width = images.shape[1:3]
+    sides = square_patterns.sides((height, width), threat.norm, num_queries - 1, p_init)
+    window = functools.partial(_window, (height, width), int(all_places))
 
     def ask(points, images, labels):
         points = threat_model.project(points, images, threat)
@@ -161,7 +162,8 @@ def count_queries(
 
         return update_standing(update, ~found.fooled, found, (keys, images, labels))
 
-    found = Found(*ask(begin(start_keys, images, threat), images, labels), jnp.ones_like(labels, jnp.int32))
+    points, margins, fooled = ask(begin(start_keys, images, threat), images, labels)
+    found = Found(points, margins, fooled, jnp.ones_like(labels, jnp.int32))
     return jax.lax.fori_loop(0, -(-(num_queries - 1) // _QUERIES_AT_ONCE), some_queries, found)
 
 

@@ -152,10 +152,10 @@ def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
                 if (folder / str(number)).exists() or number == steps[-1]:
                     raise  # Else a run that goes on has just dropped it.
         return records[best({number: record.metrics.get(SELECTION) for number, record in records.items()})]
-    number = steps[-1] if step == "last" else step
-    if number not in steps:
+    wanted = steps[-1] if step == "last" else step
+    if wanted not in steps:
         raise CheckpointError(f"{folder} has no step {step}: the steps there are {', '.join(map(str, steps))}")
-    return read_step(folder, int(number))
+    return read_step(folder, int(wanted))
 
 
 def read_step(folder: epath.Path, step: int) -> Record:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -160,7 +160,7 @@ class _NewestAndBest:
     def __init__(self, count: int, selection: dict[int, float | None]) -> None:
         self._count, self._selection = count, selection
 
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         selection = {info.step: self._selection.get(info.step) for info in checkpoints}
         if not selection:

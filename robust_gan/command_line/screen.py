@@ -69,7 +69,7 @@ def _row(form: str, column: int, width: int) -> str:
         flag = flags.FLAGS[name]
         text = _CHOICES.sub("", " ".join((flag.help or "").split()))
         if flag.default not in (None, "", [], False, 0):
-            text += f" [{flag.default_as_str.strip(chr(39))}]"
+            text += f" [{str(flag.default_as_str).strip(chr(39))}]"
     left = f"  --{form}".ljust(column)
     return textwrap.fill(
         text, width, initial_indent=left, subsequent_indent=" " * column, break_on_hyphens=False, break_long_words=False

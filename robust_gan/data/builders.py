@@ -48,7 +48,7 @@ class _FromContents:
         numbers = tqdm(range(len(examples.images)), f"{self.name} {split}", unit=" images", disable=not self.progress)
         for number in numbers:
             image = examples.images[number]
-            record = {key: int(labels[number]) for key, labels in examples.labels.items()}
+            record: dict[str, Any] = {key: int(labels[number]) for key, labels in examples.labels.items()}
             record["image"] = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             if self.id_format:
                 record["id"] = self.id_format.format(split, number)

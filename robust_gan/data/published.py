@@ -1,5 +1,6 @@
 """The published files of MNIST, CIFAR-10, CIFAR-100 and SVHN: where they are, and whether they are genuine."""
 
+import functools
 import gzip
 import hashlib
 import tarfile
@@ -167,7 +168,7 @@ def contents(name: str, files: Mapping[str, Path]) -> Contents:
     counts = COUNTS[name]
     if name == "svhn_cropped":
         return Contents(
-            {split: lambda split=split: read_svhn(files[f"{split}_32x32.mat"], counts[split]) for split in counts}, {}
+            {split: functools.partial(read_svhn, files[f"{split}_32x32.mat"], counts[split]) for split in counts}, {}
         )
     data = _read_members(files, LAYOUTS[name].folder)
     if name == "mnist":
@@ -175,7 +176,7 @@ def contents(name: str, files: Mapping[str, Path]) -> Contents:
             split: _mnist(data, files, prefix, counts[split])
             for split, prefix in (("train", "train"), ("test", "t10k"))
         }
-        return Contents({split: lambda examples=examples: examples for split, examples in splits.items()}, {})
+        return Contents({split: functools.partial(splits.__getitem__, split) for split in splits}, {})
     if name == "cifar10":
         members, classes = {"train": _CIFAR10_TRAIN, "test": ("test_batch.bin",)}, {"label": 10}
         names = {"label": parse_names(data["batches.meta.txt"], str(files["batches.meta.txt"]), 10)}
@@ -186,7 +187,7 @@ def contents(name: str, files: Mapping[str, Path]) -> Contents:
             for feature, member in (("coarse_label", "coarse_label_names.txt"), ("label", "fine_label_names.txt"))
         }
     splits = {split: _cifar(data, files, members[split], counts[split], classes) for split in counts}
-    return Contents({split: lambda examples=examples: examples for split, examples in splits.items()}, names)
+    return Contents({split: functools.partial(splits.__getitem__, split) for split in splits}, names)
 
 
 def _mnist(data: Mapping[str, bytes], files: Mapping[str, Path], prefix: str, count: int) -> Examples:
@@ -244,7 +245,9 @@ def _read_tar(path: Path, folder: str, members: list[str]) -> dict[str, bytes]:
         for entry in archive:
             member = entry.name.removeprefix("./").removeprefix(f"{folder}/")
             if member in members and entry.isreg() and entry.size <= _MAX_MEMBER:
-                data[member] = archive.extractfile(entry).read()
+                file = archive.extractfile(entry)
+                assert file is not None  # It is regular.
+                data[member] = file.read()
     missing = [member for member in members if member not in data]
     if missing:
         raise DataError(f"{path} lacks {', '.join(f'{folder}/{member}' for member in missing)}")

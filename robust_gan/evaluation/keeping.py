@@ -80,5 +80,5 @@ class Kept:
         if self._path is None:
             return
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **self._arrays)
+        np.savez_compressed(buffer, **self._arrays)  # type: ignore[arg-type]
         workdir.write_bytes(self._path, buffer.getvalue())

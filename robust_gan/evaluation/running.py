@@ -3,6 +3,7 @@
 import functools
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,9 @@ from robust_gan.evaluation.models import FRESH, GENERATOR, Model, to_unit
 from robust_gan.losses import is_correct
 from robust_gan.networks import inference
 from robust_gan.types import Attack, ThreatModel
+
+Shares = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Indices, images and labels of a batch, split over the devices: `[D, B / D, ...]` each."""
 
 
 class Placed:
@@ -39,7 +43,7 @@ class Placed:
         """Tells whether an attack can be made on the model: its generator, only where it has one."""
         return attack != GENERATOR or self.model.generator is not None
 
-    def craft(self, attack: str, shares, threat: ThreatModel, seed: int):
+    def craft(self, attack: str, shares: Shares, threat: ThreatModel, seed: int) -> jax.Array:
         """Makes adversarial images, left on the devices.
 
         Args:
@@ -50,7 +54,10 @@ class Placed:
         """
         function = parallel.map_batch(_crafter(attack), self._devices)
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(attack.encode()))
-        generator = as_pytree(self.model.generator) if attack == GENERATOR else None
+        generator: Callable[..., Any] | None = None
+        if attack == GENERATOR:
+            assert self.model.generator is not None  # `can` was asked.
+            generator = as_pytree(self.model.generator)
         if attack in FRESH:
             generator = self._trained(attack, jax.random.fold_in(key, 2**31 - 1), threat)
         return function((self._logits_fn, generator, key, threat), shares)
@@ -67,12 +74,12 @@ class Placed:
             self._fresh[found] = jax.tree_util.Partial(function, *jax.device_get(trained))
         return self._fresh[found]
 
-    def is_right(self, images, labels) -> np.ndarray:
+    def is_right(self, images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> np.ndarray:
         """Tells which images are classified right: bool `[B]` on the host."""
         return parallel.join(self._score(self._logits_fn, (images, labels)))
 
 
-def share(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, devices: Sequence[jax.Device]):
+def share(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, devices: Sequence[jax.Device]) -> Shares:
     """Splits a batch over the devices: `(indices, images, labels)`, the images as floats in [0, 1]."""
     batch = (indices, to_unit(images[indices]), labels[indices].astype(np.int32))
     return parallel.split_tree(batch, devices)
@@ -102,7 +109,7 @@ def _score(logits_fn, batch):
 
 
 @functools.cache
-def _crafter(name: str):
+def _crafter(name: str) -> Callable[..., jax.Array]:
     """Returns the compiled function of an attack; cached, so that every model of one architecture shares it."""
 
     def craft(replicated, batch):
@@ -116,6 +123,6 @@ def _crafter(name: str):
 
 
 @functools.cache
-def _trainer(attack: str, network: str, channels: int):
+def _trainer(attack: str, network: str, channels: int) -> Callable[..., Any]:
     built = networks.build_generator(network, channels)
     return jax.jit(functools.partial(attacks_lib.train_generator, network=built, design=DESIGNS[attack]))

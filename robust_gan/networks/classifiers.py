@@ -9,6 +9,7 @@ References:
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -181,7 +182,7 @@ class DigitsCNN(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=he_normal)(x)
 
 
-_MODULES = {
+_MODULES: dict[str, Callable[..., nn.Module]] = {
     "resnet20": ResNet,
     "resnet20_wide": functools.partial(ResNet, widths=(160, 320, 640)),
     "resnet20_svhn": functools.partial(ResNet, norm_first=False, kernel_init=small_normal),

@@ -109,24 +109,29 @@ def convolution(
     image_dilation = _pair(lhs_dilation or (1, 1))
     kernel_dilation = _pair(rhs_dilation or (1, 1))
     strides = _pair(window_strides)
-    image_extents = _dilated(images.shape[1:3], image_dilation)
-    kernel_extents = _dilated(kernel.shape[:2], kernel_dilation)
+    image_size, kernel_size = _pair(images.shape[1:3]), _pair(kernel.shape[:2])
+    image_extents = _dilated(image_size, image_dilation)
+    kernel_extents = _dilated(kernel_size, kernel_dilation)
     if isinstance(padding, str):
         if image_dilation != (1, 1):
             raise ValueError(f"dilated images need a padding in numbers, got {padding!r}; see transposed_convolution")
         padding = lax.padtype_to_pads(image_extents, kernel_extents, strides, padding)
-    low_high = tuple(_pair(pads) for pads in padding)
-    if kernel.shape[:2] == (1, 1) and image_dilation == (1, 1) and low_high == ((0, 0), (0, 0)):
+    above_below, left_right = padding
+    low_high = _pair(above_below), _pair(left_right)
+    if kernel_size == (1, 1) and image_dilation == (1, 1) and low_high == ((0, 0), (0, 0)):
         # A 1x1 kernel never sees what the strides skip; without it all three convolutions are dense.
         images = lax.slice(images, (0, 0, 0, 0), images.shape, (1, *strides, 1))
-        image_extents, strides = images.shape[1:3], (1, 1)
-    output_size = tuple(
-        max(0, (image + low + high - kernel) // stride + 1)
-        for image, kernel, stride, (low, high) in zip(image_extents, kernel_extents, strides, low_high, strict=True)
+        image_size, strides = _pair(images.shape[1:3]), (1, 1)
+        image_extents = image_size
+    output_size = _pair(
+        [
+            max(0, (image + low + high - kernel) // stride + 1)
+            for image, kernel, stride, (low, high) in zip(image_extents, kernel_extents, strides, low_high, strict=True)
+        ]
     )
     geometry = _Geometry(
-        image_size=images.shape[1:3],
-        kernel_size=kernel.shape[:2],
+        image_size=image_size,
+        kernel_size=kernel_size,
         output_size=output_size,
         strides=strides,
         padding=low_high,

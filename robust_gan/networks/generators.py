@@ -8,7 +8,7 @@ References:
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -115,7 +115,7 @@ class MnistGenerator(nn.Module):
         return nn.tanh(TransposedConv(self.channels, (5, 5))(x))
 
 
-_MODULES = {
+_MODULES: dict[str, Callable[..., nn.Module]] = {
     "resnet_generator": ResNetGenerator,
     "mnist_generator": MnistGenerator,
     # An eighth and a quarter of the work of the paper's, for runs of some thousand steps.

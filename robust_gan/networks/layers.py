@@ -190,8 +190,8 @@ def as_network(module: Callable[..., nn.Module], *, size_multiple: int = 1) -> N
         variables = {"params": params, "batch_stats": batch_stats}
         net = module(train=train, axis_name=axis_name if train else None)
         if not train:
-            return net.apply(variables, prepare(images)), batch_stats
+            return jnp.asarray(net.apply(variables, prepare(images))), batch_stats
         outputs, updates = net.apply(variables, prepare(images), mutable=["batch_stats"])
-        return outputs, updates.get("batch_stats", {})
+        return jnp.asarray(outputs), updates.get("batch_stats", {})
 
     return Network(init, apply)

@@ -209,7 +209,7 @@ def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) ->
     return _mapped(function, tuple(devices))
 
 
-def join(rows: jax.Array) -> np.ndarray:
+def join(rows: jax.Array | np.ndarray) -> np.ndarray:
     """Joins the devices' rows again on the host: `[D, B / D, ...]` to `[B, ...]`, those of all processes in all.
 
     >>> join(np.zeros((2, 3, 4))).shape
