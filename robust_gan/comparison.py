@@ -11,7 +11,7 @@ import tqdm
 from etils import epath
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import entrants, evaluation, networks, parallel, report, report_folder, threat_model
+from robust_gan import details, entrants, evaluation, networks, parallel, report, report_folder, threat_model
 from robust_gan import pictures as pictures_lib
 from robust_gan.config import NORMS, ThreatConfig, check_epsilon
 from robust_gan.errors import UserError
@@ -21,6 +21,7 @@ PICTURES = ("examples", "curve", "transfer")
 """What can be drawn: adversarial images, robust accuracy against epsilon, and who breaks whom."""
 
 _EXAMPLES = 6
+"""In the picture; the page has more."""
 _DRAWN = "pgd40"
 
 
@@ -129,14 +130,21 @@ def compare(
         disable=not progress,
     ) as bar:
         settings = {"batch_size": batch_size, "seed": seed, "devices": devices, "kept": kept, "advance": bar.update}
-        scores = evaluation.evaluate(attacked, images, labels, threat, attacks=names, sources=extra, **settings)
+        shown = details.choose(labels).tolist()
+        scores = evaluation.evaluate(
+            attacked, images, labels, threat, attacks=names, sources=extra, shown=shown, **settings
+        )  # fmt: skip
         standing, rungs = {}, {}
+        predicted = dict(scores.predicted)
         for model in attacked if turns else ():
             if save_adversarial:
                 broken[model.name] = kept.array(f"adversarial: {model.name}", evaluation.to_unit(images))
+            taken = kept.array(f"predicted in turn: {model.name}", np.full(len(labels), -1, np.int16))
             standing[model.name], rungs[model.name] = evaluation.survive(
-                model, images, labels, threat, attacks=turns, adversarial=broken.get(model.name), **settings
-            )
+                model, images, labels, threat, attacks=turns, adversarial=broken.get(model.name), predicted=taken,
+                **settings,
+            )  # fmt: skip
+            predicted[model.name, details.IN_TURN] = np.where(standing[model.name], labels, taken)
         curve = None
         if "curve" in pictures:
             curve = evaluation.trace_curve(attacked, images, labels, threat, attack=drawn, **settings)
@@ -169,13 +177,27 @@ def compare(
         report.write(folder, scores, values)
         if broken:
             np.savez_compressed(folder / report.ADVERSARIAL, labels=labels, **broken)  # type: ignore[arg-type]
+        adversarial = {name: found for (name, attack), found in scores.shown.items() if attack == drawn}
+        if "examples" in pictures and not adversarial:
+            adversarial = _craft(attacked, images[shown], labels[shown], drawn, threat, seed)
+        found_by_image = details.Details(
+            labels=labels,
+            label_names=chosen.label_names,
+            stood=_stood(scores, standing),
+            predicted=predicted,
+            images=evaluation.to_unit(images[shown]),
+            positions=np.asarray(shown),
+            shown=adversarial,
+            attack=drawn if adversarial else "",
+        )
+        details.write(folder, found_by_image)
         if "examples" in pictures:
-            _draw(folder / report.EXAMPLES, attacked, images, labels, drawn, threat, seed, chosen.label_names)
+            _draw(folder / report.EXAMPLES, attacked, found_by_image)
         if curve is not None:
             pictures_lib.draw_curve(folder / report.CURVE, curve, float(threat.epsilon), threat.norm)
         if "transfer" in pictures:
-            shown = scores.attacks[-1] if drawn not in scores.attacks else drawn
-            pictures_lib.draw_transfer(folder / report.TRANSFER, *report.transfer_matrix(scores, shown), shown)
+            made = scores.attacks[-1] if drawn not in scores.attacks else drawn
+            pictures_lib.draw_transfer(folder / report.TRANSFER, *report.transfer_matrix(scores, made), made)
     return scores, values
 
 
@@ -207,21 +229,35 @@ def _check_outputs(pictures, save_adversarial, output, names, turns):
         pictures_lib.check_plot()
 
 
-def _draw(path, models, images, labels, attack, threat, seed, names):
-    """Draws some images of different classes, attacked in the open with the last attack of the evaluation."""
-    _, rows = np.unique(labels, return_index=True)
-    rows = np.sort(rows)[:_EXAMPLES]
-    clean, columns = evaluation.to_unit(images[rows]), []
+def _stood(scores, standing):
+    """Returns for each target which images are right clean and under every attack in the open."""
+    stood = {}
+    for index, target in enumerate(scores.targets):
+        rows = [row for (name, maker, _), row in scores.robust.items() if name == maker == target]
+        stood[target] = np.logical_and.reduce([scores.clean[index], *rows, *([standing[target]] if standing else [])])
+    return stood
+
+
+def _craft(models, images, labels, attack, threat, seed):
+    craft, images = jax.jit(attacks_lib.by_name(attack)), evaluation.to_unit(images)
+    return {
+        model.name: np.asarray(craft(model.logits_fn, jax.random.key(seed), images, labels, threat)) for model in models
+    }
+
+
+def _draw(path, models, found):
+    """Draws some images of different classes, attacked in the open."""
+    names, labels = found.label_names, found.labels[found.positions[:_EXAMPLES]]
+    columns = []
     for model in models:
-        craft = jax.jit(attacks_lib.by_name(attack))
-        adversarial = craft(model.logits_fn, jax.random.key(seed), clean, labels[rows], threat)
+        adversarial = found.shown[model.name][:_EXAMPLES]
         predicted = np.argmax(model.logits_fn(adversarial), axis=-1)
         columns.append(
             {
                 "name": model.name,
-                "adversarial": np.asarray(adversarial),
+                "adversarial": adversarial,
                 "predicted": [names[index] for index in predicted],
-                "right": predicted == labels[rows],
+                "right": predicted == labels,
             }
         )
-    pictures_lib.draw_examples(path, clean, [names[index] for index in labels[rows]], columns)
+    pictures_lib.draw_examples(path, found.images[:_EXAMPLES], [names[index] for index in labels], columns)

@@ -11,7 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from robust_gan import LinfThreat, checkpoint, comparison, evaluation, report, report_folder
+from robust_gan import LinfThreat, checkpoint, comparison, details, evaluation, report, report_folder
 from robust_gan.errors import UserError
 from robust_gan.evaluation import Curve, alarms
 
@@ -45,8 +45,8 @@ def evaluated(tiny_run, tmp_path_factory):
 def test_the_folder_holds_what_is_documented(evaluated):
     folder, values = evaluated
     assert {path.name for path in folder.iterdir()} == {
-        "evaluation.json", "scores.npz", "report.json", "report.md", "cards", "adversarial.npz", "examples.png",
-        "curve.png", "transfer.png",
+        "evaluation.json", "scores.npz", "details.npz", "report.json", "report.md", "cards", "adversarial.npz",
+        "examples.png", "curve.png", "transfer.png",
     }  # fmt: skip
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(values))
     assert values["curve"]["epsilons"][0] == 0
@@ -54,6 +54,34 @@ def test_the_folder_holds_what_is_documented(evaluated):
     card = json.loads((folder / "cards" / "tiny.json").read_text())
     assert card["eps"] == 0.15
     assert card["autoattack_acc"] is None  # Those were not AutoAttack's.
+
+
+def test_the_details_agree_with_the_figures(evaluated):
+    folder, values = evaluated
+    found, target = details.read(folder), values["targets"]["tiny"]
+    assert len(found.labels) == len(found.stood["tiny"]) == 60
+    assert found.stood["tiny"].mean() == target["worst_case"]["white_box"]
+    for attack in ("fgsm", "pgd2"):
+        right = found.predicted["tiny", attack] == found.labels
+        clean = found.predicted["tiny", "clean"] == found.labels
+        assert (right & clean).mean() == target["robust_accuracy"][attack]["tiny"]
+        assert np.trace(details.confusion(found, "tiny", attack)) == right.sum()
+    in_turn = found.predicted["tiny", details.IN_TURN] == found.labels
+    assert in_turn.mean() == target["in_turn"][-1]["robust_accuracy"]
+    assert found.attack == "pgd2"
+    moved = np.abs(found.shown["tiny"] - found.images).max(axis=(1, 2, 3))
+    assert len(moved) == 10
+    assert (moved > 0.1).all()
+    assert moved.max() <= 0.15 + 1e-6
+    logits = checkpoint.load_classifier(values["models"]["tiny"]["checkpoint"])(found.shown["tiny"])
+    assert (np.argmax(np.asarray(logits), -1) == found.predicted["tiny", "pgd2"][found.positions]).all()
+    assert np.nanmean(details.per_class(found, np.ones(60))) == 1
+
+
+def test_damaged_details_are_told(tmp_path):
+    (tmp_path / details.FILE).write_bytes(b"garbled")
+    with pytest.raises(UserError, match=r"details.npz is damaged"):
+        details.read(tmp_path)
 
 
 def test_the_report_is_what_its_schema_says_and_the_schema_refuses_others(evaluated):

@@ -44,8 +44,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
     from robust_gan import parallel
 
     def joined(argv: Sequence[str]) -> int | None:
-        names = ("coordinator", "num_processes", "process_id")
-        parallel.connect(*(flags.FLAGS[name].value for name in names), timeout=flags.FLAGS.join_timeout)
+        given = flags.FLAGS
+        parallel.connect(given.coordinator, given.num_processes, given.process_id, timeout=given.join_timeout)
         return main(argv)
 
     try:

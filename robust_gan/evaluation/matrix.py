@@ -16,7 +16,7 @@ import numpy as np
 from robust_gan import parallel
 from robust_gan.data import batching
 from robust_gan.evaluation.keeping import Kept
-from robust_gan.evaluation.models import GENERATOR, Model
+from robust_gan.evaluation.models import CLEAN, GENERATOR, Model, to_unit
 from robust_gan.evaluation.running import Placed, batch_width, share
 from robust_gan.types import ThreatModel
 
@@ -32,6 +32,9 @@ class Scores:
         clean: bool `[targets, N]`, right on the clean image.
         robust: For each (target, maker, attack) that exists, bool `[N]`: right on the clean image and on the
             adversarial one.
+        predicted: For each target under each attack in the open, and under `clean`, int16 `[N]`: the class that each
+            image is taken for; -1 where an older version had scored it.
+        shown: For the same the adversarial images that were asked for, float32 `[E, H, W, C]`; clean under `clean`.
     """
 
     targets: tuple[str, ...]
@@ -39,6 +42,8 @@ class Scores:
     attacks: tuple[str, ...]
     clean: np.ndarray
     robust: dict[tuple[str, str, str], np.ndarray]
+    predicted: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
+    shown: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
     def clean_accuracy(self, target: str) -> float:
         """Returns the share of images that are right when nobody attacks."""
@@ -87,6 +92,7 @@ def evaluate(
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
     kept: Kept | None = None,
+    shown: Sequence[int] = (),
     advance: Callable[[int], Any] = lambda images: None,
 ) -> Scores:
     """Scores every image of a split exactly once per attack.
@@ -104,6 +110,7 @@ def evaluate(
         seed: Of the attacks' randomness.
         devices: Where; None for all.
         kept: What a stopped evaluation of the same models, images and seed had found; not done again, and added to.
+        shown: Positions of the images whose adversarial ones are returned too.
         advance: Called with the number of images attacked, for a progress bar (`total` gives the sum).
 
     Returns:
@@ -127,11 +134,21 @@ def evaluate(
     clean = {target.name: kept.part(f"clean: {target.name}", count) for target in targets}
     robust: dict[tuple[str, str, str], np.ndarray] = {}
     placed = {model.name: Placed(model, images, labels, devices) for model in makers}
+    positions = np.asarray(shown, int)
+    predicted, pictures = {}, {}
+    for target in targets:
+        for attack in (CLEAN, *filter(placed[target.name].can, attacks)):
+            key = target.name, attack
+            name = f"{attack}: {target.name}"
+            predicted[key] = kept.array(f"predicted under {name}", np.full(count, -1, np.int16))
+            if len(positions):
+                pictures[key] = kept.array(f"shown under {name}", to_unit(images[positions]))
     for indices, mask in batching.padded_batches(count, batch_width(batch_size, count, devices)):
         rows, shares = indices[mask], share(images, labels, indices, devices)
         for name, (right, done) in clean.items():
             if not done[rows].all():
-                right[rows], done[rows] = placed[name].is_right(*shares[1:])[mask], True
+                found, classes = placed[name].score(*shares[1:])
+                right[rows], done[rows], predicted[name, CLEAN][rows] = found[mask], True, classes[mask]
         for maker in makers:
             for attack in filter(placed[maker.name].can, attacks):
                 attacked = [target for target in targets if target is maker or transfers or maker in sources]
@@ -141,12 +158,20 @@ def evaluate(
                 if not all(done[rows].all() for _, done in parts):
                     adversarial = placed[maker.name].craft(attack, shares, threat, seed)
                     for target, (stood, done) in zip(attacked, parts, strict=True):
-                        right = placed[target.name].is_right(adversarial, shares[2])[mask]
-                        stood[rows], done[rows] = right & clean[target.name][0][rows], True
+                        found, classes = placed[target.name].score(adversarial, shares[2])
+                        stood[rows], done[rows] = found[mask] & clean[target.name][0][rows], True
+                        if target is maker:
+                            predicted[target.name, attack][rows] = classes[mask]
+                            here = np.isin(positions, rows)
+                            if here.any():
+                                made = parallel.join(adversarial)[mask]
+                                pictures[target.name, attack][here] = made[positions[here] - rows[0]]
                     kept.save()
                 advance(len(rows))
     names = [tuple(model.name for model in models) for models in (targets, makers)]
-    return Scores(names[0], names[1], tuple(attacks), np.stack([clean[name][0] for name in names[0]]), robust)
+    return Scores(
+        names[0], names[1], tuple(attacks), np.stack([clean[name][0] for name in names[0]]), robust, predicted, pictures
+    )
 
 
 def total(targets: Sequence[Model], sources: Sequence[Model], attacks: Sequence[str], num_images: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
@@ -74,9 +75,10 @@ class Placed:
             self._fresh[found] = jax.tree_util.Partial(function, *jax.device_get(trained))
         return self._fresh[found]
 
-    def is_right(self, images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> np.ndarray:
-        """Tells which images are classified right: bool `[B]` on the host."""
-        return parallel.join(self._score(self._logits_fn, (images, labels)))
+    def score(self, images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Tells which images are classified right, and as what: bool and int32 `[B]` on the host."""
+        right, predicted = self._score(self._logits_fn, (images, labels))
+        return parallel.join(right), parallel.join(predicted)
 
 
 def share(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, devices: Sequence[jax.Device]) -> Shares:
@@ -105,7 +107,8 @@ def as_pytree(function: Callable) -> Callable:
 
 def _score(logits_fn, batch):
     images, labels = batch
-    return is_correct(logits_fn(images), labels)
+    logits = logits_fn(images)
+    return is_correct(logits, labels), jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 @functools.cache

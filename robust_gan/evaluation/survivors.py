@@ -45,6 +45,7 @@ def survive(
     devices: Sequence[jax.Device] | None = None,
     kept: Kept | None = None,
     adversarial: np.ndarray | None = None,
+    predicted: np.ndarray | None = None,
     advance: Callable[[int], Any] = lambda images: None,
 ) -> tuple[np.ndarray, list[Rung]]:
     """Attacks a model in turn with several attacks, each on what still stands.
@@ -64,6 +65,7 @@ def survive(
         devices: Where; None for all.
         kept: What a stopped evaluation of the same model, images and seed had found; not done again, and added to.
         adversarial: float32 `[N, H, W, C]` in [0, 1], to be filled in place with the images that were broken.
+        predicted: int16 `[N]`, to be filled in place with the classes that the broken images are taken for.
         advance: Called with the number of images of which an attack is done: attacked, or standing no more.
 
     Returns:
@@ -95,10 +97,13 @@ def survive(
             began, rows = time.perf_counter(), where[positions[mask]]
             shares = share(images, labels, where[positions], devices)
             attacked = shares[1] if attack == "clean" else placed.craft(attack, shares, threat, seed)
-            stood[rows], done[rows] = placed.is_right(attacked, shares[2])[mask], True
+            right, classes = placed.score(attacked, shares[2])
+            stood[rows], done[rows] = right[mask], True
+            broken_rows = rows[~stood[rows]]
             if adversarial is not None:
-                broken = rows[~stood[rows]]
-                adversarial[broken] = parallel.join(attacked)[mask][~stood[rows]]
+                adversarial[broken_rows] = parallel.join(attacked)[mask][~stood[rows]]
+            if predicted is not None:
+                predicted[broken_rows] = classes[mask][~stood[rows]]
             seconds += time.perf_counter() - began
             kept.save()
             advance(len(rows))
