@@ -7,7 +7,6 @@ The contestant comes after the colon (none, pgd, generator). Run again, the same
 """
 
 import json
-import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -26,6 +25,9 @@ _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where;
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write for TensorBoard too (needs the extra tensorboard).")
+_ON_NAN = flags.DEFINE_enum(
+    "on_nan", "stop", ["stop", "skip"], "At a NaN or infinite loss or gradient: end with code 3, or leave the step out."
+)
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the configuration as JSON, flags included, and end.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say shapes, parameters, memory and time, write nothing, and end.")
 
@@ -33,7 +35,7 @@ _GROUPS = {
     "What": ["config=FILE[:CONTESTANT]", "config.FIELD=VALUE", "workdir=DIR"],
     "Where": ["platform=cpu|gpu|tpu", "num_devices=N"],
     "Before it runs": ["print_config", "dry_run"],
-    "While it runs": ["[no]progress", "tensorboard"],
+    "While it runs": ["[no]progress", "tensorboard", "on_nan=stop|skip"],
 }
 
 
@@ -58,17 +60,14 @@ def main(argv):
 
     from robust_gan import parallel, training  # After the flags: a mistake is told before jax is loaded.
 
-    try:
-        result = training.train(
-            config,
-            directory,
-            devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
-            progress=_PROGRESS.value,
-            tensorboard=_TENSORBOARD.value,
-        )
-    except training.NotFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    result = training.train(
+        config,
+        directory,
+        devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+        progress=_PROGRESS.value,
+        tensorboard=_TENSORBOARD.value,
+        on_nan=_ON_NAN.value,
+    )
     if result.finished and result.validation and parallel.is_first():
         figures = ", ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in result.validation.items())
         print(f"step {result.step}, validation: {figures}")

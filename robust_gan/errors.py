@@ -1,7 +1,8 @@
 """The mistakes a user can make, as exceptions that carry one clear sentence.
 
 Every message says what was wrong (with the offending value) and what would be right. The launchers print it and exit
-with code 2; importers catch `UserError`, which is a `ValueError`.
+with code 2; importers catch `UserError`, which is a `ValueError`. `NotFiniteError` is nobody's mistake for certain, and
+has an exit code of its own.
 """
 
 
@@ -15,3 +16,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or of another configuration than the one asked for."""
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a gradient of training became NaN or infinite; the checkpoints before it are intact."""

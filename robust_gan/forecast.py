@@ -9,7 +9,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from robust_gan import adversaries, checkpoint, data, game, networks, parallel, report, starting, stepping, validation
+from robust_gan import (
+    adversaries,
+    checkpoint,
+    data,
+    finiteness,
+    game,
+    networks,
+    parallel,
+    report,
+    starting,
+    stepping,
+    validation,
+)
 from robust_gan.config import Config, validate
 from robust_gan.types import PyTree
 
@@ -101,25 +113,25 @@ def of(config: Config, devices: Sequence[jax.Device]) -> Forecast:
     arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
     memory = {"both players, with what their optimisers remember": _bytes(state), "training images": _bytes(arrays)}
 
-    state, arrays = parallel.replicate((state, arrays), devices)
+    carried, arrays = parallel.replicate((stepping.Carried(state, finiteness.begin()), arrays), devices)
     most = stepping.steps_per_call(config, devices[0].platform)
     orders = functools.partial(
         stepping.orders, config, most=most, num_images=len(dataset.train.labels), devices=devices
     )
     began = time.perf_counter()
     play = parallel.compile_step(
-        functools.partial(stepping.play, played, config), devices, state, arrays, orders(step=0, count=1)
+        functools.partial(stepping.play, played, config, "stop"), devices, carried, arrays, orders(step=0, count=1)
     )
     compile_seconds = time.perf_counter() - began
     if (analysis := play.memory_analysis()) is not None:  # Not every backend has one.
         memory["work of a step"] = analysis.temp_size_in_bytes
-    state, _ = jax.block_until_ready(play(state, arrays, orders(step=0, count=1)))
+    carried, _ = jax.block_until_ready(play(carried, arrays, orders(step=0, count=1)))
     taken, began = 0, time.perf_counter()
     while taken < _ENOUGH_STEPS and time.perf_counter() - began < _ENOUGH_SECONDS:
-        state, _ = jax.block_until_ready(play(state, arrays, orders(step=1 + taken, count=most)))
+        carried, _ = jax.block_until_ready(play(carried, arrays, orders(step=1 + taken, count=most)))
         taken += most
     step_seconds = (time.perf_counter() - began) / taken
-    first, again, batches = _validate(config, dataset, state, info, devices)
+    first, again, batches = _validate(config, dataset, carried.state, info, devices)
     return Forecast(
         data=info,
         sizes=(len(dataset.train.labels), len(dataset.validation.labels), len(dataset.test.labels)),

@@ -11,6 +11,8 @@ from robust_gan import checkpoint, ending, parallel, workdir
 from robust_gan.config import Config
 from robust_gan.game import TrainState
 
+_SKIPPED = "skipped_steps"
+
 
 class Recorder:
     """The folder of a run while it is trained: claimed, with its checkpoints, metrics and timing.
@@ -25,6 +27,7 @@ class Recorder:
     Attributes:
         folder: The folder.
         best_step: The best step so far, None where nothing was saved.
+        skipped: Steps that were not taken before, see `finiteness`.
 
     Raises:
         UserError: The folder cannot be had; in all processes.
@@ -47,6 +50,7 @@ class Recorder:
         self._board: Any = None
         self.folder = epath.Path(directory)
         self.best_step: int | None = None
+        self.skipped = 0
 
         def claim() -> str:
             self.folder = stack.enter_context(workdir.claim(directory, config))
@@ -73,6 +77,7 @@ class Recorder:
             if restored is None:
                 return state, 0
             self._say(f"going on from step {restored[1]} of {self.folder}")
+            self.skipped = int(checkpoint.read_record(self.folder, restored[1]).metrics.get(_SKIPPED, 0))
             return restored
 
         state, start = parallel.state_from_first(read, state)
@@ -84,6 +89,7 @@ class Recorder:
             if tensorboard:
                 self._board = _tensorboard(self.folder)
                 self._stack.enter_context(ending.closed(self._board.close))
+        self.skipped = parallel.from_first(lambda: self.skipped)
         self._find_best()
         return state, start
 
@@ -100,10 +106,10 @@ class Recorder:
         if self._timing is not None:
             self._timing.write(step, values)
 
-    def save(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
+    def save(self, step: int, state: TrainState, metrics: dict[str, float], *, skipped: int = 0) -> None:
         """Saves a checkpoint in the background; see `checkpoint.Writer.save`."""
         if self._writer is not None:
-            self._writer.save(step, state, metrics)
+            self._writer.save(step, state, metrics | {_SKIPPED: float(skipped)})
         self._find_best()
 
     def _find_best(self) -> None:

@@ -7,14 +7,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import game, parallel
+from robust_gan import finiteness, game, parallel
 from robust_gan.config import Config
 from robust_gan.data import augmentation, order
+from robust_gan.finiteness import Watch
 from robust_gan.game import Game, TrainState
 from robust_gan.types import Batch, Metrics
 
 MOST_STEPS = 100
 """Steps in one call on an accelerator, at most: a signal is obeyed only between calls."""
+
+
+class Carried(NamedTuple):
+    """What goes from call to call.
+
+    Attributes:
+        state: The game.
+        watch: The steps whose numbers were not finite, which were not taken.
+    """
+
+    state: TrainState
+    watch: Watch
+
+
+class Measured(NamedTuple):
+    """What a call measured.
+
+    Attributes:
+        metrics: Scalars of its last step; zeros where no step was asked for.
+        watch: The steps that were not taken so far.
+    """
+
+    metrics: Metrics
+    watch: Watch
 
 
 class Orders(NamedTuple):
@@ -78,8 +103,8 @@ def orders(config: Config, step: int, count: int, most: int, num_images: int, de
 
 
 def play(
-    played: Game, config: Config, state: TrainState, arrays: dict[str, jax.Array], share: Orders
-) -> tuple[TrainState, Metrics]:
+    played: Game, config: Config, policy: str, carried: Carried, arrays: dict[str, jax.Array], share: Orders
+) -> tuple[Carried, Measured]:
     """Plays some training steps, on one device of the axis `parallel.AXIS`.
 
     The number of steps is data, not shape: the loop's body is compiled once, and it is the same code whether it is
@@ -88,26 +113,30 @@ def play(
     Args:
         played: The game.
         config: The run.
-        state: The state before.
+        policy: What becomes of a step that is not finite, see `finiteness.guard`.
+        carried: What the call before returned.
         arrays: The whole training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`.
         share: The orders of this device, without their leading axis.
 
     Returns:
-        The state after, and the scalar metrics of the last step; zeros where no step was asked for.
+        What the next call takes, and what was measured.
 
     Guarantees:
-        `test_many_steps_in_one_call_are_as_many_calls_bit_for_bit`.
+        `test_many_steps_in_one_call_are_as_many_calls_bit_for_bit`,
+        `test_a_step_that_is_not_finite_is_not_taken`.
     """
 
     @jax.jit  # Traced once, though its metrics' shapes are asked for first.
-    def step(state: TrainState, positions: jax.Array) -> tuple[TrainState, Metrics]:
-        return training_step(played, config, state, arrays, positions)
+    def step(carried: Carried, positions: jax.Array) -> tuple[Carried, Metrics]:
+        state, metrics = training_step(played, config, carried.state, arrays, positions)
+        return Carried(*finiteness.guard(carried.state, state, metrics, carried.watch, policy=policy)), metrics
 
-    shapes = jax.eval_shape(step, state, share.positions[0])[1]
+    shapes = jax.eval_shape(step, carried, share.positions[0])[1]
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.fori_loop(
-        0, share.count, lambda index, carry: step(carry[0], share.positions[index]), (state, nothing)
+    carried, metrics = jax.lax.fori_loop(
+        0, share.count, lambda index, carry: step(carry[0], share.positions[index]), (carried, nothing)
     )
+    return carried, Measured(metrics, carried.watch)
 
 
 def training_step(

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib.util
-import math
 import os
 import sys
 import time
@@ -13,17 +12,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import tqdm
-from etils import epath
 
-from robust_gan import checkpoint, data, ending, game, parallel, recording, starting, stepping, validation, workdir
+from robust_gan import (
+    checkpoint,
+    data,
+    ending,
+    finiteness,
+    game,
+    parallel,
+    postmortem,
+    recording,
+    starting,
+    stepping,
+    validation,
+    workdir,
+)
 from robust_gan.config import Config, to_dict, validate
 from robust_gan.errors import UserError
 from robust_gan.game import TrainState
 from robust_gan.version import __version__
-
-
-class NotFiniteError(RuntimeError):
-    """A loss became NaN or infinite; the checkpoints before it are intact."""
 
 
 class Result(NamedTuple):
@@ -49,6 +56,7 @@ def train(
     devices: Sequence[jax.Device] | None = None,
     progress: bool | None = None,
     tensorboard: bool = False,
+    on_nan: str = "stop",
     say: Callable[[str], Any] = print,
 ) -> Result:
     """Trains, or goes on training, until `config.num_steps`.
@@ -64,6 +72,10 @@ def train(
         devices: Where; None for all of the best platform.
         progress: A bar with rate and remaining time; None for only where stderr is a terminal.
         tensorboard: Write scalars for TensorBoard too (needs the extra `tensorboard`).
+        on_nan: What becomes of the run at a step where a loss or a gradient of a player is NaN or infinite, which is
+            never taken: `stop` ends it by the next line of metrics, with the state before that step kept in
+            `not_finite/`; `skip` goes on without it, counts it in `train/skipped_steps`, and ends only after
+            `postmortem.MOST_IN_A_ROW` in a row.
         say: Called with a sentence where there is something to say.
 
     Returns:
@@ -71,12 +83,14 @@ def train(
 
     Raises:
         UserError: The configuration, the data or the folder cannot be right; nothing is written then.
-        NotFiniteError: A loss became NaN or infinite.
+        NotFiniteError: A loss or a gradient became NaN or infinite.
 
     Guarantees:
-        `test_stopped_and_resumed_equals_undisturbed`.
+        `test_stopped_and_resumed_equals_undisturbed`, `test_no_state_that_is_not_finite_is_ever_saved`.
     """
     validate(config)
+    if on_nan not in finiteness.POLICIES:
+        raise UserError(f"on_nan must be one of {', '.join(finiteness.POLICIES)}, not {on_nan!r}")
     devices = parallel.find_devices() if devices is None else devices
     parallel.check_batch_size(config.batch_size, devices)
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
@@ -113,19 +127,23 @@ def train(
         )
 
         arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
-        state, arrays = parallel.replicate((state, arrays), devices)
-        play = parallel.map_step(functools.partial(stepping.play, played, config), devices)
+        sentry = postmortem.Sentry(folder, config, info, on_nan, recorder.skipped, say)
+        carried = stepping.Carried(state, finiteness.begin(recorder.skipped))
+        carried, arrays = parallel.replicate((carried, arrays), devices)
+        play = parallel.map_step(functools.partial(stepping.play, played, config, on_nan), devices)
         most = stepping.steps_per_call(config, devices[0].platform)
         figures: dict[str, float] = {}
         # Metrics are fetched when the next steps are under way, so that the device does not wait for the host.
-        pending: list[tuple[int, Any]] = []
+        pending: list[tuple[int, stepping.Measured]] = []
         began, began_step, step = time.perf_counter(), start, start
 
         def settle() -> None:
             nonlocal began, began_step
             for at, measured in pending:
-                values = {f"train/{name}": float(value) for name, value in jax.device_get(measured).items()}
-                _check_finite(values, at, folder)
+                scalars, watch = jax.device_get(measured)
+                sentry.check(watch, carried.state)
+                values = {f"train/{name}": float(value) for name, value in (scalars | sentry.counts).items()}
+                values = finiteness.finite(values)
                 recorder.record(at, values)
                 seconds = time.perf_counter() - began
                 rate = (at - began_step) * config.batch_size / seconds
@@ -140,7 +158,7 @@ def train(
         while not is_over() and not agreement.reached(bool(stopped)):
             count = min(most, _steps_until(step, config.num_steps, config.log_every, config.validation.every))
             orders = stepping.orders(config, step, count, most, len(dataset.train.labels), devices)
-            state, measured = play(state, arrays, orders)
+            carried, measured = play(carried, arrays, orders)
             step += count
             settle()
             bar.update(count)
@@ -148,9 +166,11 @@ def train(
                 pending.append((step, measured))
             if step % config.validation.every == 0 or step == config.num_steps:
                 settle()
-                figures = validation.validate(config, dataset, state, info, devices)
+                sentry.check(jax.device_get(carried.watch), carried.state)
+                figures = validation.validate(config, dataset, carried.state, info, devices)
                 recorder.record(step, figures)
-                recorder.save(step, state, figures | {checkpoint.SELECTION: validation.selection(config, figures)})
+                selection = {checkpoint.SELECTION: validation.selection(config, figures)}
+                recorder.save(step, carried.state, figures | selection, skipped=sentry.skipped)
                 bar.set_postfix_str(_postfix(figures))
                 began, began_step = time.perf_counter(), step
         settle()
@@ -161,9 +181,10 @@ def train(
             say(f"ended at step {step}: no validation since step {recorder.best_step} was as good")
         if not ended:
             # Saved without a validation: selecting it as the best would mean choosing blindly.
-            recorder.save(step, state, {checkpoint.SELECTION: -1.0})
+            sentry.check(jax.device_get(carried.watch), carried.state)
+            recorder.save(step, carried.state, {checkpoint.SELECTION: -1.0}, skipped=sentry.skipped)
             say(f"stopped at step {step} and saved; the same command goes on from there")
-        return Result(jax.device_get(_without_keys(state)), step, ended, figures)
+        return Result(jax.device_get(_without_keys(carried.state)), step, ended, figures)
 
 
 def _steps_until(step: int, end: int, *multiples: int) -> int:
@@ -174,16 +195,6 @@ def _steps_until(step: int, end: int, *multiples: int) -> int:
 def _is_out_of_patience(config: Config, step: int, best: int | None) -> bool:
     patience = config.validation.patience * config.validation.every
     return bool(patience) and best is not None and step - best >= patience
-
-
-def _check_finite(values: dict[str, float], step: int, folder: epath.Path) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            player = "generator" if "generator" in name else "classifier"
-            raise NotFiniteError(
-                f"{name} of the {player} is {value} at step {step}: lower its learning rate; the checkpoints in "
-                f"{folder} are of before"
-            )
 
 
 def _postfix(values: dict[str, float]) -> str:

@@ -117,3 +117,14 @@ def tiny_networks(monkeypatch):
     monkeypatch.setattr(
         networks, "build_generator", lambda name, channels, dtype="float32", remat=False: tiny.build_generator(channels)
     )
+
+
+@pytest.fixture
+def tiny_names(monkeypatch):
+    """Whole runs with the networks of `tiny_networks.py`: a configuration names both of them `tiny`."""
+    import tiny_networks as tiny
+
+    from robust_gan.networks import classifiers, generators
+
+    monkeypatch.setitem(classifiers._MODULES, "tiny", tiny.named_classifier)
+    monkeypatch.setitem(generators._MODULES, "tiny", tiny.named_generator)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from robust_gan import game, parallel, stepping
+from robust_gan import finiteness, game, parallel, stepping
 from robust_gan.config import (
     AdversaryConfig,
     ClassifierConfig,
@@ -130,15 +130,16 @@ def test_the_training_step_is_traced_once_and_data_stay_where_they_are():
 
         def step(*arguments, played=played, traces=traces):
             traces.append(None)
-            return stepping.play(played, config, *arguments)
+            return stepping.play(played, config, "stop", *arguments)
 
         compiled = parallel.map_step(step, devices)
-        state, placed = parallel.replicate((state, arrays), devices)
+        carried, placed = parallel.replicate((stepping.Carried(state, finiteness.begin()), arrays), devices)
         for index in range(3):
             orders = stepping.orders(config, index, 1, 1, 50, devices)
             assert orders.positions.shape == (count, 1, 2, 16 // count)
-            state, metrics = compiled(state, placed, orders)
+            carried, (metrics, _) = compiled(carried, placed, orders)
         assert len(traces) == 1
+        state = carried.state
         results.append((jax.device_get(state._replace(key=jax.random.key_data(state.key))), jax.device_get(metrics)))
     chex.assert_trees_all_close(*results, rtol=2e-4, atol=2e-5)
 
@@ -148,13 +149,14 @@ def test_the_loop_transfers_nothing_between_host_and_device_but_its_orders():
     devices = parallel.find_devices(num_devices=1)
     played, state = start(config, Batch(jnp.zeros((1, 8, 8, 1)), None))
     arrays = {"images": np.zeros((50, 8, 8, 1), np.uint8), "labels": np.zeros(50, np.int32)}
-    state, arrays = parallel.replicate((state, arrays), devices)
-    play = parallel.map_step(functools.partial(stepping.play, played, config), devices)
+    carried, arrays = parallel.replicate((stepping.Carried(state, finiteness.begin()), arrays), devices)
+    play = parallel.map_step(functools.partial(stepping.play, played, config, "stop"), devices)
     orders = parallel.replicate(stepping.orders(config, 0, 2, 3, 50, devices), devices)
-    state, _ = play(state, arrays, orders)
+    carried, _ = play(carried, arrays, orders)
     with jax.transfer_guard("disallow_explicit"):
-        state, metrics = play(state, arrays, orders)
-    assert int(state.step) == 4
+        carried, (metrics, watch) = play(carried, arrays, orders)
+    assert int(carried.state.step) == 4
+    assert int(watch.skipped) == 0
     assert np.isfinite(float(metrics["classifier_loss"]))
 
 

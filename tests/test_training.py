@@ -24,7 +24,7 @@ from robust_gan.config import (
     ValidationConfig,
     to_dict,
 )
-from robust_gan.errors import CheckpointError, DataError, UserError
+from robust_gan.errors import CheckpointError, DataError, NotFiniteError, UserError
 
 
 def tiny(name="generator", **settings):
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints_alon
     config = tiny("none")
     train(config, tmp_path / "sound")
     config.classifier.optimizer = OptimizerConfig(learning_rate=1e30)
-    with pytest.raises(training.NotFiniteError, match=r"of the classifier is (nan|inf) at step \d"):
+    with pytest.raises(NotFiniteError, match=r"of the classifier is (nan|inf) at step \d"):
         train(config, tmp_path / "run")
     steps = [path.name for path in (tmp_path / "run" / checkpoint.FOLDER).iterdir() if path.name.isdigit()]
     assert steps == []
@@ -193,7 +193,14 @@ def test_names_of_networks_and_the_folder_are_checked_before_the_data_are_read(t
 
 @pytest.mark.parametrize(
     ("learning_rate", "error", "notes"),
-    [(1e30, training.NotFiniteError, ["and then, in closing: the disk is full"]), (0.1, CheckpointError, [])],
+    [
+        (
+            1e30,
+            NotFiniteError,
+            ["and its state could not be kept: the disk is full", "and then, in closing: the disk is full"],
+        ),
+        (0.1, CheckpointError, []),
+    ],
     ids=["after a failure", "alone"],
 )
 def test_a_failure_in_closing_is_told_but_hides_no_other(tmp_path, monkeypatch, learning_rate, error, notes):

@@ -51,3 +51,15 @@ def build_classifier(num_classes=10):
 @functools.cache
 def build_generator(channels=1):
     return as_network(functools.partial(TinyGenerator, channels=channels), size_multiple=2)
+
+
+def named_classifier(*, num_classes, train, axis_name, dtype):
+    """Stands in for a module of the package."""
+    del dtype
+    return TinyClassifier(num_classes, train, axis_name)
+
+
+def named_generator(*, channels, train, axis_name, dtype, remat):
+    """Stands in for a module of the package."""
+    del dtype, remat
+    return TinyGenerator(channels, train, axis_name)

@@ -98,11 +98,12 @@ def generator(
             gradient, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, latents)
             loss, gradient = mean_over(axis_name, (loss, gradient))
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-            return PlayerState(optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
+            state = PlayerState(optax.apply_updates(state.params, updates), batch_stats, opt_state)
+            return state, {"generator_loss": loss, "generator_gradient_norm": optax.tree.norm(gradient)}
 
         # One step or many, it is the same compiled body; see networks/convolution.py for why a loop is fast on CPU.
-        state, losses = jax.lax.scan(step, state, jnp.arange(steps))
-        return state, {"generator_loss": losses[-1]}
+        state, metrics = jax.lax.scan(step, state, jnp.arange(steps))
+        return state, {name: values[-1] for name, values in metrics.items()}
 
     def response(state, classifier_fn, batch, keys, *, axis_name=None):
         latent = latent_of(keys)

@@ -5,10 +5,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from robust_gan.errors import UserError
+from robust_gan.errors import NotFiniteError, UserError
 
 MISTAKE = 2
 """The exit code of a user's mistake."""
+
+NOT_FINITE = 3
+"""The exit code of a run whose numbers became NaN or infinite."""
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, where nobody was there to save."""
@@ -28,6 +31,9 @@ def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> i
         return main(argv)
     except UserError as error:
         return complain(str(error))
+    except NotFiniteError as error:
+        complain(" ".join([str(error), *getattr(error, "__notes__", [])]))
+        return NOT_FINITE
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED

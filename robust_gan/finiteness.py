@@ -1,0 +1,150 @@
+"""Whether the numbers of a step are finite, and what becomes of one where they are not: inside the compiled step.
+
+Both players are watched at every step: their losses, the norms of their gradients, and those of what the step made of
+them. A sum keeps NaN and infinity, which `jnp.max` over a large array loses on a CPU (jaxlib 0.10), and a norm is one
+number that costs a pass over the parameters. A step that is not finite is not taken: no NaN ever reaches a state.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from robust_gan.players import TrainState
+from robust_gan.types import Metrics, PlayerState
+
+POLICIES = ("stop", "skip")
+"""What becomes of a run at a step that is not finite: it ends there, or goes on without that step."""
+
+WATCHED = (
+    ("clean_loss", "classifier"),
+    ("generator_loss", "generator"),
+    ("generator_gradient_norm", "generator"),
+    ("generator_norm", "generator"),
+    ("classifier_loss", "classifier"),
+    ("classifier_gradient_norm", "classifier"),
+    ("classifier_norm", "classifier"),
+)
+"""What is watched, with whose it is. The first that is not finite is to blame: a classifier that is broken already
+breaks the generator's loss too, but the clean loss has no part of the generator."""
+
+
+class Watch(NamedTuple):
+    """The steps that were not taken.
+
+    Attributes:
+        skipped: int32 `[]`, how many.
+        in_a_row: int32 `[]`, how many of them up to now, without one that was taken between.
+        at: int32 `[]`, the steps taken before the latest of them; -1 where there was none.
+        values: float32 `[7]`, what was measured there, in the order of `WATCHED`; 0 for what is not in the game.
+    """
+
+    skipped: jax.Array | np.ndarray
+    in_a_row: jax.Array | np.ndarray
+    at: jax.Array | np.ndarray
+    values: jax.Array | np.ndarray
+
+
+class Finding(NamedTuple):
+    """What was not finite.
+
+    Attributes:
+        name: One of `WATCHED`.
+        player: `classifier` or `generator`.
+        value: NaN or an infinity.
+        step: The step, counted as lines of metrics are: the first is 1.
+    """
+
+    name: str
+    player: str
+    value: float
+    step: int
+
+
+def begin(skipped: int = 0) -> Watch:
+    """Starts to watch.
+
+    Args:
+        skipped: Steps that were not taken before.
+
+    >>> int(begin(3).skipped), int(begin().at)
+    (3, -1)
+    """
+    return Watch(np.int32(skipped), np.int32(0), np.int32(-1), np.zeros(len(WATCHED), np.float32))
+
+
+def guard(
+    before: TrainState, after: TrainState, metrics: Metrics, watch: Watch, *, policy: str
+) -> tuple[TrainState, Watch]:
+    """Takes a step only where it is finite.
+
+    Args:
+        before: The state before the step.
+        after: What the step made of it.
+        metrics: What the step measured.
+        watch: The steps that were not taken before.
+        policy: `stop`: the state stays as it is from the first such step on, its number of steps included; `skip`: only
+            that step is not taken, and counted as if it were, for the next one takes other images.
+
+    Returns:
+        The state to go on with, and the watch.
+
+    >>> empty = TrainState(jnp.int32(3), jax.random.key(0), PlayerState({}, {}, ()), ())
+    >>> measured = {"clean_loss": jnp.array(0.5), "classifier_loss": jnp.array(jnp.nan)}
+    >>> state, watch = guard(empty, empty._replace(step=jnp.int32(4)), measured, begin(), policy="stop")
+    >>> int(state.step), int(watch.at), finding(watch).name
+    (3, 3, 'classifier_loss')
+    """
+    values = jnp.stack([jnp.asarray(value, jnp.float32) for value in _values(after, metrics).values()])
+    finite, held = jnp.isfinite(values).all(), (watch.at >= 0) & (policy == "stop")
+    taken, found = finite & ~held, ~finite & ~held
+    one = found.astype(jnp.int32)
+    watch = Watch(
+        watch.skipped + one,
+        (watch.in_a_row + one) * ~taken,
+        jnp.where(found, before.step, watch.at),
+        jnp.where(found, values, watch.values),
+    )
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(taken, new, old),
+        (after.classifier, after.adversary, after.average),
+        (before.classifier, before.adversary, before.average),
+    )
+    step = jnp.where(taken, after.step, before.step) if policy == "stop" else after.step
+    return TrainState(step, after.key, *kept), watch
+
+
+def finding(watch: Watch) -> Finding | None:
+    """Returns what was not finite in the latest step that was not taken; None where there was none.
+
+    Args:
+        watch: On the host.
+    """
+    if watch.at < 0:
+        return None
+    index = int(np.flatnonzero(~np.isfinite(watch.values))[0])
+    return Finding(*WATCHED[index], float(watch.values[index]), int(watch.at) + 1)
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Returns those that are finite, for JSON has no other numbers.
+
+    >>> finite({"a": 0.5, "b": float("nan")})
+    {'a': 0.5}
+    """
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def _values(after: TrainState, metrics: Metrics) -> Metrics:
+    norms = {"classifier_norm": _norm(after.classifier)}
+    if isinstance(after.adversary, PlayerState):
+        norms["generator_norm"] = _norm(after.adversary)
+    measured = metrics | norms
+    return {name: measured.get(name, jnp.zeros(())) for name, _ in WATCHED}
+
+
+def _norm(player: PlayerState) -> jax.Array:
+    return optax.tree.norm((player.params, player.batch_stats))

@@ -1,0 +1,98 @@
+"""What the host does about steps whose numbers were not finite: it counts them, or ends the run and keeps the state."""
+
+import json
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from etils import epath
+
+from robust_gan import checkpoint, finiteness, parallel, workdir
+from robust_gan.checkpoint import DataInfo
+from robust_gan.config import Config
+from robust_gan.errors import CheckpointError, NotFiniteError, UserError
+from robust_gan.finiteness import Finding, Watch
+from robust_gan.game import TrainState
+
+FOLDER = "not_finite"
+"""In the workdir; a workdir itself, so that it can be evaluated: `--checkpoint=WORKDIR/not_finite`."""
+
+MOST_IN_A_ROW = 50
+"""Steps that may be skipped one after the other: more will not get better."""
+
+
+class Sentry:
+    """Looks at what the compiled steps watched.
+
+    Args:
+        folder: The workdir.
+        config: The run.
+        info: Its data.
+        policy: One of `finiteness.POLICIES`.
+        skipped: Steps that were not taken before.
+        say: Called with a sentence where steps were skipped.
+
+    Attributes:
+        skipped: Steps that were not taken so far.
+    """
+
+    def __init__(
+        self, folder: epath.Path, config: Config, info: DataInfo, policy: str, skipped: int, say: Callable[[str], Any]
+    ) -> None:
+        """Looks at nothing yet."""
+        self._folder, self._config, self._info, self._policy, self._say = folder, config, info, policy, say
+        self.skipped = skipped
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """What goes into the metrics: nothing where a run ends at its first such step."""
+        return {"skipped_steps": float(self.skipped)} if self._policy == "skip" else {}
+
+    def check(self, watch: Watch, state: TrainState) -> None:
+        """Counts the steps that were not taken, or ends the run.
+
+        Args:
+            watch: On the host.
+            state: The newest; where the policy is to stop, that before the step.
+
+        Raises:
+            NotFiniteError: A step was not finite and the run is to stop there, or there were too many in a row.
+        """
+        found = finiteness.finding(watch)
+        if found is None or watch.skipped == self.skipped:
+            return
+        if self._policy == "stop" or watch.in_a_row >= MOST_IN_A_ROW:
+            self._end(state, found, int(watch.in_a_row))
+        self._say(
+            f"steps skipped: {watch.skipped - self.skipped}; the last was step {found.step}, where {found.name} of the "
+            f"{found.player} was {found.value}"
+        )
+        self.skipped = int(watch.skipped)
+
+    def _end(self, state: TrainState, found: Finding, in_a_row: int) -> NoReturn:
+        """Keeps the state from which the step can be played again: its images and keys are a function of the step."""
+        kept = self._folder / FOLDER
+        many = f", the last of {in_a_row} steps in a row" if in_a_row >= MOST_IN_A_ROW else ""
+        error = NotFiniteError(
+            f"{found.name} of the {found.player} is {found.value} at step {found.step}{many}: the state before it is "
+            f"in {kept}, the checkpoints in {self._folder} are of before; lower the learning rate of the "
+            f"{found.player}, or go on without such steps with --on_nan=skip"
+        )
+
+        def keep() -> None:
+            try:
+                kept.mkdir(parents=True, exist_ok=True)
+                told = json.dumps(found._asdict() | {"value": str(found.value)})
+                workdir.write_text(kept / "finding.json", told + "\n")
+            except OSError as second:
+                raise CheckpointError(f"{kept} cannot be written ({str(second.strerror).lower()})") from second
+            writer = checkpoint.Writer(kept, self._config, self._info)
+            try:
+                writer.save(int(state.step), state, {checkpoint.SELECTION: -1.0})
+            finally:
+                writer.close()
+
+        try:
+            parallel.from_first(keep)
+        except UserError as second:
+            error.add_note(f"and its state could not be kept: {second}")
+        raise error
