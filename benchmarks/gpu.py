@@ -75,7 +75,7 @@ class Bench:
         self.end, self.smoke, self.rounds = time.perf_counter() + given.budget, given.smoke, 1 if given.smoke else 5
         self.report = measuring.Report(given.output, "one GPU")
         self.logs = Path(tempfile.mkdtemp(prefix="benchmarks"))
-        self.rows = given.rows.split(",")
+        self.rows, self.again, self.budget = given.rows.split(","), set(), given.budget
         makers = {
             "step64": lambda: self.step_peer("jax_step.py", "ours 64", 64),
             "step512": lambda: self.step_peer("jax_step.py", "ours 512", 512),
@@ -167,10 +167,18 @@ class Bench:
         )
 
     def _pair(self, row: str) -> serving.Peer:
-        ours, twin = self.lane.get(row, self.left()), self.torch[row]
-        twin.ready(self.left())
-        self._report(row, [ours, twin])
-        return ours
+        peers, twin = [self.lane.get(row, self.left())], self.torch[row]
+        try:
+            # Ours is measured alone rather than not at all, and once more when the twin has had its time.
+            twin.ready(self.left() - (0 if row in self.again else 0.35 * self.budget))
+            peers.append(twin)
+        except serving.LateError as error:
+            self.report.add(f"{row}, {twin.name}", failed=str(error))
+            if row not in self.again and twin.runs():
+                self.again.add(row)
+                self.rows.append(row)
+        self._report(row, peers)
+        return peers[0]
 
     def _alone(self, row: str) -> None:
         self._report(row, [self.lane.get(row, self.left())])

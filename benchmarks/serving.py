@@ -54,16 +54,18 @@ class Peer:
         """Starts it; it prepares itself meanwhile."""
         self.name, self.facts, self.started = name, {}, time.perf_counter()
         self._log, self._arrived = log, 0.0
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            stderr=log.open("w") if log else None,
-            start_new_session=True,
-        )
+        with log.open("w") if log else contextlib.nullcontext() as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
         self._answers: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         for line in self._process.stdout:
@@ -97,6 +99,10 @@ class Peer:
         self.tell(**question)
         return self.wait(seconds)
 
+    def runs(self) -> bool:
+        """Tells whether the process has not ended."""
+        return self._process.poll() is None
+
     def tell(self, **question: Any) -> None:
         """Asks without waiting.
 
@@ -119,6 +125,8 @@ class Peer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, 9)
         self._process.wait()
+        self._listener.join()
+        self._process.stdout.close()
 
 
 def alternate(

@@ -1,0 +1,143 @@
+"""What several devices cost: the time that a mapped step adds, and what they send to each other.
+
+    python benchmarks/scaling.py --devices 4          # fake devices on the cores of this machine, the game on digits
+    python benchmarks/scaling.py --volume             # what a step of the CIFAR-10 game sends; nothing is run
+
+The same global batch is played on one device and on several. They share the cores here, so the difference is what the
+mapping, the all-reduces and the smaller shares cost; it says nothing of how fast real devices would be.
+"""
+
+import argparse
+import functools
+import math
+import os
+import re
+import sys
+import time
+
+from robust_gan.command_line import compiler
+
+_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+_parser.add_argument("--devices", type=int, default=4)
+_parser.add_argument("--batch", type=int, default=64)
+_parser.add_argument("--steps", type=int, default=50, help="timed at a time, each in a call of its own")
+_parser.add_argument("--rounds", type=int, default=5)
+_parser.add_argument("--volume", action="store_true")
+_parser.add_argument("--output", help="a JSON file")
+GIVEN = _parser.parse_args()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {compiler.SPREAD}={GIVEN.devices}".strip()
+compiler.set_flags()
+
+import jax
+import numpy as np
+
+import measuring
+from robust_gan import game, parallel, stepping
+from robust_gan.config import AdversaryConfig, Config, GeneratorConfig
+
+_SIZES = {"f32": 4, "bf16": 2, "s32": 4, "pred": 1, "u32": 4}
+
+
+def all_reduces(text: str) -> tuple[int, int]:
+    """Returns how many all-reduces a compiled program holds, and their bytes; a loop's body counts once.
+
+    >>> all_reduces("%a = (f32[2,3]{1,0}, f32[]) all-reduce(%x, %y), channel_id=1")
+    (1, 28)
+    """
+    count = volume = 0
+    for shapes in re.findall(r"= (\(?[^=]*?\)?) all-reduce(?:-start)?\(", text):
+        count += 1
+        for kind, extents in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
+            volume += _SIZES[kind] * math.prod(int(extent) for extent in extents.split(",") if extent)
+    return count, volume
+
+
+def volume(config: Config, shape: tuple[int, int, int]) -> dict[str, float]:
+    """Returns the bytes of a step's all-reduces: gradients, and the statistics of every BatchNorm in every pass.
+
+    Args:
+        config: The run.
+        shape: Of an image.
+    """
+    played = game.from_config(config, num_classes=10, channels=shape[-1])
+    images = jax.ShapeDtypeStruct((2, *shape), np.float32)
+    state = jax.eval_shape(functools.partial(game.init, played), jax.random.key(0), images)
+
+    def size(tree) -> int:
+        return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+    steps = config.adversary.generator.steps
+    theta, phi = size(state.classifier.params), size(state.adversary.params)
+    of_d, of_g = size(state.classifier.batch_stats), size(state.adversary.batch_stats)
+    penalty = config.penalty.coefficient != 0
+    # Forward a layer sends its mean and then its variance, backward the gradients in both: as many numbers again.
+    statistics = steps * 2 * (of_g + of_d) + (1 + penalty) * of_g + 2 * 2 * of_d
+    return {
+        "gradients_of_the_generator": steps * phi + penalty * phi,
+        "gradient_of_the_classifier": theta,
+        "statistics": statistics,
+        "all": steps * phi + penalty * phi + theta + statistics,
+    }
+
+
+def cifar10() -> Config:
+    """Returns the sizes of `configs/cifar10.py`."""
+    generator = GeneratorConfig(network="resnet_generator", steps=5)
+    config = Config(adversary=AdversaryConfig(name="generator", generator=generator))
+    config.classifier.network, config.penalty.coefficient = "resnet20", 0.01
+    return config
+
+
+def prepare(count: int):
+    """Compiles the step of digits on some devices; returns it and its compiled text."""
+    config = Config(batch_size=GIVEN.batch, adversary=AdversaryConfig(name="generator"))
+    devices = parallel.find_devices(num_devices=count)
+    played = game.from_config(config, num_classes=10, channels=1)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "images": rng.integers(0, 256, (1000, 8, 8, 1), np.uint8),
+        "labels": rng.integers(0, 10, 1000).astype(np.int32),
+    }
+    state = jax.jit(functools.partial(game.init, played))(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    state, arrays = parallel.replicate((state, arrays), devices)
+    orders = stepping.orders(config, 0, 1, 1, 1000, devices)
+    compiled = parallel.compile_step(functools.partial(stepping.play, played, config), devices, state, arrays, orders)
+
+    def run():
+        nonlocal state
+        dispatch = 0.0
+        for _ in range(GIVEN.steps):
+            began = time.perf_counter()
+            state, metrics = compiled(state, arrays, orders)
+            dispatch += time.perf_counter() - began
+            jax.block_until_ready(metrics)  # Fake devices must not run ahead.
+        return dispatch / GIVEN.steps
+
+    return run, compiled.as_text()
+
+
+def main() -> None:
+    """Reports the volume, or times one device and several in turns."""
+    report = measuring.Report(GIVEN.output, "several devices")
+    if GIVEN.volume:
+        report.add("bytes of a step of the CIFAR-10 game", **volume(cifar10(), (32, 32, 3)))
+        return
+    made = {count: prepare(count) for count in (1, GIVEN.devices)}
+    rounds = {count: [] for count in made}
+    for index in range(GIVEN.rounds + 1):
+        for count, (run, _) in made.items():
+            dispatch = []
+            times = measuring.timed(lambda run=run, dispatch=dispatch: dispatch.append(run()), GIVEN.steps)
+            if index:
+                rounds[count].append(times | {"dispatch_seconds": dispatch[0]})
+    for count, (_, text) in made.items():
+        number, size = all_reduces(text)
+        spreads = {key: measuring.spread([times[key] for times in rounds[count]]) for key in rounds[count][0]}
+        report.add(f"digits, {count} devices", **spreads, all_reduces=number, all_reduce_bytes=size)
+    pairs = list(zip(*rounds.values(), strict=True))
+    for key in ("seconds", "cpu_seconds", "dispatch_seconds"):
+        report.add(f"more {key} on {GIVEN.devices}", of_a_step=measuring.spread([b[key] - a[key] for a, b in pairs]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
