@@ -2,12 +2,14 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from robust_gan import checkpoint, ending, parallel, workdir
+from robust_gan import checkpoint, ending, evaluation, filmstrip, parallel, workdir
+from robust_gan.board import Board
 from robust_gan.config import Config
 from robust_gan.game import TrainState
 
@@ -47,7 +49,8 @@ class Recorder:
         self._writer: checkpoint.Writer | None = None
         self._metrics: workdir.Lines | None = None
         self._timing: workdir.Lines | None = None
-        self._board: Any = None
+        self._board: Board | None = None
+        self._config = config
         self.folder = epath.Path(directory)
         self.best_step: int | None = None
         self.skipped = 0
@@ -65,7 +68,7 @@ class Recorder:
 
         Args:
             state: That of step 0.
-            tensorboard: Write scalars for TensorBoard too.
+            tensorboard: Write for TensorBoard too.
 
         Raises:
             UserError: No checkpoint is whole; in all processes.
@@ -87,7 +90,7 @@ class Recorder:
             self._stack.enter_context(ending.closed(self._metrics.close))
             self._stack.enter_context(ending.closed(self._timing.close))
             if tensorboard:
-                self._board = _tensorboard(self.folder)
+                self._board = Board(self.folder, self._config)
                 self._stack.enter_context(ending.closed(self._board.close))
         self.skipped = parallel.from_first(lambda: self.skipped)
         self._find_best()
@@ -98,8 +101,20 @@ class Recorder:
         if self._metrics is not None:
             self._metrics.write(step, values)
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.scalars(step, values)
+
+    def draw(self, step: int, images: np.ndarray, noise: Mapping[str, np.ndarray]) -> None:
+        """Keeps what the attacks of a validation did to a few images: the generator's, where there is one.
+
+        Args:
+            step: Steps taken.
+            images: `[E, H, W, C]` in [0, 1], clean.
+            noise: For each attack `[E, H, W, C]` in [-1, 1], perturbations in units of epsilon.
+        """
+        if self._first and evaluation.GENERATOR in noise:
+            filmstrip.write(self.folder, step, images, noise[evaluation.GENERATOR])
+        if self._board is not None:
+            self._board.perturbations(step, images, noise)
 
     def time(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of timing."""
@@ -115,9 +130,3 @@ class Recorder:
     def _find_best(self) -> None:
         writer = self._writer
         self.best_step = parallel.from_first(lambda: None if writer is None else writer.best_step())
-
-
-def _tensorboard(folder: epath.Path) -> Any:
-    import tensorboardX
-
-    return tensorboardX.SummaryWriter(os.fspath(folder / "tensorboard"))

@@ -167,8 +167,10 @@ def train(
             if step % config.validation.every == 0 or step == config.num_steps:
                 settle()
                 sentry.check(jax.device_get(carried.watch), carried.state)
-                figures = validation.validate(config, dataset, carried.state, info, devices)
+                scores = validation.score(config, dataset, carried.state, info, devices)
+                figures = validation.figures(scores)
                 recorder.record(step, figures)
+                recorder.draw(step, *validation.noise(config, scores))
                 selection = {checkpoint.SELECTION: validation.selection(config, figures)}
                 recorder.save(step, carried.state, figures | selection, skipped=sentry.skipped)
                 bar.set_postfix_str(_postfix(figures))

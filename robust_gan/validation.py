@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
-from robust_gan import adversaries, checkpoint, data, evaluation, threat_model
+from robust_gan import adversaries, checkpoint, data, details, evaluation, filmstrip, threat_model
 from robust_gan.config import Config
 from robust_gan.game import TrainState
 from robust_gan.networks import inference
@@ -16,24 +17,58 @@ SEED = 0
 def validate(
     config: Config, dataset: data.Dataset, state: TrainState, info: checkpoint.DataInfo, devices: Sequence[jax.Device]
 ) -> dict[str, float]:
+    """Scores the classifier of a state on the validation split and returns the `figures`."""
+    return figures(score(config, dataset, state, info, devices))
+
+
+def score(
+    config: Config, dataset: data.Dataset, state: TrainState, info: checkpoint.DataInfo, devices: Sequence[jax.Device]
+) -> evaluation.Scores:
     """Scores the classifier of a state on the validation split: clean, FGSM, PGD and its generator.
+
+    Returns:
+        What held, with the adversarial images of a few of different classes (`Scores.shown`).
+    """
+    count = config.validation.size or len(dataset.validation.labels)
+    model = state_model(config, state, info)
+    names = ("fgsm", f"pgd{config.validation.pgd_steps}", *([evaluation.GENERATOR] if model.generator else []))
+    labels = dataset.validation.labels[:count]
+    return evaluation.evaluate(
+        [model], dataset.validation.images[:count], labels, threat_model.from_config(config.threat), attacks=names,
+        batch_size=config.validation.batch_size, seed=SEED, devices=devices,
+        shown=details.choose(labels, filmstrip.SHOWN).tolist(),
+    )  # fmt: skip
+
+
+def figures(scores: evaluation.Scores) -> dict[str, float]:
+    """Returns the figures of a validation.
+
+    Args:
+        scores: Of `score`.
 
     Returns:
         `validation/clean_accuracy`, `validation/fgsm`, `validation/pgdN` and, with a generator,
         `validation/generator`, as shares of the images.
     """
-    count = config.validation.size or len(dataset.validation.labels)
-    model = state_model(config, state, info)
-    names = ("fgsm", f"pgd{config.validation.pgd_steps}", *([evaluation.GENERATOR] if model.generator else []))
-    scores = evaluation.evaluate(
-        [model], dataset.validation.images[:count], dataset.validation.labels[:count],
-        threat_model.from_config(config.threat), attacks=names, batch_size=config.validation.batch_size,
-        seed=SEED, devices=devices,
-    )  # fmt: skip
-    accuracies = {
-        f"validation/{name}": float(scores.robust[model.name, model.name, name].mean()) for name in names
+    robust = {f"validation/{attack}": float(stood.mean()) for (_, _, attack), stood in scores.robust.items()}
+    return {"validation/clean_accuracy": scores.clean_accuracy(scores.targets[0]), **robust}
+
+
+def noise(config: Config, scores: evaluation.Scores) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns what the attacks of a validation do to a few images.
+
+    Args:
+        config: The run.
+        scores: Of `score`.
+
+    Returns:
+        The clean images `[E, H, W, C]`, and for each attack its perturbations in units of epsilon.
+    """
+    shown = {attack: images for (_, attack), images in scores.shown.items()}
+    images = shown.pop(evaluation.CLEAN)
+    return images, {
+        attack: filmstrip.noise_of(made, images, config.threat.epsilon) for attack, made in shown.items()
     }  # fmt: skip
-    return {"validation/clean_accuracy": scores.clean_accuracy(model.name), **accuracies}
 
 
 def state_model(config: Config, state: TrainState, info: checkpoint.DataInfo) -> evaluation.Model:
