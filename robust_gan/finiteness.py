@@ -42,9 +42,9 @@ class Watch(NamedTuple):
         values: float32 `[7]`, what was measured there, in the order of `WATCHED`; 0 for what is not in the game.
     """
 
-    skipped: jax.Array | np.ndarray
-    in_a_row: jax.Array | np.ndarray
-    at: jax.Array | np.ndarray
+    skipped: jax.Array | np.ndarray | np.int32
+    in_a_row: jax.Array | np.ndarray | np.int32
+    at: jax.Array | np.ndarray | np.int32
     values: jax.Array | np.ndarray
 
 
