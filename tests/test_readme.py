@@ -12,12 +12,12 @@ def test_the_block_for_ones_own_project_runs():
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict = {}
     exec(compile(block, "README.md", "exec"), names)
-    assert names["losses"].shape == (4,)
-    assert np.abs(np.asarray(names["adversarial"]) - 0.5).max() <= 8 / 255 + 2**-24
+    assert np.isfinite(names["params"]).all()
+    assert np.abs(names["params"]).max() > 0
 
 
 def test_every_file_and_recipe_it_names_is_there():
     text = (ROOT / "README.md").read_text()
     named = re.findall(r"\]\(((?!http)[^)]+)\)", text) + re.findall(r"(?:launch|configs)/\w+\.(?:sh|py)", text)
     assert named
-    assert not [name for name in named if not (ROOT / name).exists()]
+    assert not [name for name in named if not (ROOT / name.partition("#")[0]).exists()]

@@ -188,7 +188,8 @@ def _zero_gradients(logits_fn, images, labels):
     zero = np.abs(gradient).reshape(len(images), -1).max(-1) == 0
     # Where the probability of the label is 1 in float32, the gradient is 0 or what rounding makes of it.
     logits = np.asarray(logits_fn(images), np.float64)
-    others = np.exp(logits - np.take_along_axis(logits, np.asarray(labels)[:, None], -1))
+    margins = logits - np.take_along_axis(logits, np.asarray(labels)[:, None], -1)
+    others = np.exp(np.minimum(margins, 30.0))  # Far above the label is far enough, and no overflow.
     saturated = others.sum(-1) - 1 < 2.0**-24
     count = int((zero | saturated).sum())
     return Alarm(
