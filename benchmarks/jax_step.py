@@ -16,7 +16,7 @@ import counting
 import measuring
 import serving
 import step
-from robust_gan import game, parallel, recipes, stepping
+from robust_gan import finiteness, game, parallel, recipes, stepping
 from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
 
 NUM_IMAGES = 50_000
@@ -44,9 +44,9 @@ def config_of(given: argparse.Namespace) -> Config:
     return config
 
 
-def initial_state(played: game.Game) -> game.TrainState:
+def initial_state(played: game.Game, image_shape: tuple[int, int, int] = (32, 32, 3)) -> game.TrainState:
     """Returns the state at step 0 with weights from NumPy: compiling their initialisation takes as long as the step."""
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     shapes = jax.eval_shape(functools.partial(game.init, played), jax.random.key(0), images)
     rng = np.random.default_rng(0)
 
@@ -62,25 +62,29 @@ def initial_state(played: game.Game) -> game.TrainState:
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
+def start(config: Config, image_shape: tuple[int, int, int], devices: list[jax.Device]):
+    """Returns the step of a run on random images, what it carries from call to call, and the images, placed."""
+    played = game.from_config(config, num_classes=10, channels=image_shape[-1])
+    rng = np.random.default_rng(0)
+    arrays = {
+        "images": rng.integers(0, 256, (NUM_IMAGES, *image_shape), np.uint8),
+        "labels": rng.integers(0, 10, NUM_IMAGES).astype(np.int32),
+    }
+    carried = stepping.Carried(initial_state(played, image_shape), finiteness.begin())
+    return functools.partial(stepping.play, played, config, "stop"), *parallel.replicate((carried, arrays), devices)
+
+
 def prepare(given: argparse.Namespace):
     """Compiles; returns the facts and the function that times."""
     config = config_of(given)
     devices = parallel.find_devices(num_devices=1)
-    played = game.from_config(config, num_classes=10, channels=3)
-    rng = np.random.default_rng(0)
-    arrays = {
-        "images": rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8),
-        "labels": rng.integers(0, 10, NUM_IMAGES).astype(np.int32),
-    }
-    state = initial_state(played)
-    state, arrays = parallel.replicate((state, arrays), devices)
+    play, carried, arrays = start(config, (32, 32, 3), devices)
 
     def orders(count: int) -> stepping.Orders:
         return stepping.orders(config, 0, count, given.steps, NUM_IMAGES, devices)
 
     began = time.perf_counter()
-    play = functools.partial(stepping.play, played, config)
-    compiled = parallel.compile_step(play, devices, state, arrays, orders(1))
+    compiled = parallel.compile_step(play, devices, carried, arrays, orders(1))
     compile_seconds = time.perf_counter() - began
     memory, text = compiled.memory_analysis(), compiled.as_text()
     convolutions = [line for line in text.splitlines() if " convolution(" in line]
@@ -106,10 +110,10 @@ def prepare(given: argparse.Namespace):
         share, calls = (orders(given.steps), 1) if count == 0 else (orders(1), count)
 
         def run():
-            nonlocal state
+            nonlocal carried
             for _ in range(calls):
-                state, metrics = compiled(state, arrays, share)
-            jax.block_until_ready(metrics)
+                carried, measured = compiled(carried, arrays, share)
+            jax.block_until_ready(measured)
 
         times = measuring.timed(run, given.steps if count == 0 else count)
         peak = (devices[0].memory_stats() or {}).get("peak_bytes_in_use", measuring.peak_host_bytes())

@@ -31,6 +31,7 @@ compiler.set_flags()
 import jax
 import numpy as np
 
+import jax_step
 import measuring
 from robust_gan import game, parallel, stepping
 from robust_gan.config import AdversaryConfig, Config, GeneratorConfig
@@ -92,25 +93,18 @@ def prepare(count: int):
     """Compiles the step of digits on some devices; returns it and its compiled text."""
     config = Config(batch_size=GIVEN.batch, adversary=AdversaryConfig(name="generator"))
     devices = parallel.find_devices(num_devices=count)
-    played = game.from_config(config, num_classes=10, channels=1)
-    rng = np.random.default_rng(0)
-    arrays = {
-        "images": rng.integers(0, 256, (1000, 8, 8, 1), np.uint8),
-        "labels": rng.integers(0, 10, 1000).astype(np.int32),
-    }
-    state = jax.jit(functools.partial(game.init, played))(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
-    state, arrays = parallel.replicate((state, arrays), devices)
-    orders = stepping.orders(config, 0, 1, 1, 1000, devices)
-    compiled = parallel.compile_step(functools.partial(stepping.play, played, config), devices, state, arrays, orders)
+    play, carried, arrays = jax_step.start(config, (8, 8, 1), devices)
+    orders = stepping.orders(config, 0, 1, 1, jax_step.NUM_IMAGES, devices)
+    compiled = parallel.compile_step(play, devices, carried, arrays, orders)
 
     def run():
-        nonlocal state
+        nonlocal carried
         dispatch = 0.0
         for _ in range(GIVEN.steps):
             began = time.perf_counter()
-            state, metrics = compiled(state, arrays, orders)
+            carried, measured = compiled(carried, arrays, orders)
             dispatch += time.perf_counter() - began
-            jax.block_until_ready(metrics)  # Fake devices must not run ahead.
+            jax.block_until_ready(measured)  # Fake devices must not run ahead.
         return dispatch / GIVEN.steps
 
     return run, compiled.as_text()
