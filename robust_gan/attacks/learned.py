@@ -79,6 +79,9 @@ def generator(
     Returns:
         Adversarial images `[B, H, W, C]`; clean where the noise is NaN: a diverged generator fools nobody.
 
+    Raises:
+        ValueError: The design has latent channels and there is no key.
+
     References:
         Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, section 3.
 
