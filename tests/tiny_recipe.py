@@ -1,0 +1,28 @@
+"""A recipe of seconds for launchers in processes of their own: digits, and the networks of `tiny_networks.py`."""
+
+import pathlib
+import sys
+
+from robust_gan.config import AdversaryConfig, Config, DataConfig, GeneratorConfig, PGDConfig, ValidationConfig
+
+
+def get_config(name="generator"):
+    from robust_gan import networks
+    from robust_gan.networks import inference
+
+    sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    import tiny_networks as tiny
+
+    for module in (networks, inference):
+        module.build_classifier = lambda name, num_classes, dtype=None: tiny.build_classifier(num_classes)
+        module.build_generator = lambda name, channels, dtype=None, remat=None: tiny.build_generator(channels)
+    return Config(
+        data=DataConfig(train_size=100, validation_size=40, augmentation="crop", padding=1),
+        adversary=AdversaryConfig(
+            name=name, pgd=PGDConfig(num_steps=1), generator=GeneratorConfig(steps=1, minibatches=2)
+        ),
+        batch_size=16,
+        num_steps=6,
+        log_every=2,
+        validation=ValidationConfig(every=3, pgd_steps=1),
+    )
