@@ -1,8 +1,9 @@
 """Whether the numbers of a step are finite, and what becomes of one where they are not: inside the compiled step.
 
-Both players are watched at every step: their losses, the norms of their gradients, and those of what the step made of
-them. A sum keeps NaN and infinity, which `jnp.max` over a large array loses on a CPU (jaxlib 0.10), and a norm is one
-number that costs a pass over the parameters. A step that is not finite is not taken: no NaN ever reaches a state.
+Both players are watched at every step by what is measured anyway: their losses and the norms of their gradients. A sum
+keeps NaN and infinity, which `jnp.max` over a large array loses on a CPU (jaxlib 0.10). A step that is not finite is
+not taken. What a finite gradient makes of a player may still overflow: the next step finds that, and `broken` does
+before a save.
 """
 
 from collections.abc import Mapping
@@ -11,10 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from robust_gan import leaves
 from robust_gan.players import TrainState
-from robust_gan.types import Metrics, PlayerState
+from robust_gan.types import Metrics
 
 POLICIES = ("stop", "skip")
 """What becomes of a run at a step that is not finite: it ends there, or goes on without that step."""
@@ -23,10 +24,8 @@ WATCHED = (
     ("clean_loss", "classifier"),
     ("generator_loss", "generator"),
     ("generator_gradient_norm", "generator"),
-    ("generator_norm", "generator"),
     ("classifier_loss", "classifier"),
     ("classifier_gradient_norm", "classifier"),
-    ("classifier_norm", "classifier"),
 )
 """What is watched, with whose it is. The first that is not finite is to blame: a classifier that is broken already
 breaks the generator's loss too, but the clean loss has no part of the generator."""
@@ -39,7 +38,7 @@ class Watch(NamedTuple):
         skipped: int32 `[]`, how many.
         in_a_row: int32 `[]`, how many of them up to now, without one that was taken between.
         at: int32 `[]`, the steps taken before the latest of them; -1 where there was none.
-        values: float32 `[7]`, what was measured there, in the order of `WATCHED`; 0 for what is not in the game.
+        values: float32 `[5]`, what was measured there, in the order of `WATCHED`; 0 for what is not in the game.
     """
 
     skipped: jax.Array | np.ndarray | np.int32
@@ -52,7 +51,7 @@ class Finding(NamedTuple):
     """What was not finite.
 
     Attributes:
-        name: One of `WATCHED`.
+        name: One of `WATCHED`, or an array of a state.
         player: `classifier` or `generator`.
         value: NaN or an infinity.
         step: The step, counted as lines of metrics are: the first is 1.
@@ -98,7 +97,7 @@ def guard(
     >>> int(state.step), int(watch.at), finding(watch).name
     (3, 3, 'classifier_loss')
     """
-    values = jnp.stack([jnp.asarray(value, jnp.float32) for value in _values(after, metrics).values()])
+    values = jnp.stack([jnp.asarray(metrics.get(name, 0.0), jnp.float32) for name, _ in WATCHED])
     finite, held = jnp.isfinite(values).all(), (watch.at >= 0) & (policy == "stop")
     taken, found = finite & ~held, ~finite & ~held
     one = found.astype(jnp.int32)
@@ -129,6 +128,21 @@ def finding(watch: Watch) -> Finding | None:
     return Finding(*WATCHED[index], float(watch.values[index]), int(watch.at) + 1)
 
 
+def broken(state: TrainState) -> Finding | None:
+    """Returns which array of a state is not finite; None where all are.
+
+    >>> player = PlayerState({"kernel": jnp.array([1.0, jnp.inf])}, {}, ())
+    >>> broken(TrainState(jnp.int32(3), jax.random.key(0), player, ())).name
+    'classifier/params/kernel'
+    """
+    for name, leaf in leaves.named(state).items():
+        array = leaves.to_host(leaf)
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            player = "generator" if name.startswith("adversary") else "classifier"
+            return Finding(name, player, float(array[~np.isfinite(array)][0]), int(state.step))
+    return None
+
+
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """Returns those that are finite, for JSON has no other numbers.
 
@@ -136,15 +150,3 @@ def finite(values: Mapping[str, float]) -> dict[str, float]:
     {'a': 0.5}
     """
     return {name: value for name, value in values.items() if np.isfinite(value)}
-
-
-def _values(after: TrainState, metrics: Metrics) -> Metrics:
-    norms = {"classifier_norm": _norm(after.classifier)}
-    if isinstance(after.adversary, PlayerState):
-        norms["generator_norm"] = _norm(after.adversary)
-    measured = metrics | norms
-    return {name: measured.get(name, jnp.zeros(())) for name, _ in WATCHED}
-
-
-def _norm(player: PlayerState) -> jax.Array:
-    return optax.tree.norm((player.params, player.batch_stats))

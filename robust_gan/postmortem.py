@@ -68,13 +68,22 @@ class Sentry:
         )
         self.skipped = int(watch.skipped)
 
+    def check_state(self, state: TrainState) -> None:
+        """Ends the run where a state that is to be saved is not finite.
+
+        Raises:
+            NotFiniteError: An array has overflowed.
+        """
+        if found := finiteness.broken(state):
+            self._end(state, found, 1)
+
     def _end(self, state: TrainState, found: Finding, in_a_row: int) -> NoReturn:
         """Keeps the state from which the step can be played again: its images and keys are a function of the step."""
         kept = self._folder / FOLDER
         many = f", the last of {in_a_row} steps in a row" if in_a_row >= MOST_IN_A_ROW else ""
         error = NotFiniteError(
-            f"{found.name} of the {found.player} is {found.value} at step {found.step}{many}: the state before it is "
-            f"in {kept}, the checkpoints in {self._folder} are of before; lower the learning rate of the "
+            f"{found.name} of the {found.player} is {found.value} at step {found.step}{many}: the state there is in "
+            f"{kept}, the checkpoints in {self._folder} are of before; lower the learning rate of the "
             f"{found.player}, or go on without such steps with --on_nan=skip"
         )
 

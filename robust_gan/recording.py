@@ -46,6 +46,7 @@ class Recorder:
         """Claims the folder."""
         self._stack, self._say = stack, say
         self._first = parallel.is_first()
+        self._claim: workdir.Claim | None = None
         self._writer: checkpoint.Writer | None = None
         self._metrics: workdir.Lines | None = None
         self._timing: workdir.Lines | None = None
@@ -56,7 +57,8 @@ class Recorder:
         self.skipped = 0
 
         def claim() -> str:
-            self.folder = stack.enter_context(workdir.claim(directory, config))
+            self._claim = stack.enter_context(workdir.claim(directory, config))
+            self.folder = self._claim.path
             self._writer = checkpoint.Writer(self.folder, config, info)
             stack.enter_context(ending.closed(self._writer.close))
             return os.fspath(self.folder)
@@ -122,8 +124,19 @@ class Recorder:
             self._timing.write(step, values)
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float], *, skipped: int = 0) -> None:
-        """Saves a checkpoint in the background; see `checkpoint.Writer.save`."""
-        if self._writer is not None:
+        """Saves a checkpoint in the background; see `checkpoint.Writer.save`.
+
+        Args:
+            step: Steps taken.
+            state: The state.
+            metrics: Validation figures, with the one by which the best is chosen.
+            skipped: Steps that were not taken.
+
+        Raises:
+            UserError: It cannot be written, or the folder is no longer this run's own.
+        """
+        if self._writer is not None and self._claim is not None:
+            self._claim.require()
             self._writer.save(step, state, metrics | {_SKIPPED: float(skipped)})
         self._find_best()
 

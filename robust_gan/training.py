@@ -172,6 +172,7 @@ def train(
                 recorder.record(step, figures)
                 recorder.draw(step, *validation.noise(config, scores))
                 selection = {checkpoint.SELECTION: validation.selection(config, figures)}
+                sentry.check_state(carried.state)
                 recorder.save(step, carried.state, figures | selection, skipped=sentry.skipped)
                 bar.set_postfix_str(_postfix(figures))
                 began, began_step = time.perf_counter(), step
@@ -184,6 +185,7 @@ def train(
         if not ended:
             # Saved without a validation: selecting it as the best would mean choosing blindly.
             sentry.check(jax.device_get(carried.watch), carried.state)
+            sentry.check_state(carried.state)
             recorder.save(step, carried.state, {checkpoint.SELECTION: -1.0}, skipped=sentry.skipped)
             say(f"stopped at step {step} and saved; the same command goes on from there")
         return Result(jax.device_get(_without_keys(carried.state)), step, ended, figures)

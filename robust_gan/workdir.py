@@ -4,33 +4,66 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
 from robust_gan import config as config_lib
 from robust_gan.config import Config
 from robust_gan.errors import UserError
+from robust_gan.version import __version__
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 
 _LOCK = ".lock"
+_VERSION = "robust_gan"
 _LARGEST_CONFIG = 1 << 20
 
 
+class Claim:
+    """A folder that is this run's own.
+
+    Args:
+        path: The folder.
+        lock: Its lock file, locked.
+
+    Attributes:
+        path: The folder, absolute and without links.
+    """
+
+    def __init__(self, path: epath.Path, lock: IO[str]) -> None:
+        """Holds what `claim` has got."""
+        self.path, self._lock = path, lock
+
+    def require(self) -> None:
+        """Refuses to go on where the folder is no longer the one that was claimed.
+
+        A folder that was removed, and perhaps made anew by another run, has another lock file or none.
+
+        Raises:
+            UserError: Nothing may be written there any more.
+        """
+        if not _is_at(self._lock, self.path / _LOCK):
+            raise UserError(
+                f"the workdir {self.path} was removed or replaced while this run was going: nothing more is written "
+                "there; start anew in another workdir"
+            )
+
+
 @contextlib.contextmanager
-def claim(directory: epath.PathLike, config: Config) -> Iterator[epath.Path]:
+def claim(directory: epath.PathLike, config: Config) -> Iterator[Claim]:
     """Makes a folder this run's own while the context lasts.
 
     Args:
-        directory: Made where there is none.
+        directory: Made where there is none; a link is followed.
         config: The run's configuration, written to `config.json`.
 
     Yields:
-        The absolute path of the folder.
+        The claim.
 
     Raises:
         UserError: The folder is a file, cannot be written, holds a run of another configuration (the sentence names
@@ -39,6 +72,8 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[epath.Path]:
     path = check(directory, config)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        # Two names of one folder are one; and a link that changes later changes nothing.
+        path = epath.Path(os.path.realpath(path))
         lock = open(path / _LOCK, "w")  # noqa: SIM115 - held as long as the context.
     except OSError as error:
         raise UserError(
@@ -50,9 +85,11 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[epath.Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process is training in {path}: wait for it, or give another workdir") from error
+        claimed = Claim(path, lock)
+        claimed.require()
         check(path, config)
-        write_text(path / CONFIG, json.dumps(config_lib.to_dict(config), indent=2) + "\n")
-        yield path
+        write_text(path / CONFIG, json.dumps({_VERSION: __version__, **config_lib.to_dict(config)}, indent=2) + "\n")
+        yield claimed
 
 
 def check(directory: epath.PathLike, config: Config) -> epath.Path:
@@ -66,14 +103,22 @@ def check(directory: epath.PathLike, config: Config) -> epath.Path:
         The absolute path of the folder.
 
     Raises:
-        UserError: It is a file or lies below one, is known not to be writable, or holds a run of another configuration
-            (the sentence names the fields that differ) or a `config.json` that is none.
+        UserError: It is a file, a link to nothing or below such, is known not to be writable, or holds a run of another
+            configuration (the sentence names the fields that differ), of a newer version, or a `config.json` that is
+            none.
 
     >>> check("/nosuch", Config()).name
     'nosuch'
     """
     path = epath.Path(os.path.abspath(os.path.expanduser(os.fspath(directory))))
-    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    if "\0" in os.fspath(path):
+        raise UserError(f"the workdir {os.fspath(path)!r} cannot be (it has a null character): give another")
+    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if os.path.islink(nearest) and not nearest.exists():
+        raise UserError(
+            f"the workdir {path} is or lies below a link to {os.readlink(nearest)}, which is not there: make that "
+            "folder, or give another"
+        )
     if not nearest.is_dir():
         raise UserError(f"the workdir {path} is a file: give a folder" if nearest == path else
                         f"the workdir {path} lies below the file {nearest}: give a folder")  # fmt: skip
@@ -82,11 +127,19 @@ def check(directory: epath.PathLike, config: Config) -> epath.Path:
     file = path / CONFIG
     if not file.exists():
         return path
+    version = ""
     try:
         if file.stat().length > _LARGEST_CONFIG:
             raise ValueError("it is too large")
-        there = config_lib.from_dict(json.loads(file.read_text()))
+        values = json.loads(file.read_text())
+        version = str(values.pop(_VERSION, "")) if isinstance(values, dict) else ""
+        there = config_lib.from_dict(values)
     except (ValueError, OSError, RecursionError) as error:
+        if _is_newer(version):
+            raise UserError(
+                f"{path} holds a run of robust_gan {version}, and this is {__version__} ({error}): go on with it with "
+                "that version, or give another workdir"
+            ) from error
         raise UserError(f"{file} is not a configuration ({error}): give another workdir") from error
     if names := config_lib.differences(there, config):
         raise UserError(
@@ -94,6 +147,20 @@ def check(directory: epath.PathLike, config: Config) -> epath.Path:
             "give another workdir, or the same configuration to go on with it"
         )
     return path
+
+
+def _is_at(lock: IO[str], path: epath.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
+    except OSError:
+        return False
+
+
+def _is_newer(version: str) -> bool:
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in re.findall(r"[0-9]+", text[:50])]
+
+    return numbers(version) > numbers(__version__)
 
 
 def write_text(path: epath.Path, text: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -317,3 +318,21 @@ def test_the_averaged_weights_are_what_is_validated_and_evaluated(tmp_path):
     assert 0 < float(threat_model.distance(made[0], images, threat).max()) <= config.threat.epsilon * (1 + 1e-6)
     noise_fn = checkpoint.load_generator(tmp_path / "run", "last")
     assert noise_fn(np.zeros((1, 8, 8, 1 + 1 + 1 + 10 + 2), np.float32)).shape == (1, 8, 8, 1)
+
+
+@pytest.mark.usefixtures("tiny_names")
+def test_a_run_whose_folder_was_removed_and_made_anew_writes_nothing_more(tmp_path, monkeypatch):
+    config = tiny("none", num_steps=2)
+    config.classifier.network = "tiny"
+    validate, other = validation.validate, tiny("none", num_steps=2, seed=1)
+
+    def replaced(*arguments):
+        shutil.rmtree(tmp_path / "run")
+        with workdir.claim(tmp_path / "run", other):
+            pass
+        return validate(*arguments)
+
+    monkeypatch.setattr(validation, "validate", replaced)
+    with pytest.raises(UserError, match="was removed or replaced while this run was going: nothing more is written"):
+        train(config, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == [".lock", "config.json"]

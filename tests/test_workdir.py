@@ -1,18 +1,23 @@
 """The folder of a run: whose it is, one process at a time, and lines that continue where a checkpoint stands."""
 
+import itertools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from etils import epath
 
-from robust_gan import workdir
+from robust_gan import checkpoint, workdir
 from robust_gan.config import Config, DataConfig, ThreatConfig, to_dict
 from robust_gan.errors import UserError
+from robust_gan.version import __version__
 
 
 def tree(folder):
@@ -21,14 +26,19 @@ def tree(folder):
 
 
 def claim(directory, config=None):
-    with workdir.claim(directory, config or Config()) as path:
-        return path
+    with workdir.claim(directory, config or Config()) as claimed:
+        return claimed.path
+
+
+def written(config):
+    """What `config.json` holds."""
+    return {"robust_gan": __version__, **to_dict(config)}
 
 
 def test_a_claimed_folder_is_made_and_holds_the_configuration(tmp_path):
     path = claim(tmp_path / "runs" / "a", Config(seed=3))
     assert path == epath.Path(tmp_path / "runs" / "a")
-    assert json.loads((path / workdir.CONFIG).read_text()) == to_dict(Config(seed=3))
+    assert json.loads((path / workdir.CONFIG).read_text()) == written(Config(seed=3))
 
 
 def test_relative_paths_and_a_tilde_are_understood(tmp_path, monkeypatch):
@@ -42,7 +52,7 @@ def test_relative_paths_and_a_tilde_are_understood(tmp_path, monkeypatch):
 def test_a_run_may_go_on_with_what_does_not_touch_a_step(tmp_path, change):
     claim(tmp_path)
     claim(tmp_path, Config(**change))
-    assert json.loads((tmp_path / workdir.CONFIG).read_text()) == to_dict(Config(**change))
+    assert json.loads((tmp_path / workdir.CONFIG).read_text()) == written(Config(**change))
 
 
 def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
@@ -170,3 +180,76 @@ def test_lines_of_a_new_run_begin_empty(tmp_path):
     path = epath.Path(tmp_path) / workdir.METRICS
     workdir.Lines(path, step=0).close()
     assert path.read_text() == ""
+
+
+def test_a_folder_that_was_removed_and_made_anew_is_no_longer_ours(tmp_path):
+    with workdir.claim(tmp_path / "run", Config()) as first:
+        first.require()
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(UserError, match=r"the workdir \S+/run was removed or replaced while this run was going"):
+            first.require()
+        with workdir.claim(tmp_path / "run", Config(seed=1)) as second:
+            before = tree(tmp_path)
+            with pytest.raises(UserError, match="removed or replaced"):
+                first.require()
+            second.require()
+            assert tree(tmp_path) == before
+
+
+def test_a_link_is_followed_and_two_names_of_a_folder_are_one(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with workdir.claim(tmp_path / "link" / "run", Config()) as claimed:
+        assert os.fspath(claimed.path) == os.path.realpath(tmp_path / "there" / "run")
+        for name in ("there/run", "link/run", "there/../link/run"):
+            with pytest.raises(UserError, match="another process is training in"):
+                claim(tmp_path / name)
+        # Where it leads now does not matter to a run that is under way.
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to(tmp_path)
+        claimed.require()
+
+
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_a_link_to_nothing_is_refused(tmp_path, below):
+    (tmp_path / "link").symlink_to(tmp_path / "nosuch")
+    with pytest.raises(UserError, match=r"a link to \S+/nosuch, which is not there: make that folder, or give another"):
+        claim(tmp_path / "link" / below)
+    assert not (tmp_path / "nosuch").exists()
+
+
+def test_dots_in_a_name_are_resolved_and_names_that_cannot_be_are_refused(tmp_path):
+    assert os.fspath(claim(tmp_path / "a" / ".." / "b")) == os.path.realpath(tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+    for name in ("a\0b", "x" * 300):
+        with pytest.raises(UserError, match=r"the workdir .* cannot be (written )?\(.*(null|too long).*\): give"):
+            claim(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_folder_of_a_newer_version_is_named_as_such(tmp_path):
+    claim(tmp_path)
+    file = tmp_path / workdir.CONFIG
+    file.write_text(json.dumps(written(Config()) | {"robust_gan": "99.1", "of_the_future": 1}))
+    with pytest.raises(UserError, match=r"holds a run of robust_gan 99.1, and this is .*unknown field of_the_future"):
+        claim(tmp_path)
+    # One that says nothing new is gone on with; one from before there was a version, too.
+    for version in ({"robust_gan": "99.1"}, {}):
+        file.write_text(json.dumps(to_dict(Config()) | version))
+        claim(tmp_path)
+
+
+def test_the_clock_may_go_backwards(tmp_path, monkeypatch):
+    times = itertools.count(2e9, -3600)
+    monkeypatch.setattr(time, "time", lambda: next(times))
+    monkeypatch.setattr(time, "time_ns", lambda: int(next(times) * 1e9))
+    config, info = Config(keep_last=2), checkpoint.DataInfo("digits", (8, 8, 1), 10, ())
+    writer = checkpoint.Writer(tmp_path, config, info)
+    for step in (1, 2, 3):
+        writer.save(step, {"x": np.full(2, step, np.float32)}, {checkpoint.SELECTION: 0.5})
+    writer.close()
+    writer = checkpoint.Writer(tmp_path, config, info)
+    state, step = writer.restore_latest({"x": np.zeros(2, np.float32)})
+    assert (step, state["x"].tolist(), writer.best_step()) == (3, [3, 3], 3)
+    writer.close()
+    assert checkpoint.read_record(tmp_path, "last").step == 3

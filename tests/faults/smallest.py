@@ -1,0 +1,41 @@
+"""The smallest run with both players and a validation, for scripts that need many; seconds on a core."""
+
+import os
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+
+import tiny_networks  # noqa: E402
+
+from robust_gan.config import (  # noqa: E402
+    AdversaryConfig,
+    ClassifierConfig,
+    Config,
+    DataConfig,
+    GeneratorConfig,
+    ValidationConfig,
+)
+from robust_gan.networks import classifiers, generators  # noqa: E402
+
+classifiers._MODULES["tiny"] = tiny_networks.named_classifier
+generators._MODULES["tiny"] = tiny_networks.named_generator
+
+
+def config(adversary="generator", **settings):
+    """Returns it; the networks are those of the tests."""
+    return Config(
+        data=DataConfig(train_size=64, validation_size=32, augmentation="crop", padding=1),
+        classifier=ClassifierConfig(network="tiny", average_decay=0.9),
+        adversary=AdversaryConfig(name=adversary, generator=GeneratorConfig(network="tiny", steps=1)),
+        batch_size=8,
+        **{"num_steps": 60, "log_every": 5, "validation": ValidationConfig(every=10, pgd_steps=1), **settings},
+    )
+
+
+def report(name, figures):
+    """Prints what came out, a line each."""
+    print(f"{name}:", *(f"  {what}: {value}" for what, value in figures.items()), sep="\n", flush=True)
