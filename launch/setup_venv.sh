@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv beside setup.cfg, installs robust_gan with the extras in $1, sets $python.
 # With ROBUST_GAN_PYTHON that interpreter is used as it is, and nothing is installed.
 

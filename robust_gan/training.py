@@ -95,7 +95,8 @@ def train(
     parallel.check_batch_size(config.batch_size, devices)
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("--tensorboard needs tensorboardX: pip install 'robust_gan[tensorboard]'")
-    parallel.check_same({"config": to_dict(config), "versions": {"robust_gan": __version__, "jax": jax.__version__}})
+    versions = {"robust_gan": __version__, "jax": jax.__version__}
+    parallel.check_same({"config": to_dict(config), "on_nan": on_nan, "versions": versions})
     first = parallel.is_first()
     say = say if first else _say_nothing
 

@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# Runs a launcher on a Cloud TPU: makes the VMs, copies and installs this code, runs on all workers, collects, deletes.
+#
+#     bash launch/tpu.sh --name=gan --zone=us-central2-b --type=v4-16 -- \
+#         python launch/train.py --config=configs/cifar10.py --workdir=gs://BUCKET/runs/cifar10 \
+#         --config.data.data_dir=gs://BUCKET/data
+#
+#   --name=NAME       of the TPU VM
+#   --zone=ZONE       where, such as us-central2-b
+#   --type=TYPE       the accelerator, such as v4-8 (one worker) or v4-16 (two)
+#   --version=NAME    the runtime [tpu-ubuntu2204-base]
+#   --project=ID      of Google Cloud [that of gcloud's configuration]
+#   --spot            a cheaper TPU that may be taken away; then it is made again and the run goes on
+#   --retries=N       how often [10]
+#   --collect=DIR     copy this folder of the first worker, relative to the code, into the same one here at the end
+#   --keep            leave the TPU VM running
+#   --dry_run         print the commands
+#
+# The TPU is deleted however this ends, unless --keep says otherwise. A workdir on gs:// outlives it, and so should be
+# used with --spot; gcloud must be logged in. The last commit is what runs, not what is uncommitted.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mistake() {
+  echo "error: $1" >&2
+  exit 2
+}
+name='' zone='' type='' version=tpu-ubuntu2204-base project='' spot='' retries=10 collect='' keep='' dry_run=''
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+  value=${1#*=}
+  case $1 in
+    --name=*) name=$value ;;
+    --zone=*) zone=$value ;;
+    --type=*) type=$value ;;
+    --version=*) version=$value ;;
+    --project=*) project=$value ;;
+    --retries=*) retries=$value ;;
+    --collect=*) collect=$value ;;
+    --spot) spot=1 ;;
+    --keep) keep=1 ;;
+    --dry_run) dry_run=1 ;;
+    *) mistake "unexpected argument '$1': see the top of launch/tpu.sh" ;;
+  esac
+  shift
+done
+[ $# -gt 1 ] || mistake "there is no command: bash launch/tpu.sh [FLAGS] -- python launch/train.py ..."
+shift
+for flag in name zone type; do
+  [[ ${!flag} =~ ^[a-z0-9-]+$ ]] || mistake "--$flag must be given, in small letters, digits and dashes, not '${!flag}'"
+done
+[[ $retries =~ ^[0-9]+$ ]] || mistake "--retries must be a number, not '$retries'"
+[ -z "$collect" ] || { [[ $collect != /* ]] && [[ $collect != *..* ]]; } ||
+  mistake "--collect must be a folder below the code, not '$collect'"
+[ -n "$dry_run" ] || command -v gcloud > /dev/null ||
+  mistake "there is no gcloud here: install the Google Cloud CLI and log in"
+
+where=("--zone=$zone" ${project:+"--project=$project"})
+tpu=(gcloud compute tpus tpu-vm)
+
+call() {
+  if [ -n "$dry_run" ]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+on_all() {
+  call "${tpu[@]}" ssh "$name" "${where[@]}" --worker=all "--command=$1"
+}
+delete() {
+  call "${tpu[@]}" delete "$name" "${where[@]}" --quiet
+}
+state() {
+  "${tpu[@]}" describe "$name" "${where[@]}" '--format=value(state)' 2> /dev/null || echo GONE
+}
+
+packed=$(mktemp -d)
+made=''
+# shellcheck disable=SC2317,SC2329 # Called by the trap.
+leave() {
+  code=$?
+  trap - EXIT INT TERM
+  rm -rf "$packed"
+  if [ -n "$made" ] && [ -z "$keep" ]; then
+    delete || echo "error: $name could not be deleted and costs money: ${tpu[*]} delete $name ${where[*]}" >&2
+  fi
+  exit "$code"
+}
+trap leave EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+git archive --format=tar.gz --prefix=robust_gan/ -o "$packed/robust_gan.tar.gz" HEAD
+install="tar -xzf robust_gan.tar.gz && cd robust_gan && { [ -x .venv/bin/pip ] || python3.11 -m venv .venv ||
+  { sudo apt-get update -q && sudo apt-get install -qy python3.11-venv && python3.11 -m venv .venv; }; } &&
+  .venv/bin/pip install -q -e \".[tpu,gcs]\""
+run=$(printf '%q ' "$@")
+# The first word is the interpreter, which is that of the environment there.
+run="cd robust_gan && PATH=\$PWD/.venv/bin:\$PATH ${run% } --distributed"
+for ((attempt = 0; ; attempt++)); do
+  made=1
+  call "${tpu[@]}" create "$name" "${where[@]}" "--accelerator-type=$type" "--version=$version" ${spot:+--spot}
+  code=0
+  {
+    call "${tpu[@]}" scp "$packed/robust_gan.tar.gz" "$name:" "${where[@]}" --worker=all &&
+      on_all "$install" &&
+      on_all "$run"
+  } || code=$?
+  [ -n "$dry_run" ] && break
+  [ "$code" -ne 0 ] && [ -n "$spot" ] && [ "$attempt" -lt "$retries" ] || break
+  found=$(state)
+  [ "$found" != READY ] || break # It failed by itself, and would again.
+  echo "$name was taken away (its state is $found): making it again" >&2
+  delete || true
+done
+if [ -n "$collect" ]; then
+  mkdir -p "$(dirname "$collect")"
+  call "${tpu[@]}" scp --recurse "$name:robust_gan/$collect" "$(dirname "$collect")/" "${where[@]}" --worker=0 || code=$?
+fi
+exit "$code"
