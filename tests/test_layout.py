@@ -22,7 +22,7 @@ FLOORS = {
     "evaluation": 5, "validation": 5.5, "report": 5.5, "pictures": 5.5, "workdir": 5, "ending": 5,
     "entrants": 5.5, "recording": 5.5, "report_folder": 5.8, "starting": 5.5,
     "finiteness": 5.4, "postmortem": 5.8, "stepping": 5.5, "details": 5.2, "filmstrip": 5.2, "board": 5.3,
-    "training": 6, "forecast": 6, "comparison": 6, "experiment": 7, "command_line": 7,
+    "training": 6, "forecast": 6, "comparison": 6, "experiment": 7, "page": 6, "command_line": 7,
 }  # fmt: skip
 
 # Libraries that one module alone may know.

@@ -17,8 +17,13 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C, where nobody was there to save."""
 
 
-def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
+def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str], *, positional: bool = False) -> int | None:
     """Calls `main`, and turns what a user can put right into one sentence on stderr and the exit code 2.
+
+    Args:
+        main: Takes the arguments, of which the first is the program.
+        argv: They.
+        positional: Whether it takes arguments that are no flags.
 
     >>> def main(argv):
     ...     raise UserError("batch_size must be at least 1, not 0")
@@ -26,7 +31,7 @@ def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> i
     2
     """
     try:
-        if len(argv) > 1:
+        if len(argv) > 1 and not positional:
             raise UserError(f"unexpected argument {argv[1]!r}: everything is given as --flag=value")
         return main(argv)
     except UserError as error:

@@ -20,6 +20,7 @@ def run(
     groups: Mapping[str, Sequence[str]] | None = None,
     spread: bool = False,
     pod: bool = False,
+    positional: bool = False,
 ) -> NoReturn:
     """Parses the flags, runs `main(argv)` and exits: with 0, with 2 after a mistake of the user's, or as main says.
 
@@ -28,6 +29,7 @@ def run(
         groups: The flags as `--help` shows them, under the docstring of the launcher; see `screen.page`.
         spread: See `compiler.set_flags`.
         pod: Whether the launcher can be one of several processes, see `pods`.
+        positional: Whether it takes arguments that are no flags.
     """
     if pod:
         pods.define_flags()
@@ -40,7 +42,9 @@ def run(
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
         compiler.set_flags(spread=spread)
         compiler.set_cache()
-        return pods.run(main, argv) if pod and pods.is_distributed() else guard(main, argv)
+        if pod and pods.is_distributed():
+            return pods.run(main, argv)
+        return guard(main, argv, positional=positional)
 
     app.run(quiet_main, flags_parser=functools.partial(_parse, groups or {}))
     raise AssertionError("app.run exits")

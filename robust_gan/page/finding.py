@@ -1,0 +1,151 @@
+"""What lies in folders: runs, evaluations and reproductions."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from robust_gan import details, filmstrip, workdir
+from robust_gan.details import Details
+from robust_gan.errors import UserError
+from robust_gan.filmstrip import Film
+
+REPORT, REPRODUCTION = "report.json", "reproduction.json"
+
+_DEPTH = 4
+_PASSED_OVER = ("checkpoints", "tensorboard", filmstrip.FOLDER, "cards")
+
+
+class Run(NamedTuple):
+    """A training run.
+
+    Attributes:
+        name: To show.
+        group: Runs of one contestant with other seeds share it.
+        folder: Where.
+        config: As in `config.json`.
+        metrics: Lines of `metrics.jsonl`.
+        timing: Lines of `timing.jsonl`.
+        film: The generator's noise, None where there is none.
+    """
+
+    name: str
+    group: str
+    folder: str
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    film: Film | None
+
+
+class Evaluation(NamedTuple):
+    """An evaluation.
+
+    Attributes:
+        name: To show.
+        report: As in `report.json`.
+        details: Image by image; None in the folder of an older version.
+    """
+
+    name: str
+    report: dict[str, Any]
+    details: Details | None
+
+
+class Found(NamedTuple):
+    """Everything that lies in some folders.
+
+    Attributes:
+        runs: Runs.
+        evaluations: Evaluations.
+        reproductions: What `reproduction.json` holds, by folder.
+    """
+
+    runs: list[Run]
+    evaluations: list[Evaluation]
+    reproductions: dict[str, dict[str, Any]]
+
+
+def find(directories: Sequence[epath.PathLike]) -> Found:
+    """Finds runs, evaluations and reproductions in folders and up to four levels below.
+
+    Args:
+        directories: The folders.
+
+    Raises:
+        UserError: One is no folder or holds nothing of the kind, or a file is damaged.
+    """
+    found, seen = Found([], [], {}), set[str]()
+    for directory in directories:
+        root = epath.Path(os.path.abspath(os.path.expanduser(os.fspath(directory))))
+        if not root.is_dir():
+            raise UserError(f"there is no folder {root}: give those of runs and evaluations")
+        before = len(found.runs) + len(found.evaluations) + len(found.reproductions)
+        folders = {os.fspath(folder): folder for folder in _folders(root, _DEPTH)}
+        for path in folders.keys() - seen:
+            _add(found, folders[path], root)
+        after = len(found.runs) + len(found.evaluations) + len(found.reproductions)
+        if after == before and not folders.keys() & seen:
+            raise UserError(
+                f"{root} holds no run, evaluation or reproduction: give folders that train.py, evaluate.py or "
+                "reproduce.py wrote"
+            )
+        seen |= folders.keys()
+    groups = {run.group for run in found.runs}
+    short = [group.rpartition("/")[2] for group in groups]
+    renamed = {group: name if short.count(name) == 1 else group for group, name in zip(groups, short, strict=True)}
+    runs = [run._replace(group=renamed[run.group]) for run in sorted(found.runs, key=lambda run: run.folder)]
+    return Found(runs, sorted(found.evaluations, key=lambda one: one.name), found.reproductions)
+
+
+def _folders(folder: epath.Path, depth: int) -> Iterator[epath.Path]:
+    yield folder
+    if depth:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and path.name not in _PASSED_OVER and not path.name.startswith("."):
+                yield from _folders(path, depth - 1)
+
+
+def _add(found: Found, folder: epath.Path, root: epath.Path) -> None:
+    name = folder.name if folder == root else f"{root.name}/{folder.relative_to(root)}"
+    if (folder / workdir.CONFIG).exists() and (folder / workdir.METRICS).exists():
+        seed = folder.parent.name
+        # As experiment.planning lays them out.
+        belongs = seed.startswith("seed-") and folder.parent.parent.name == "runs"
+        shown = f"{folder.name}, seed {seed.removeprefix('seed-')}" if belongs else folder.name
+        group = f"{folder.parent.parent.parent}/{folder.name}" if belongs else os.fspath(folder)
+        found.runs.append(
+            Run(shown, group, os.fspath(folder), _json(folder / workdir.CONFIG),
+                _lines(folder / workdir.METRICS), _lines(folder / workdir.TIMING), filmstrip.read(folder))
+        )  # fmt: skip
+    if (folder / REPORT).exists():
+        values = _json(folder / REPORT)
+        if "targets" in values and "models" in values:
+            found.evaluations.append(Evaluation(name, values, details.read(folder)))
+    if (folder / REPRODUCTION).exists():
+        found.reproductions[name] = _json(folder / REPRODUCTION)
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): leave its folder out") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged (it holds no object): leave its folder out")
+    return values
+
+
+def _lines(path: epath.Path) -> list[dict[str, Any]]:
+    """Reads JSON lines; the last may be cut where training goes on meanwhile."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and isinstance(value.get("step"), int):
+            lines.append(value)
+    return lines
