@@ -56,7 +56,7 @@ nav{display:flex;flex-wrap:wrap;gap:8px;margin:16px 0 0;padding:0;list-style:non
 nav a{color:var(--ink);text-decoration:none;border:1px solid var(--rule);border-radius:99px;padding:3px 12px;
  background:var(--card);font-size:13px}
 nav a:hover,nav a:focus-visible{border-color:var(--c0)}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:18px;margin:16px 0}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(460px,100%),1fr));gap:18px;margin:16px 0}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px;min-width:0}
 figure.wide{margin:16px 0}
 figcaption{font-weight:600;font-size:14px;margin-bottom:8px}
@@ -112,7 +112,7 @@ def compose(title: str, lead: str, sections: Sequence[tuple[str, str]], footer: 
         footer: A line at the end.
 
     >>> document = compose("Report", "Of a run.", [("Runs", "<p>one</p>"), ("Nothing", "")], "")
-    >>> document.count("<section"), "http" in document
+    >>> document.count("<section"), "://" in document
     (1, False)
     """
     kept = [(f"s{index}-{_plain(name)}", name, content) for index, (name, content) in enumerate(sections) if content]

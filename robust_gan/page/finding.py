@@ -93,11 +93,24 @@ def find(directories: Sequence[epath.PathLike]) -> Found:
                 "reproduce.py wrote"
             )
         seen |= folders.keys()
-    groups = {run.group for run in found.runs}
-    short = [group.rpartition("/")[2] for group in groups]
-    renamed = {group: name if short.count(name) == 1 else group for group, name in zip(groups, short, strict=True)}
-    runs = [run._replace(group=renamed[run.group]) for run in sorted(found.runs, key=lambda run: run.folder)]
+    named = _shorten({run.group for run in found.runs})
+    runs = [run._replace(group=named[run.group]) for run in sorted(found.runs, key=lambda run: run.folder)]
     return Found(runs, sorted(found.evaluations, key=lambda one: one.name), found.reproductions)
+
+
+def _shorten(paths: set[str]) -> dict[str, str]:
+    """Names each path by as many of its last parts as tell it from the others.
+
+    >>> sorted(_shorten({"/a/b/c", "/a/d/c", "/a/e"}).values())
+    ['b/c', 'd/c', 'e']
+    """
+    named: dict[str, str] = {}
+    for depth in range(1, 2 + max((path.count("/") for path in paths), default=0)):
+        ends = {path: "/".join(path.split("/")[-depth:]) for path in paths}
+        for path, end in ends.items():
+            if list(ends.values()).count(end) == 1:
+                named.setdefault(path, end)
+    return named
 
 
 def _folders(folder: epath.Path, depth: int) -> Iterator[epath.Path]:
