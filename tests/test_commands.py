@@ -106,3 +106,21 @@ def test_the_commands_of_a_page_run(page, launch, small, tmp_path, monkeypatch):
         elif kind == "sh":
             for words, comment in commands(body):
                 run(words, comment, launch)
+
+
+RECORDS = [
+    (page.name, shlex.split(command))
+    for page in PAGES
+    for command in re.findall(r"^ {4}(python launch/.*)", page.read_text().replace("\\\n", " "), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("page", "words"), RECORDS, ids=[f"{page} {words[1]}" for page, words in RECORDS])
+def test_the_commands_of_what_was_measured_are_such_as_there_are(page, words):
+    source = (ROOT / words[1]).read_text()
+    flags = dict(word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--"))
+    for flag, value in flags.items():
+        if not flag.startswith("config."):
+            assert re.search(rf'DEFINE_\w+\(\s*"{flag}"', source), flag
+        if flag in ("attacks", "in_turn"):
+            evaluation.attack_names(value)
