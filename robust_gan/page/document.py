@@ -50,7 +50,7 @@ header{padding-top:36px}
 h1{font-size:28px;letter-spacing:-.01em;margin:0 0 4px}
 h2{font-size:21px;margin:44px 0 10px;padding-top:20px;border-top:1px solid var(--rule)}
 h3{font-size:16px;margin:28px 0 6px}
-p{margin:6px 0;max-width:90ch}
+p{margin:6px 0;max-width:110ch}
 header p,.quiet,.note{color:var(--soft)}
 nav{display:flex;flex-wrap:wrap;gap:8px;margin:16px 0 0;padding:0;list-style:none}
 nav a{color:var(--ink);text-decoration:none;border:1px solid var(--rule);border-radius:99px;padding:3px 12px;
@@ -58,7 +58,7 @@ nav a{color:var(--ink);text-decoration:none;border:1px solid var(--rule);border-
 nav a:hover,nav a:focus-visible{border-color:var(--c0)}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(460px,100%),1fr));gap:18px;margin:16px 0}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px;min-width:0}
-figure.wide{margin:16px 0}
+figure.wide{margin:16px 0;width:fit-content;max-width:100%}
 figcaption{font-weight:600;font-size:14px;margin-bottom:8px}
 .note{font-size:12.5px;margin:8px 0 0}
 .scroll{overflow-x:auto}
@@ -68,7 +68,8 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
 .plain th{color:var(--soft);font-weight:600}
 .plain .number{text-align:right}
 .heat th{font-weight:500;color:var(--soft);padding:4px 8px;text-align:right;white-space:nowrap}
-.heat thead th{text-align:center;vertical-align:bottom;max-width:120px;overflow:hidden;text-overflow:ellipsis}
+.heat thead th{text-align:center;vertical-align:bottom;white-space:normal;overflow-wrap:anywhere;max-width:150px;
+ min-width:34px}
 .heat .corner{text-align:right;font-size:11.5px;font-weight:400}
 .heat td{padding:6px 8px;min-width:40px;text-align:center;border:2px solid var(--card);border-radius:6px;
  background:color-mix(in oklab,var(--heat) var(--v,0%),var(--ground))}
@@ -89,6 +90,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
 .line{stroke:var(--c);stroke-width:2;fill:none;stroke-linejoin:round}
 .series circle,.key circle,.dots circle{fill:var(--c)}
 .dots circle{stroke:var(--card);stroke-width:1.5}.dots .single{opacity:.45;stroke:none}
+.dots .ring{fill:none;stroke:var(--c);stroke-width:2.5}
 .band{fill:var(--c);opacity:.15;stroke:none}
 .series:hover .line{stroke-width:4}
 .legend{display:flex;flex-wrap:wrap;gap:2px 16px;list-style:none;margin:8px 0 0;padding:0;font-size:13px}

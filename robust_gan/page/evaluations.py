@@ -101,7 +101,7 @@ def _conditions(report: dict[str, Any]) -> str:
 def _alarms(report: dict[str, Any]) -> str:
     asked = sum(len(target["alarms"]) for target in report["targets"].values())
     fired = [
-        f"<li><b>{html.escape(name)}</b>: <code>{alarm['name']}</code> {html.escape(alarm['finding'])}</li>"
+        f"<li><b>{html.escape(name)}</b>: <code>{alarm['name']}</code>: {html.escape(alarm['finding'])}</li>"
         for name, target in report["targets"].items()
         for alarm in target["alarms"]
         if alarm["fired"]

@@ -104,7 +104,7 @@ def heat(
                 cells.append("<td>-</td>")
                 continue
             wrong = errors and row != column
-            known = (("own", framed and name == other), ("wrong", wrong), ("high", share > 0.55))
+            known = (("own", framed and name == other), ("wrong", wrong), ("high", share > 0.8))
             kinds = [kind for kind, there in known if there]
             kind = f' class="{" ".join(kinds)}"' if kinds else ""
             written = "" if wrong and share < 0.005 else f"{100 * share:.0f}" if errors else f"{100 * share:.1f}"

@@ -147,7 +147,8 @@ def dots(rows: Sequence[tuple[str, Sequence[tuple[str, int, Sequence[float]]]]])
             if len(shares) > 1:
                 parts += [f'<circle class="single" cx="{across(share):.1f}" cy="{top}" r="2.5"/>' for share in shares]
             told = html.escape(f"{name}, {what}: {100 * mean:.1f} %")
-            parts.append(f'<circle cx="{across(mean):.1f}" cy="{top}" r="6"><title>{told}</title></circle></g>')
+            kind = 'class="ring" r="8"' if what.startswith("worst") else 'r="5"'  # It is one of the others as well.
+            parts.append(f'<circle {kind} cx="{across(mean):.1f}" cy="{top}"><title>{told}</title></circle></g>')
     return "".join([*parts, "</svg>"])
 
 
