@@ -36,6 +36,7 @@ NO_EXAMPLE = {
     "robust_gan.checkpoint.load_generator": _FOLDER,
     "robust_gan.checkpoint.read_record": _FOLDER,
     "robust_gan.experiment.run": "takes minutes; test_experiment.py, and the tutorials",
+    "robust_gan.page.write": "needs folders of runs; test_page.py",
     "robust_gan.parallel.connect": _JOINED,
     "robust_gan.parallel.leave": _JOINED,
     "robust_gan.report.card": _EVALUATED,

@@ -76,6 +76,9 @@ def find(directories: Sequence[epath.PathLike]) -> Found:
 
     Raises:
         UserError: One is no folder or holds nothing of the kind, or a file is damaged.
+
+    >>> find([]).runs
+    []
     """
     found, seen = Found([], [], {}), set[str]()
     for directory in directories:
