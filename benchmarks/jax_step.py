@@ -74,6 +74,17 @@ def start(config: Config, image_shape: tuple[int, int, int], devices: list[jax.D
     return functools.partial(stepping.play, played, config, "stop"), *parallel.replicate((carried, arrays), devices)
 
 
+def unrolled(played: game.Game, config: Config, carried: stepping.Carried, arrays: dict, share: stepping.Orders):
+    """Plays one step as `stepping.play` does, without a loop."""
+    looped = jax.lax.scan
+    jax.lax.scan = functools.partial(looped, unroll=True)
+    try:
+        state, metrics = stepping.training_step(played, config, carried.state, arrays, share.positions[0])
+    finally:
+        jax.lax.scan = looped
+    return stepping.Carried(*finiteness.guard(carried.state, state, metrics, carried.watch, policy="stop")), metrics
+
+
 def prepare(given: argparse.Namespace):
     """Compiles; returns the facts and the function that times."""
     config = config_of(given)
@@ -83,14 +94,17 @@ def prepare(given: argparse.Namespace):
     def orders(count: int) -> stepping.Orders:
         return stepping.orders(config, 0, count, given.steps, NUM_IMAGES, devices)
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
+    if given.unrolled:
+        play = functools.partial(unrolled, game.from_config(config, num_classes=10, channels=3), config)
     compiled = parallel.compile_step(play, devices, carried, arrays, orders(1))
-    compile_seconds = time.perf_counter() - began
+    compile_seconds, compile_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     memory, text = compiled.memory_analysis(), compiled.as_text()
     convolutions = [line for line in text.splitlines() if " convolution(" in line]
     facts = {
         "device": devices[0].device_kind,
         "compile_seconds": compile_seconds,
+        "compile_cpu_seconds": compile_cpu_seconds,
         "flops": counting.step(
             given.classifier, given.batch, generator_steps=given.generator_steps, penalty=given.penalty
         ),
@@ -99,6 +113,7 @@ def prepare(given: argparse.Namespace):
         # On a CPU all must be in the form that is fast in loops, see robust_gan/networks/convolution.py.
         "convolutions": len(convolutions),
         "of_slow_form": sum("b01f_01io->b01f" not in line or "rhs_reversal" in line for line in convolutions),
+        "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "matmul_flops_per_second": measuring.jax_matmul_rate(dtype=given.precision),
     }
@@ -125,5 +140,6 @@ def prepare(given: argparse.Namespace):
 if __name__ == "__main__":
     parser = step.arguments(argparse.ArgumentParser(description=__doc__))
     parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--unrolled", action="store_true")
     arguments = parser.parse_args()
     serving.serve(lambda: prepare(arguments))

@@ -2,7 +2,8 @@
 
     python benchmarks/step.py --batch 64                       # ours and PyTorch's, A B A B
     taskset -c 1 python benchmarks/step.py --by cpu_seconds    # one core, of a machine that does other things too
-    python benchmarks/step.py --alone --precision bfloat16 --penalty exact
+    python benchmarks/step.py --against unrolled      # ours without a loop around steps
+    python benchmarks/step.py --against none --rounds 0 --remat --batch 256    # compiled only: FLOP and memory
 
 The step is that of `configs/cifar10.py`, 5 generator steps and one of the classifier, as `robust_gan.stepping` plays
 it: the data lie on the device, images are fetched and augmented in the step. PyTorch's gets one batch that lies there.
@@ -33,7 +34,7 @@ def main() -> None:
     """Runs ours and the twin in turns and reports both."""
     parser = arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--alone", action="store_true", help="ours only")
+    parser.add_argument("--against", default="torch", choices=("torch", "unrolled", "none"))
     parser.add_argument("--by", default="seconds", choices=("seconds", "cpu_seconds"), help="what the ratio is of")
     parser.add_argument("--remat", action="store_true")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds for one answer of either")
@@ -44,19 +45,22 @@ def main() -> None:
         for name in ("classifier", "batch", "precision", "penalty", "generator_steps", "steps")
     ]
     ours = [sys.executable, str(HERE / "jax_step.py"), *shared, *(["--remat"] if given.remat else [])]
-    peers = [serving.Peer("ours", ours)]
-    if not given.alone:
-        peers.append(serving.Peer("torch", [sys.executable, str(HERE / "torch_step.py"), "--serve", *shared]))
+    commands = {
+        "ours": ours,
+        "torch": [sys.executable, str(HERE / "torch_step.py"), "--serve", *shared],
+        "unrolled": [*ours, "--unrolled"],
+    }
+    peers = [serving.Peer(name, commands[name]) for name in ("ours", given.against) if name in commands]
     report = measuring.Report(given.output, f"the game's step, {given.classifier}, {given.batch} images")
     try:
         for peer in peers:
             peer.ready(given.timeout)
             report.add(f"{peer.name}, ready", **peer.facts)
-        result = serving.alternate(peers, given.rounds, given.timeout, given.by)
+        if given.rounds:
+            add_rows(report, peers, serving.alternate(peers, given.rounds, given.timeout, given.by))
     finally:
         for peer in peers:
             peer.close()
-    add_rows(report, peers, result)
 
 
 def add_rows(report: measuring.Report, peers: list[serving.Peer], result: dict) -> None:
@@ -72,7 +76,7 @@ def add_rows(report: measuring.Report, peers: list[serving.Peer], result: dict) 
             share_of_matmul=rate / peer.facts["matmul_flops_per_second"],
         )
     if "ratio" in result:
-        report.add("ours / torch", ratio=result["ratio"])
+        report.add(" / ".join(peer.name for peer in peers), ratio=result["ratio"])
 
 
 if __name__ == "__main__":

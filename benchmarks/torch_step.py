@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--graph", action="store_true", help="replay the step as a CUDA graph")
     given = parser.parse_args()
     if given.check:
-        given.remat = False
+        given.remat = given.unrolled = False
         largest = check(given)
         print(f"largest difference of a loss, or of a gradient beside its largest element: {largest:.2e}")
         raise SystemExit(0 if largest <= TOLERANCE else 1)
