@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import PIL.Image
 from absl import logging
 
 from robust_gan.data.parsing import check_labels, one_line
@@ -154,8 +155,6 @@ def read_split(prepared: PreparedSet, split: str, positions: np.ndarray | None =
 
 def _decode(encoded: bytes, channels: int) -> np.ndarray:
     """Decodes as the stock reader does, minus its advice to install OpenCV."""
-    import PIL.Image
-
     with PIL.Image.open(io.BytesIO(encoded)) as image:
         mode = _MODES[channels]
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
