@@ -159,7 +159,7 @@ def train(
         while not is_over() and not agreement.reached(bool(stopped)):
             count = min(most, _steps_until(step, config.num_steps, config.log_every, config.validation.every))
             orders = stepping.orders(config, step, count, most, len(dataset.train.labels), devices)
-            if all(leaf.is_ready() for leaf in jax.tree.leaves(pending) if isinstance(leaf, jax.Array)):
+            if all(leaf.is_ready() for leaf in jax.tree.leaves(pending) if isinstance(leaf, jax.Array)):  # type: ignore[attr-defined]  # Its stub lacks it.
                 # A call with a loop blocks on a GPU: settled after it, the last one's seconds would be this one's.
                 settle()
             carried, measured = play(carried, arrays, orders)
