@@ -86,3 +86,8 @@ def test_the_floors_are_drawn_as_they_are():
     drawing = runpy.run_path(str(DOCS / "floors.py"))["draw"]
     floors = runpy.run_path(str(DOCS.parent / "tests" / "test_layout.py"))["FLOORS"]
     assert (DOCS / "images" / "floors.svg").read_text() == drawing(floors), "run python docs/floors.py"
+
+
+def test_every_page_is_in_the_menu():
+    menu = set(re.findall(r"[\w/]+\.(?:md|ipynb)", (DOCS.parent / "mkdocs.yml").read_text().partition("\nnav:")[2]))
+    assert {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} <= menu
