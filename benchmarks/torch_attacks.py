@@ -77,7 +77,13 @@ def attack_of(library: str, name: str, model: torch.nn.Module) -> Callable[[torc
 def _autoattack(kind: str, count: int, model: torch.nn.Module):
     import pyautoattack
 
-    suite = pyautoattack.AutoAttack(model, eps=attack.RADIUS, seed=0)
+    class ChannelsFirst(torch.nn.Module):
+        """Its targeted attack views gradients as rows, which those of images laid out channels last cannot be."""
+
+        def forward(self, images):
+            return model(images.contiguous(memory_format=torch.channels_last))
+
+    suite = pyautoattack.AutoAttack(ChannelsFirst(), eps=attack.RADIUS, seed=0)
     if kind == "square":
         part, setting = suite.square, "n_queries"
     elif kind == "fab_t":
@@ -90,7 +96,7 @@ def _autoattack(kind: str, count: int, model: torch.nn.Module):
         part.loss, part.n_restarts = kind.removeprefix("apgd_"), 1
     if count:
         setattr(part, setting, count)
-    return lambda images, labels: part.perturb(images, labels)
+    return lambda images, labels: part.perturb(images.contiguous(), labels)
 
 
 def prepare(given: argparse.Namespace):
