@@ -97,15 +97,15 @@ def prepare(network: str, num_images: int):
 
 def whole(report: measuring.Report, given: argparse.Namespace) -> None:
     """Attacks the test images of a checkpoint's data with AutoAttack standard, as `launch/evaluate.py` does."""
-    from robust_gan import data, evaluation
+    from robust_gan import entrants, evaluation
+    from robust_gan.attacks.autoattack import VERSIONS
 
-    model = evaluation.load(given.checkpoint)
-    split = data.load(model.data.name).test
-    images, labels = split.images[: given.images], split.labels[: given.images]
+    (entrant,) = entrants.from_checkpoints([given.checkpoint])
+    chosen = entrants.choose_data([entrant], dataset="", split="test", data_dir="", count=given.images)
     threat = LinfThreat(given.epsilon)
     for run in ("with compilation", "without"):
         cpu = time.process_time()
-        _, rungs = evaluation.survive(model, images, labels, threat, attacks=attacks.VERSIONS["standard"])
+        _, rungs = evaluation.survive(entrant.model, chosen.images, chosen.labels, threat, attacks=VERSIONS["standard"])
         for rung in rungs:
             report.add(f"{rung.attack}, {run}", **rung._asdict())
         total = sum(rung.seconds for rung in rungs)
@@ -116,7 +116,7 @@ def main() -> None:
     """Serves, or measures every part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--network", default="resnet18")
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=64, help="0 for all that a checkpoint's data have")
     parser.add_argument("--checkpoint", help="attack this one's test images in full")
     parser.add_argument("--epsilon", type=float, default=8 / 255)
     parser.add_argument("--parts", default=",".join(PARTS))
