@@ -121,8 +121,8 @@ def captured(game: torch_game.Game, images: torch.Tensor, labels: torch.Tensor):
 def check(given: argparse.Namespace) -> float:
     """Compares losses and gradients with ours, in float32 on the processor; returns the largest difference.
 
-    That of a gradient counts beside the largest element of its tensor. With a wide classifier some of its many ReLUs lie
-    at their kink to rounding, and a gradient in float32 means less: the twin's own is off that in float64 by 8e-2.
+    That of a gradient counts beside the largest element of its tensor. With a wide classifier some of its many ReLUs
+    lie at their kink to rounding, and a gradient in float32 means less: the twin's own is 8e-2 off that in float64.
     """
     import jax
 
