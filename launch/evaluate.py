@@ -84,6 +84,8 @@ def main(argv):
         batch_statistics=_BATCH_STATISTICS.value,
         progress=_PROGRESS.value,
     )
+    if not parallel.is_first():
+        return 0
     threat, data = values["threat"], values["data"]
     print(f"{data['name']} {data['split']}, {data['count']} images, {threat['norm']} epsilon {threat['epsilon']:g}")
     if _BATCH_STATISTICS.value:
@@ -99,4 +101,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    command_line.run(main, groups=_GROUPS, spread=True)
+    command_line.run(main, groups=_GROUPS, spread=True, pod=True)

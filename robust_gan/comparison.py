@@ -1,5 +1,6 @@
 """From checkpoints and other classifiers to a report: loads them, scores them on one split, writes what was found."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -95,10 +96,18 @@ def compare(
     on_gradient = [name for name in names if name not in (evaluation.GENERATOR, *evaluation.FRESH)]
     drawn = on_gradient[-1] if on_gradient else _DRAWN
     _check_outputs(pictures, save_adversarial, output, names, turns)
-    folder = None if output is None else report_folder.check(output)
+    writes = parallel.is_first()
+    folder = None
+    if output is not None:
+        folder = epath.Path(parallel.from_first(lambda: os.fspath(report_folder.check(output))))
 
-    given = [*entrants.from_checkpoints([*targets, *sources], batch_statistics=batch_statistics)]
-    attackable = [*given[: len(targets)], *entrants.from_functions(models)]
+    given, brought = parallel.together(
+        lambda: (
+            entrants.from_checkpoints([*targets, *sources], batch_statistics=batch_statistics),
+            entrants.from_functions(models),
+        )
+    )
+    attackable = [*given[: len(targets)], *brought]
     everyone = [*attackable, *given[len(targets) :]]
     first = next((entrant.record for entrant in everyone if entrant.record is not None), None)
     if first is None and epsilon is None:
@@ -107,23 +116,27 @@ def compare(
     epsilon = first.config.threat.epsilon if first and epsilon is None else epsilon
     check_epsilon(epsilon, norm=norm)
     threat = threat_model.from_config(ThreatConfig(norm, float(epsilon)))  # type: ignore[arg-type]
-    chosen = entrants.choose_data(everyone, dataset=dataset, split=split, data_dir=data_dir, count=count)
+    chosen = parallel.together(
+        lambda: entrants.choose_data(everyone, dataset=dataset, split=split, data_dir=data_dir, count=count)
+    )
     images, labels = chosen.images, chosen.labels
     attacked, extra = ([entrant.model for entrant in part] for part in (attackable, everyone[len(attackable) :]))
     _check_attacks({*names, *turns}, everyone, images.shape[1:])
     kept, broken = evaluation.Kept(), {}
+    what = report_folder.subject(
+        everyone, chosen, threat, attacks=names, in_turn=turns, seed=seed, batch_statistics=batch_statistics,
+        save_adversarial=save_adversarial,
+        # By the statistics of a batch, and only so, figures depend on its size.
+        **({"batch_size": batch_size} if batch_statistics else {}),
+    )  # fmt: skip
+    parallel.check_same(what | {"batch_size": batch_size, "output": os.fspath(output or ""), "pictures": [*pictures]})
     if folder is not None:
-        what = report_folder.subject(
-            everyone, chosen, threat, attacks=names, in_turn=turns, seed=seed, batch_statistics=batch_statistics,
-            save_adversarial=save_adversarial,
-            # By the statistics of a batch, and only so, figures depend on its size.
-            **({"batch_size": batch_size} if batch_statistics else {}),
-        )  # fmt: skip
-        kept = report_folder.claim(folder, what, overwrite=overwrite)
+        there = parallel.together(lambda: report_folder.claim(folder, what, overwrite=overwrite) if writes else kept)
+        kept = there.shared()
 
     began = time.perf_counter()
     in_turn_images = (1 + len(turns)) * len(labels) if turns else 0
-    progress = sys.stderr.isatty() if progress is None else progress
+    progress = writes and (sys.stderr.isatty() if progress is None else progress)
     with tqdm.tqdm(
         total=evaluation.total(attacked, extra, names, len(labels)) + len(attacked) * in_turn_images,
         unit="image",
@@ -173,7 +186,7 @@ def compare(
         alarms=found,
         curve=curve,
     )
-    if folder is not None:
+    if folder is not None and writes:
         report.write(folder, scores, values)
         if broken:
             np.savez_compressed(folder / report.ADVERSARIAL, labels=labels, **broken)  # type: ignore[arg-type]

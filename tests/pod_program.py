@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tiny_recipe
 
-from robust_gan import leaves, parallel, training
+from robust_gan import comparison, leaves, parallel, training
 from robust_gan.errors import UserError
 
 port, process, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
@@ -64,6 +64,10 @@ result = training.train(config, folder / "run", progress=False, say=said.append)
 found["said"] = said
 found["digests"] = {name: leaves.digest(np.asarray(leaf)) for name, leaf in leaves.named(result.state).items()}
 found["validation"] = result.validation
+settings = {"attacks": "clean,fgsm,generator", "in_turn": "pgd2", "count": 50, "batch_size": 30, "progress": False}
+scores, values = comparison.compare([str(folder / "run@6")], output=folder / "report", **settings)
+found["scores"] = {" of ".join(key): held.tolist() for key, held in scores.robust.items()}
+found["in_turn"] = [rung["robust_accuracy"] for rung in values["targets"]["run"]["in_turn"]]
 (folder / f"{process}.json").write_text(json.dumps(found))
 np.savez(folder / f"{process}.npz", **{name: np.asarray(leaf) for name, leaf in leaves.named(result.state).items()})
 parallel.disconnect()

@@ -16,7 +16,7 @@ import pytest
 import tiny_recipe
 from conftest import ROOT
 
-from robust_gan import leaves, parallel, training, workdir
+from robust_gan import comparison, leaves, parallel, training, workdir
 from robust_gan.errors import UserError
 
 TESTS = ROOT / "tests"
@@ -126,6 +126,19 @@ def test_the_first_alone_writes_and_says(pair):
     assert second["said"] == []
     lines = [json.loads(line) for line in (folder / "run" / workdir.METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3, 4, 4, 6, 6]
+
+
+def test_two_processes_evaluate_as_one_and_write_one_report(pair, tiny):
+    (first, second), folder = pair
+    tiny_recipe.get_config()
+    settings = {"attacks": "clean,fgsm,generator", "in_turn": "pgd2", "count": 50, "batch_size": 30, "progress": False}
+    # The finished evaluation is found again, by another number of processes.
+    scores, values = comparison.compare([str(folder / "run@6")], output=folder / "report", **settings)
+    alone, _ = comparison.compare([str(folder / "run@6")], **settings)
+    for found in (first, second):
+        assert found["scores"] == {" of ".join(key): held.tolist() for key, held in scores.robust.items()}
+        assert found["scores"] == {" of ".join(key): held.tolist() for key, held in alone.robust.items()}
+        assert found["in_turn"] == [rung["robust_accuracy"] for rung in values["targets"]["run"]["in_turn"]]
 
 
 def test_one_process_goes_on_where_two_stopped(pair, tiny, tmp_path):

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from etils import epath
 
-from robust_gan import workdir
+from robust_gan import parallel, workdir
 from robust_gan.errors import UserError
 
 _DONE = "done: "
@@ -35,8 +35,7 @@ class Kept:
         self._prefix = ""
         if self._path is not None and self._path.exists():
             try:
-                with np.load(io.BytesIO(self._path.read_bytes()), allow_pickle=False) as file:
-                    self._arrays = {name: np.array(file[name]) for name in file.files}
+                self._arrays = _unpacked(self._path.read_bytes())
             except (ValueError, OSError, EOFError, KeyError) as error:
                 raise UserError(
                     f"{self._path} is damaged ({error}): remove it, and the evaluation begins anew"
@@ -79,6 +78,28 @@ class Kept:
         """Writes everything, all or nothing."""
         if self._path is None:
             return
+        workdir.write_bytes(self._path, self._packed())
+
+    def shared(self) -> "Kept":
+        """Returns, in every process, what the first has; it alone writes it.
+
+        >>> kept = Kept()
+        >>> kept.shared() is kept
+        True
+        """
+        if parallel.number()[1] == 1:
+            return self
+        content = parallel.bytes_from_first(self._packed)
+        if not parallel.is_first():
+            self._path, self._arrays = None, _unpacked(content)
+        return self
+
+    def _packed(self) -> bytes:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self._arrays)  # type: ignore[arg-type]
-        workdir.write_bytes(self._path, buffer.getvalue())
+        return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return {name: np.array(file[name]) for name in file.files}

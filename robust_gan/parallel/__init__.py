@@ -18,6 +18,7 @@ from robust_gan.parallel.devices import (
 from robust_gan.parallel.joining import connect, disconnect, leave
 from robust_gan.parallel.processes import (
     Agreement,
+    bytes_from_first,
     check_same,
     from_first,
     is_first,
@@ -28,7 +29,7 @@ from robust_gan.parallel.processes import (
 )
 
 __all__ = [
-    "AXIS", "Agreement", "check_batch_size", "check_same", "compile_step", "connect", "disconnect", "find_devices",
-    "from_first", "is_first", "is_lost", "join", "leave", "map_batch", "map_step", "number", "replicate", "split",
-    "split_tree", "state_from_first", "together",
+    "AXIS", "Agreement", "bytes_from_first", "check_batch_size", "check_same", "compile_step", "connect",
+    "disconnect", "find_devices", "from_first", "is_first", "is_lost", "join", "leave", "map_batch", "map_step",
+    "number", "replicate", "split", "split_tree", "state_from_first", "together",
 ]  # fmt: skip

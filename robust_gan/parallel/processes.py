@@ -90,7 +90,7 @@ def from_first(make: Callable[[], Any]) -> Any:
     """
     if number()[1] == 1:
         return make()
-    return json.loads(_bytes_from_first(lambda: json.dumps(make()).encode()))
+    return json.loads(bytes_from_first(lambda: json.dumps(make()).encode()))
 
 
 def state_from_first(make: Callable[[], tuple[PyTree, int]], like: PyTree) -> tuple[PyTree, int]:
@@ -111,7 +111,7 @@ def state_from_first(make: Callable[[], tuple[PyTree, int]], like: PyTree) -> tu
         leaves = (leaves_lib.to_host(leaf).tobytes() for leaf in jax.tree.leaves(state))
         return b"".join([step.to_bytes(8, "big"), *leaves])
 
-    content = _bytes_from_first(packed)
+    content = bytes_from_first(packed)
     leaves, position = [], 8
     for leaf in jax.tree.leaves(like):
         layout = leaves_lib.layout(leaf)
@@ -195,7 +195,14 @@ def _fail(kind: str, sentence: str) -> NoReturn:
     raise UserError(sentence) if kind == "user" else RuntimeError(sentence)
 
 
-def _bytes_from_first(make: Callable[[], bytes]) -> bytes:
+def bytes_from_first(make: Callable[[], bytes]) -> bytes:
+    """Runs a function in the first process and returns the bytes that it makes in all; see `from_first`.
+
+    >>> bytes_from_first(lambda: b"abc")
+    b'abc'
+    """
+    if number()[1] == 1:
+        return make()
     content, failure = b"", None
     if is_first():
         try:
