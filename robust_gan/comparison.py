@@ -1,5 +1,6 @@
 """From checkpoints and other classifiers to a report: loads them, scores them on one split, writes what was found."""
 
+import io
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ import tqdm
 from etils import epath
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import details, entrants, evaluation, networks, parallel, report, report_folder, threat_model
+from robust_gan import details, entrants, evaluation, networks, parallel, report, report_folder, threat_model, workdir
 from robust_gan import pictures as pictures_lib
 from robust_gan.config import NORMS, ThreatConfig, check_epsilon
 from robust_gan.errors import UserError
@@ -189,7 +190,9 @@ def compare(
     if folder is not None and writes:
         report.write(folder, scores, values)
         if broken:
-            np.savez_compressed(folder / report.ADVERSARIAL, labels=labels, **broken)  # type: ignore[arg-type]
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, labels=labels, **broken)  # type: ignore[arg-type]
+            workdir.write_bytes(folder / report.ADVERSARIAL, buffer.getvalue())
         adversarial = {name: found for (name, attack), found in scores.shown.items() if attack == drawn}
         if "examples" in pictures and not adversarial:
             adversarial = _craft(attacked, images[shown], labels[shown], drawn, threat, seed)

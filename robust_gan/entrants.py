@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from robust_gan import checkpoint, data, evaluation
+from robust_gan import checkpoint, data, evaluation, places
 from robust_gan.checkpoint import Record
 from robust_gan.config import DataConfig
 from robust_gan.errors import UserError
@@ -159,7 +159,7 @@ def _read_records(locations: Sequence[str]) -> dict[str, Record]:
 
 
 def _short_name(directory: str) -> str:
-    path = epath.Path(directory).expanduser().resolve()
+    path = places.locate(directory)
     return path.parent.name if path.name == checkpoint.FOLDER else path.name
 
 

@@ -1,12 +1,14 @@
 """Pictures of examples, accuracies, curves and costs; matplotlib is the extra `plot`, and known here alone."""
 
 import importlib.util
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from robust_gan import workdir
 from robust_gan.errors import UserError
 from robust_gan.evaluation import Curve
 
@@ -59,7 +61,7 @@ def draw_examples(
     for index, column in enumerate(columns):
         axes[0, 1 + 2 * index].set_title(column["name"], fontsize=9)
         axes[0, 2 + 2 * index].set_title(f"perturbation\ntimes {gain:.2g}", fontsize=7)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[float]]]) -> None:
@@ -91,7 +93,7 @@ def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[flo
     axis.grid(axis="x", color="#eaeef2")
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def draw_costs(path: epath.PathLike, rows: dict[str, list[list[dict[str, float]]]]) -> None:
@@ -119,7 +121,7 @@ def draw_costs(path: epath.PathLike, rows: dict[str, list[list[dict[str, float]]
             axis.spines[["top", "right"]].set_visible(False)
     left.set_ylabel("robust accuracy in %, PGD, validation")
     figure.legend(loc="outside upper center", ncols=min(6, len(rows)), frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def draw_curve(path: epath.PathLike, curve: Curve, epsilon: float, norm: str) -> None:
@@ -150,7 +152,7 @@ def draw_curve(path: epath.PathLike, curve: Curve, epsilon: float, norm: str) ->
     axis.grid(color="#eaeef2")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def draw_transfer(
@@ -186,7 +188,13 @@ def draw_transfer(
     axis.set_xlabel(f"{attack} made on")
     axis.set_ylabel("robust accuracy in % of")
     axis.spines[:].set_visible(False)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
+
+
+def _save(figure, path: epath.PathLike) -> None:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, format="png")
+    workdir.write_bytes(epath.Path(path), drawn.getvalue())
 
 
 def _show(axis, image, caption, colour="#000000", cmap="gray"):

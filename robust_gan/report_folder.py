@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from robust_gan import workdir
+from robust_gan import places, workdir
 from robust_gan.entrants import Chosen, Entrant
 from robust_gan.errors import UserError
 from robust_gan.evaluation import Kept
@@ -64,7 +64,10 @@ def check(directory: epath.PathLike) -> epath.Path:
     Raises:
         UserError: It is a file, lies below one, or is known not to be writable.
     """
-    path = epath.Path(directory).expanduser().resolve()
+    path = places.locate(directory)
+    if places.is_remote(path):
+        places.exists(path)
+        return path
     nearest = next(folder for folder in (path, *path.parents) if folder.exists())
     if not nearest.is_dir():
         raise UserError(f"the output {path} is a file, or lies below one: give a folder")

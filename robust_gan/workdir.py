@@ -5,12 +5,14 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import IO, Any
 
 from etils import epath
 
 from robust_gan import config as config_lib
+from robust_gan import places
 from robust_gan.config import Config
 from robust_gan.errors import UserError
 from robust_gan.version import __version__
@@ -18,6 +20,9 @@ from robust_gan.version import __version__
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
+
+SECONDS = 10.0
+"""Between two writings of a file of lines in an object store, which cannot append: the whole is written."""
 
 _LOCK = ".lock"
 _VERSION = "robust_gan"
@@ -29,13 +34,13 @@ class Claim:
 
     Args:
         path: The folder.
-        lock: Its lock file, locked.
+        lock: Its lock file, locked; None in an object store, which has no locks.
 
     Attributes:
         path: The folder, absolute and without links.
     """
 
-    def __init__(self, path: epath.Path, lock: IO[str]) -> None:
+    def __init__(self, path: epath.Path, lock: IO[str] | None) -> None:
         """Holds what `claim` has got."""
         self.path, self._lock = path, lock
 
@@ -47,7 +52,7 @@ class Claim:
         Raises:
             UserError: Nothing may be written there any more.
         """
-        if not _is_at(self._lock, self.path / _LOCK):
+        if self._lock is not None and not _is_at(self._lock, self.path / _LOCK):
             raise UserError(
                 f"the workdir {self.path} was removed or replaced while this run was going: nothing more is written "
                 "there; start anew in another workdir"
@@ -59,7 +64,8 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[Claim]:
     """Makes a folder this run's own while the context lasts.
 
     Args:
-        directory: Made where there is none; a link is followed.
+        directory: Made where there is none; a link is followed. In an object store it is for the caller to see that
+            only one run has it.
         config: The run's configuration, written to `config.json`.
 
     Yields:
@@ -70,6 +76,14 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[Claim]:
             the fields), or another process is training in it. Nothing is written then.
     """
     path = check(directory, config)
+    text = json.dumps({_VERSION: __version__, **config_lib.to_dict(config)}, indent=2) + "\n"
+    if places.is_remote(path):
+        try:
+            write_text(path / CONFIG, text)
+        except Exception as error:  # Every store fails in its own way.
+            raise UserError(f"the workdir {path} cannot be written ({error}): give one that can") from error
+        yield Claim(path, None)
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
         # Two names of one folder are one; and a link that changes later changes nothing.
@@ -88,7 +102,7 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[Claim]:
         claimed = Claim(path, lock)
         claimed.require()
         check(path, config)
-        write_text(path / CONFIG, json.dumps({_VERSION: __version__, **config_lib.to_dict(config)}, indent=2) + "\n")
+        write_text(path / CONFIG, text)
         yield claimed
 
 
@@ -110,26 +124,15 @@ def check(directory: epath.PathLike, config: Config) -> epath.Path:
     >>> check("/nosuch", Config()).name
     'nosuch'
     """
-    path = epath.Path(os.path.abspath(os.path.expanduser(os.fspath(directory))))
-    if "\0" in os.fspath(path):
-        raise UserError(f"the workdir {os.fspath(path)!r} cannot be (it has a null character): give another")
-    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
-    if os.path.islink(nearest) and not nearest.exists():
-        raise UserError(
-            f"the workdir {path} is or lies below a link to {os.readlink(nearest)}, which is not there: make that "
-            "folder, or give another"
-        )
-    if not nearest.is_dir():
-        raise UserError(f"the workdir {path} is a file: give a folder" if nearest == path else
-                        f"the workdir {path} lies below the file {nearest}: give a folder")  # fmt: skip
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"the workdir {path} cannot be written (permission denied): give a folder that can")
+    path = places.locate(directory)
+    if not places.is_remote(path):
+        _check_local(path)
     file = path / CONFIG
-    if not file.exists():
+    if not places.exists(file):
         return path
     version = ""
     try:
-        if file.stat().length > _LARGEST_CONFIG:
+        if not places.is_remote(file) and file.stat().length > _LARGEST_CONFIG:
             raise ValueError("it is too large")
         values = json.loads(file.read_text())
         version = str(values.pop(_VERSION, "")) if isinstance(values, dict) else ""
@@ -147,6 +150,22 @@ def check(directory: epath.PathLike, config: Config) -> epath.Path:
             "give another workdir, or the same configuration to go on with it"
         )
     return path
+
+
+def _check_local(path: epath.Path) -> None:
+    if "\0" in os.fspath(path):
+        raise UserError(f"the workdir {os.fspath(path)!r} cannot be (it has a null character): give another")
+    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if os.path.islink(nearest) and not nearest.exists():
+        raise UserError(
+            f"the workdir {path} is or lies below a link to {os.readlink(nearest)}, which is not there: make that "
+            "folder, or give another"
+        )
+    if not nearest.is_dir():
+        raise UserError(f"the workdir {path} is a file: give a folder" if nearest == path else
+                        f"the workdir {path} lies below the file {nearest}: give a folder")  # fmt: skip
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"the workdir {path} cannot be written (permission denied): give a folder that can")
 
 
 def _is_at(lock: IO[str], path: epath.Path) -> bool:
@@ -186,6 +205,9 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
     >>> path.read_bytes()
     b'whole'
     """
+    if places.is_remote(path):
+        path.write_bytes(content)
+        return
     partial = path.parent / f".{path.name}.partial"
     partial.write_bytes(content)
     partial.replace(path)
@@ -216,13 +238,28 @@ class Lines:
             except (ValueError, KeyError, TypeError):
                 continue
         write_text(path, "".join(kept))
-        self._file = open(path, "a")  # noqa: SIM115 - open as long as the run.
+        self._path, self._lines, self._written = path, kept, time.monotonic()
+        # Open as long as the run.
+        self._file = None if places.is_remote(path) else open(path, "a")  # noqa: SIM115
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends a line, and makes it visible at once."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        """Appends a line, and makes it visible at once; in an object store, within `SECONDS`."""
+        line = json.dumps({"step": step, **values}) + "\n"
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._written >= SECONDS:
+            self._write_anew()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+        else:
+            self._write_anew()
+
+    def _write_anew(self) -> None:
+        write_text(self._path, "".join(self._lines))
+        self._written = time.monotonic()

@@ -64,7 +64,7 @@ result = training.train(config, folder / "run", progress=False, say=said.append)
 found["said"] = said
 found["digests"] = {name: leaves.digest(np.asarray(leaf)) for name, leaf in leaves.named(result.state).items()}
 found["validation"] = result.validation
-settings = {"attacks": "clean,fgsm,generator", "in_turn": "pgd2", "count": 50, "batch_size": 30, "progress": False}
+settings = {"attacks": "clean,fgsm,generator", "in_turn": "pgd2", "count": 30, "batch_size": 20, "progress": False}
 scores, values = comparison.compare([str(folder / "run@6")], output=folder / "report", **settings)
 found["scores"] = {" of ".join(key): held.tolist() for key, held in scores.robust.items()}
 found["in_turn"] = [rung["robust_accuracy"] for rung in values["targets"]["run"]["in_turn"]]

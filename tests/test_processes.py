@@ -20,7 +20,7 @@ from robust_gan import comparison, leaves, parallel, training, workdir
 from robust_gan.errors import UserError
 
 TESTS = ROOT / "tests"
-TIMEOUT = 300
+TIMEOUT = 600
 TRAIN = [sys.executable, "launch/train.py", "--config=tests/tiny_recipe.py"]
 
 
@@ -70,7 +70,11 @@ def pair(tmp_path_factory):
         )
         for process in range(2)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=TIMEOUT)[0] for process in started]
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
     return [json.loads((folder / f"{process}.json").read_text()) for process in range(2)], folder
 
@@ -131,7 +135,7 @@ def test_the_first_alone_writes_and_says(pair):
 def test_two_processes_evaluate_as_one_and_write_one_report(pair, tiny):
     (first, second), folder = pair
     tiny_recipe.get_config()
-    settings = {"attacks": "clean,fgsm,generator", "in_turn": "pgd2", "count": 50, "batch_size": 30, "progress": False}
+    settings = {"attacks": "clean,fgsm,generator", "in_turn": "pgd2", "count": 30, "batch_size": 20, "progress": False}
     # The finished evaluation is found again, by another number of processes.
     scores, values = comparison.compare([str(folder / "run@6")], output=folder / "report", **settings)
     alone, _ = comparison.compare([str(folder / "run@6")], **settings)

@@ -5,10 +5,12 @@ import re
 
 from etils import epath
 
+from robust_gan import places
 from robust_gan.errors import CheckpointError, UserError
 
 FOLDER = "checkpoints"
 
+_FINISHED = "commit_success.txt"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
@@ -28,7 +30,7 @@ def parse_location(text: str) -> tuple[str, str | int]:
         return directory, step
     if directory and _NUMBER.fullmatch(step):
         return directory, int(step)
-    if "@" not in os.path.basename(text) or epath.Path(text).expanduser().exists():
+    if "@" not in os.path.basename(text) or places.exists(places.locate(text)):
         return text, "best"
     raise UserError(f"the step of a checkpoint is a number, best or last, not {step!r} (in {text!r})")
 
@@ -47,17 +49,19 @@ def find(directory: epath.PathLike) -> epath.Path:
     >>> find(workdir) == find(workdir / FOLDER)
     True
     """
-    path = epath.Path(directory).expanduser()
-    if not path.exists():
+    path = places.locate(directory)
+    if not places.exists(path):
         raise CheckpointError(f"there is no folder {path}: give the workdir of a run")
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file: give the workdir of a run, which is a folder")
     nested = path / FOLDER
-    return (nested if nested.exists() else path).resolve()
+    return nested if nested.exists() else path
 
 
 def steps(folder: epath.Path) -> list[int]:
-    """Returns the finished steps of a folder, the newest last; Orbax renames a step when it is finished.
+    """Returns the finished steps of a folder, the newest last.
+
+    Orbax renames a step when it is finished, and in an object store, where that takes a while, writes a file into it.
 
     >>> folder = epath.Path(getfixture("tmp_path"))
     >>> for name in ("20", "3", "40.orbax-checkpoint-tmp"):
@@ -67,4 +71,7 @@ def steps(folder: epath.Path) -> list[int]:
     """
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if _NUMBER.fullmatch(path.name) and path.is_dir())
+    found = [path for path in folder.iterdir() if _NUMBER.fullmatch(path.name) and path.is_dir()]
+    if places.is_remote(folder):
+        found = [path for path in found if (path / _FINISHED).exists()]
+    return sorted(int(path.name) for path in found)

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from robust_gan import leaves as leaves_lib
+from robust_gan import places
 from robust_gan.checkpoint import folders, records, storage
 from robust_gan.checkpoint.records import SELECTION, DamagedError, DataInfo
 from robust_gan.checkpoint.restoring import fill
@@ -40,7 +40,7 @@ class Writer:
     def __init__(self, workdir: epath.PathLike, config: Config, data: DataInfo) -> None:
         """Opens the folder, making it where there is none, and clears what a killed save left."""
         self._config, self._data = config, data
-        self._directory = epath.Path(workdir).expanduser().resolve() / folders.FOLDER
+        self._directory = places.locate(workdir) / folders.FOLDER
         self._selection = {step: _selection(self._directory, step) for step in folders.steps(self._directory)}
         # Creating directories in the background would hang the process for minutes where the folder is not writable.
         options = ocp.CheckpointManagerOptions(
@@ -106,7 +106,7 @@ class Writer:
                 aside = self._directory.parent / _DAMAGED / str(step)
                 warn(f"{error.finding}; it is set aside as {aside} and the step before it is used")
                 aside.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(aside, ignore_errors=True)
+                aside.rmtree(missing_ok=True)
                 (self._directory / str(step)).rename(aside)
                 self._selection.pop(step, None)
                 self._manager.reload()

@@ -9,16 +9,19 @@ import numpy as np
 from robust_gan.config import DataConfig
 from robust_gan.data.locations import (
     KNOWN,
+    chosen_directory,
     data_directory,
     find_prepared,
     is_array_record,
     prepare_command,
     prepared_names,
 )
+from robust_gan.data.mirroring import mirrored
 from robust_gan.data.order import permutation
 from robust_gan.data.preparation import prepare
 from robust_gan.data.reading import Split, open_prepared, read_split
 from robust_gan.errors import DataError
+from robust_gan.places import is_remote
 
 _VALIDATION, _EXTRA = 2, 3
 
@@ -143,6 +146,8 @@ def from_config(config: DataConfig) -> Dataset:
 
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> Path:
+    if is_remote(chosen_directory(data_dir)):
+        return _find_in_store(name, chosen_directory(data_dir))
     directory = data_directory(data_dir)
     found = find_prepared(name, directory)
     if found is None and name == "digits":
@@ -158,4 +163,16 @@ def _find(name: str, data_dir: str | os.PathLike | None) -> Path:
             f"{found} is not stored as array_record and cannot be read without TensorFlow, so prepare {name} as "
             f"array_record in another folder{command}"
         )
+    return found
+
+
+def _find_in_store(name: str, directory: str) -> Path:
+    found = mirrored(name, directory)
+    if found is None:
+        raise DataError(
+            f"{name} is not prepared in {directory}: prepare it in a folder of this machine and copy that, with "
+            f"gcloud storage cp -r FOLDER/{name} {directory}/"
+        )
+    if not is_array_record(found):
+        raise DataError(f"{name} in {directory} is not stored as array_record and cannot be read without TensorFlow")
     return found

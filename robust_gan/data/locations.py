@@ -3,12 +3,17 @@
 import json
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
+from robust_gan import places
 from robust_gan.errors import DataError
 
 KNOWN = ("cifar10", "cifar100", "digits", "mnist", "svhn_cropped")
 """The data sets that `prepare` can make. Any other that is prepared already is found by its name."""
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
+"""Of this machine, or of an object store."""
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
@@ -21,11 +26,26 @@ def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
         data_dir: The folder; where it is not given, `$ROBUST_GAN_DATA_DIR`, else `$TFDS_DATA_DIR`, else
             `~/tensorflow_datasets`, which is the default of TensorFlow Datasets.
 
+    Raises:
+        DataError: It lies in an object store, where nothing can be prepared.
+
     >>> data_directory("/data")
     PosixPath('/data')
     """
+    chosen = chosen_directory(data_dir)
+    if places.is_remote(chosen):
+        raise DataError(f"data cannot be prepared in {chosen}: prepare them in a folder of this machine, and copy that")
+    return Path(chosen).expanduser()
+
+
+def chosen_directory(data_dir: str | os.PathLike | None = None) -> str:
+    """Returns what `data_directory` stands for as it was given, which may be gs://BUCKET/FOLDER.
+
+    >>> chosen_directory("gs://bucket/data")
+    'gs://bucket/data'
+    """
     default = os.environ.get("ROBUST_GAN_DATA_DIR") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(data_dir or default).expanduser()
+    return os.fspath(data_dir or default)
 
 
 def prepared_names(directory: Path) -> list[str]:
@@ -42,7 +62,7 @@ def prepared_names(directory: Path) -> list[str]:
     return sorted(names)
 
 
-def find_prepared(name: str, directory: Path) -> Path | None:
+def find_prepared(name: str, directory: AnyPath) -> AnyPath | None:
     """Returns the folder of the newest version of a prepared data set, None if there is none.
 
     Args:
@@ -95,11 +115,11 @@ def prepare_command(name: str, directory: Path) -> str:
     return command if directory == data_directory() else f"{command} --data_dir={directory}"
 
 
-def _children(folder: Path) -> list[Path]:
+def _children(folder: AnyPath) -> list[AnyPath]:
     return [child for child in folder.iterdir() if child.is_dir()] if folder.is_dir() else []
 
 
-def _versions(folder: Path, version: str | None) -> list[Path]:
+def _versions(folder: AnyPath, version: str | None) -> list[AnyPath]:
     found = [
         child
         for child in _children(folder)

@@ -1,6 +1,7 @@
 """What people bring themselves: a classifier by the name of a function, images and labels as an `.npz` file."""
 
 import importlib
+import io
 import os
 import sys
 import zipfile
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from robust_gan import places
 from robust_gan.errors import DataError, UserError
 from robust_gan.types import LogitsFn
 
@@ -110,7 +112,7 @@ def load_arrays(path: epath.PathLike) -> Arrays:
     [0, 1]
     """
     try:
-        with np.load(epath.Path(path).expanduser(), allow_pickle=False) as file:
+        with np.load(io.BytesIO(places.locate(path).read_bytes()), allow_pickle=False) as file:
             missing = [name for name in ("images", "labels") if name not in file.files]
             if missing:
                 raise DataError(f"{path} lacks the array {missing[0]}: it has {', '.join(file.files) or 'none'}")
