@@ -22,4 +22,5 @@ echo "Attacking them"
 "$python" launch/evaluate.py \
   --checkpoint="$out/standard,$out/pgd,$out/adversarial_network" --sources="$out/stranger" \
   --attacks=clean,fgsm,pgd40,generator --output="$out" --pictures=examples
-echo "Tables, figures and the picture: $out/report.md, report.json, examples.png"
+"$python" launch/report.py "$out" --output="$out/report.html" > /dev/null
+echo "Tables, figures and pictures: $out/report.html, report.md, report.json, examples.png"

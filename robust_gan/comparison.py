@@ -199,7 +199,7 @@ def compare(
         found_by_image = details.Details(
             labels=labels,
             label_names=chosen.label_names,
-            stood=_stood(scores, standing),
+            stood=details.stood_of(scores, standing),
             predicted=predicted,
             images=evaluation.to_unit(images[shown]),
             positions=np.asarray(shown),
@@ -243,15 +243,6 @@ def _check_outputs(pictures, save_adversarial, output, names, turns):
         raise UserError("adversarial.npz holds what attacks in turn broke: give --suite=autoattack or --in_turn")
     if pictures:
         pictures_lib.check_plot()
-
-
-def _stood(scores, standing):
-    """Returns for each target which images are right clean and under every attack in the open."""
-    stood = {}
-    for index, target in enumerate(scores.targets):
-        rows = [row for (name, maker, _), row in scores.robust.items() if name == maker == target]
-        stood[target] = np.logical_and.reduce([scores.clean[index], *rows, *([standing[target]] if standing else [])])
-    return stood
 
 
 def _craft(models, images, labels, attack, threat, seed):

@@ -2,14 +2,17 @@
 
 import io
 import zipfile
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from robust_gan import workdir
 from robust_gan.errors import UserError
+
+if TYPE_CHECKING:
+    from robust_gan.evaluation import Scores
 
 FILE = "details.npz"
 CLEAN = "clean"
@@ -54,6 +57,21 @@ def choose(labels: np.ndarray, most: int = 10) -> np.ndarray:
     [0, 2]
     """
     return np.sort(np.unique(labels, return_index=True)[1])[:most]
+
+
+def stood_of(scores: "Scores", standing: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns for each target which images are right clean and under every attack in the open, bool `[N]`.
+
+    Args:
+        scores: Of an evaluation.
+        standing: For each target bool `[N]`, what stood under attacks in turn; empty where there were none.
+    """
+    stood = {}
+    for index, target in enumerate(scores.targets):
+        rows = [row for (name, maker, _), row in scores.robust.items() if name == maker == target]
+        in_turn = [standing[target]] if target in standing else []
+        stood[target] = np.all([scores.clean[index], *rows, *in_turn], axis=0)
+    return stood
 
 
 def write(directory: epath.PathLike, details: Details) -> None:

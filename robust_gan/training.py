@@ -62,9 +62,10 @@ def train(
     """Trains, or goes on training, until `config.num_steps`.
 
     Writes to the folder: `config.json`; `metrics.jsonl`, a line every `log_every` steps with the metrics of that step
-    and one for each validation; `timing.jsonl`; and `checkpoints/`, the newest and the best. The best is the one of
-    the highest validation robust accuracy under PGD (for adversary `none`, where that is near 0 throughout, of the
-    highest clean accuracy). SIGTERM and Ctrl-C finish the step, save and return; a second signal leaves at once.
+    and one for each validation; `timing.jsonl`; `noise/`, small pictures of the generator's on fixed images; and
+    `checkpoints/`, the newest and the best. The best is the one of the highest validation robust accuracy under PGD
+    (for adversary `none`, where that is near 0 throughout, of the highest clean accuracy). SIGTERM and Ctrl-C finish
+    the step, save and return; a second signal leaves at once.
 
     Args:
         config: The run.

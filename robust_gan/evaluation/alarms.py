@@ -100,7 +100,7 @@ def of_scores(scores: Scores, target: str, standing: np.ndarray | None = None) -
                      and not attack.startswith(("square", "spsa"))]  # fmt: skip
     alarms = []
     if standing is None and differentiate:
-        standing = np.logical_and.reduce(differentiate)
+        standing = np.all(differentiate, axis=0)
     black = {f"{attack} made on {maker}": kept for (name, maker, attack), kept in scores.robust.items()
              if name == target and (maker != target or attack.startswith(("square", "spsa")))}  # fmt: skip
     if standing is not None and black:
@@ -115,7 +115,7 @@ def of_scores(scores: Scores, target: str, standing: np.ndarray | None = None) -
         )
     many = [attack for attack in white if attack.startswith("pgd")]
     if "fgsm" in white and many:
-        strongest = np.logical_and.reduce([white[attack] for attack in many])
+        strongest = np.all([white[attack] for attack in many], axis=0)
         lost = 100 * float((strongest & ~white["fgsm"]).mean())
         finding = f"fgsm breaks {lost:.1f} points of images that {', '.join(many)} leave standing"
         alarms.append(Alarm("one_step_beats_many", _is_more_than_chance(lost, len(strongest)), finding))

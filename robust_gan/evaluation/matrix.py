@@ -76,7 +76,7 @@ class Scores:
         ]
         if also is not None:
             rows.append(also)
-        return float(np.logical_and.reduce(rows).mean()) if rows else None
+        return float(np.all(rows, axis=0).mean()) if rows else None
 
 
 def evaluate(
