@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All benchmarks of one GPU, the most important first, within --budget seconds (250).
+# All benchmarks of one GPU, the most important first, within --budget seconds (560).
 #
 #     bash benchmarks/gpu.sh [--budget SECONDS] [--rows step64,step512,...] [--output FILE] [--smoke]
 #

@@ -99,6 +99,10 @@ class Peer:
         self.tell(**question)
         return self.wait(seconds)
 
+    def has_answered(self) -> bool:
+        """Tells whether `ready`, or `wait`, would return at once."""
+        return bool(self.facts) or not self._answers.empty()
+
     def runs(self) -> bool:
         """Tells whether the process has not ended."""
         return self._process.poll() is None

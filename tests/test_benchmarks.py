@@ -89,6 +89,7 @@ def test_peers_answer_in_turns(benchmark, tmp_path):
     try:
         assert peers[0].ready(60)["a"] == 1
         peers[1].ready(60)
+        assert peers[1].has_answered()
         result = serving.alternate(peers, 3, 60, factor=3)
     finally:
         for peer in peers:
