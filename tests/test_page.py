@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from robust_gan import details, filmstrip, page
+from robust_gan import details, experiment, filmstrip, page
+from robust_gan import report as report_lib
 from robust_gan.config import AdversaryConfig, Config, to_dict
 from robust_gan.details import Details
 from robust_gan.errors import UserError
@@ -46,6 +47,7 @@ def write_evaluation(folder, targets=("<standard>", "pgd"), with_details=True, f
     folder.mkdir(parents=True)
     labels = np.arange(40) % 4
     report = {
+        "schema": report_lib.SCHEMA,
         "data": {"name": "digits", "split": "test", "count": 40},
         "threat": {"norm": "linf", "epsilon": 0.15, "bounds": [0, 1]},
         "attacks": ["fgsm", "pgd10"],
@@ -82,6 +84,7 @@ def write_reproduction(folder):
         "cost": [{"seconds": 100, "gradient_evaluations": 11}],
     }  # fmt: skip
     values = {
+        "schema": experiment.running.SCHEMA,
         "dataset": "digits",
         "budget": "smoke",
         "seeds": [0, 1],
@@ -169,6 +172,10 @@ def test_folders_that_hold_nothing_are_told(launch, tmp_path):
     with pytest.raises(UserError, match=r"config.json is damaged"):
         page.find([run])
     assert not (tmp_path / "page.html").exists()
+    folder = write_evaluation(tmp_path / "evaluation")
+    (folder / "report.json").write_text('{"schema": "robust_gan.evaluation/2"}')
+    with pytest.raises(UserError, match=r"report.json is of the schema 'robust_gan.evaluation/2', not "):
+        page.find([folder])
 
 
 def test_the_launcher_writes_where_it_is_told(launch, tmp_path):

@@ -68,7 +68,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
 .plain th{color:var(--soft);font-weight:600}
 .plain .number{text-align:right}
 .heat th{font-weight:500;color:var(--soft);padding:4px 8px;text-align:right;white-space:nowrap}
-.heat thead th{text-align:center;vertical-align:bottom;white-space:normal;overflow-wrap:anywhere;max-width:150px;
+.heat thead th{text-align:center;vertical-align:bottom;white-space:normal;max-width:150px;
  min-width:34px}
 .heat .corner{text-align:right;font-size:11.5px;font-weight:400}
 .heat td{padding:6px 8px;min-width:40px;text-align:center;border:2px solid var(--card);border-radius:6px;

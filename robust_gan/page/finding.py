@@ -13,6 +13,8 @@ from robust_gan.errors import UserError
 from robust_gan.filmstrip import Film
 
 REPORT, REPRODUCTION = "report.json", "reproduction.json"
+SCHEMAS = {REPORT: "robust_gan.evaluation/3", REPRODUCTION: "robust_gan.reproduction/1"}
+"""Those of `report` and `experiment`, whose modules load jax."""
 
 _DEPTH = 4
 _PASSED_OVER = ("checkpoints", "tensorboard", filmstrip.FOLDER, "cards")
@@ -137,11 +139,19 @@ def _add(found: Found, folder: epath.Path, root: epath.Path) -> None:
                 _lines(folder / workdir.METRICS), _lines(folder / workdir.TIMING), filmstrip.read(folder))
         )  # fmt: skip
     if (folder / REPORT).exists():
-        values = _json(folder / REPORT)
-        if "targets" in values and "models" in values:
-            found.evaluations.append(Evaluation(name, values, details.read(folder)))
+        found.evaluations.append(Evaluation(name, _of_schema(folder / REPORT), details.read(folder)))
     if (folder / REPRODUCTION).exists():
-        found.reproductions[name] = _json(folder / REPRODUCTION)
+        found.reproductions[name] = _of_schema(folder / REPRODUCTION)
+
+
+def _of_schema(path: epath.Path) -> dict[str, Any]:
+    values = _json(path)
+    if values.get("schema") != SCHEMAS[path.name]:
+        raise UserError(
+            f"{path} is of the schema {values.get('schema')!r}, not {SCHEMAS[path.name]}: make it again, or leave its "
+            "folder out"
+        )
+    return values
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
