@@ -209,23 +209,21 @@ def test_in_a_browser_all_is_drawn_and_the_console_is_empty(written):
             browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         except sync_api.Error as error:
             pytest.skip(f"needs a Chromium: {str(error).splitlines()[0]}")
-        for scheme in ("light", "dark"):
-            for width in (1280, 400):
-                context = browser.new_context(
-                    color_scheme=scheme, viewport={"width": width, "height": 800}, offline=True
-                )
-                tab, told = context.new_page(), []
-                tab.on("console", lambda message, told=told: told.append(message.text))
-                tab.on("pageerror", lambda error, told=told: told.append(str(error)))
-                tab.on("request", lambda request, told=told: told.append(request.url))
-                tab.goto(written.as_uri())
-                assert [text for text in told if not text.startswith(("data:", written.as_uri()))] == []
-                assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-                boxes = tab.evaluate("[...document.querySelectorAll('svg.chart')].map(chart => chart.getBBox().width)")
-                assert len(boxes) >= 8
-                assert min(boxes) > 200
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width
-                pixels = tab.locator("svg.chart").first.screenshot()
-                assert len(set(pixels)) > 100
-                context.close()
+        for scheme, width in (("light", 1280), ("dark", 400)):
+            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}, offline=True)
+            context.set_default_timeout(120_000)
+            tab, told = context.new_page(), []
+            tab.on("console", lambda message, told=told: told.append(message.text))
+            tab.on("pageerror", lambda error, told=told: told.append(str(error)))
+            tab.on("request", lambda request, told=told: told.append(request.url))
+            tab.goto(written.as_uri())
+            assert [text for text in told if not text.startswith(("data:", written.as_uri()))] == []
+            assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            boxes = tab.evaluate("[...document.querySelectorAll('svg.chart')].map(chart => chart.getBBox().width)")
+            assert len(boxes) >= 8
+            assert min(boxes) > 200
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            pixels = tab.locator("svg.chart").first.screenshot()
+            assert len(set(pixels)) > 100
+            context.close()
         browser.close()
