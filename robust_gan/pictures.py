@@ -191,7 +191,7 @@ def draw_transfer(
     _save(figure, path)
 
 
-def _save(figure, path: epath.PathLike) -> None:
+def _save(figure: Any, path: epath.PathLike) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=150, format="png")
     workdir.write_bytes(epath.Path(path), drawn.getvalue())

@@ -206,7 +206,7 @@ def test_in_a_browser_all_is_drawn_and_the_console_is_empty(written):
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     with sync_api.sync_playwright() as driver:
         try:
-            browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=120_000)
         except sync_api.Error as error:
             pytest.skip(f"needs a Chromium: {str(error).splitlines()[0]}")
         for scheme, width in (("light", 1280), ("dark", 400)):

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TypeVar
 
 from robust_gan import places
@@ -12,7 +12,7 @@ from robust_gan.errors import DataError
 KNOWN = ("cifar10", "cifar100", "digits", "mnist", "svhn_cropped")
 """The data sets that `prepare` can make. Any other that is prepared already is found by its name."""
 
-AnyPath = TypeVar("AnyPath", bound=PurePath)
+AnyPath = TypeVar("AnyPath", bound=Path)
 """Of this machine, or of an object store."""
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
