@@ -1,10 +1,14 @@
 """Object stores: the same calls as for folders, on a store in memory that fsspec knows as gs://."""
 
 import json
+import os
+import subprocess
+import sys
 
 import fsspec
 import numpy as np
 import pytest
+from conftest import ROOT
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -150,3 +154,15 @@ def test_prepared_data_in_a_store_are_copied_once(store, tmp_path, monkeypatch):
     assert all(copies[path] != path.stat().st_mtime_ns for path in copies)
     with pytest.raises(DataError, match="data cannot be prepared in gs://bucket/data"):
         data.prepare("digits")
+
+
+def test_checkpoints_go_to_a_bucket_and_come_back():
+    """By tensorstore's own driver and gcsfs, over HTTP."""
+    pytest.importorskip("gcsfs")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "bucket_program.py")], capture_output=True, text=True, timeout=600,
+        check=False, env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == {"step": 2, "x": [0.0, 2.0, 4.0, 6.0, 8.0], "best": 1}
