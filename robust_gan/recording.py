@@ -29,6 +29,7 @@ class Recorder:
     Attributes:
         folder: The folder.
         best_step: The best step so far, None where nothing was saved.
+        best_value: The figure that it was chosen by.
         skipped: Steps that were not taken before, see `finiteness`.
 
     Raises:
@@ -54,6 +55,7 @@ class Recorder:
         self._config = config
         self.folder = epath.Path(directory)
         self.best_step: int | None = None
+        self.best_value: float | None = None
         self.skipped = 0
 
         def claim() -> str:
@@ -113,6 +115,8 @@ class Recorder:
             images: `[E, H, W, C]` in [0, 1], clean.
             noise: For each attack `[E, H, W, C]` in [-1, 1], perturbations in units of epsilon.
         """
+        if self._claim is not None:
+            self._claim.require()
         if self._first and evaluation.GENERATOR in noise:
             filmstrip.write(self.folder, step, images, noise[evaluation.GENERATOR])
         if self._board is not None:
@@ -142,4 +146,4 @@ class Recorder:
 
     def _find_best(self) -> None:
         writer = self._writer
-        self.best_step = parallel.from_first(lambda: None if writer is None else writer.best_step())
+        self.best_step, self.best_value = parallel.from_first(lambda: (None, None) if writer is None else writer.best())

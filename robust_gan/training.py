@@ -24,6 +24,7 @@ from robust_gan import (
     recording,
     starting,
     stepping,
+    symptoms,
     validation,
     workdir,
 )
@@ -129,6 +130,7 @@ def train(
         )
 
         arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
+        teller = symptoms.Teller(say)
         sentry = postmortem.Sentry(folder, config, info, on_nan, recorder.skipped, say)
         carried = stepping.Carried(state, finiteness.begin(recorder.skipped))
         carried, arrays = parallel.replicate((carried, arrays), devices)
@@ -174,7 +176,9 @@ def train(
                 sentry.check(jax.device_get(carried.watch), carried.state)
                 scores = validation.score(config, dataset, carried.state, info, devices)
                 figures = validation.figures(scores)
-                recorder.record(step, figures)
+                health = symptoms.measure(config, dataset, carried.state, info)
+                signs = symptoms.warnings(figures, health, config, scores.clean.shape[-1], recorder.best_value)
+                recorder.record(step, figures | health | teller.tell(step, signs))
                 recorder.draw(step, *validation.noise(config, scores))
                 selection = {checkpoint.SELECTION: validation.selection(config, figures)}
                 sentry.check_state(carried.state)

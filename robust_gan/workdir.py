@@ -243,23 +243,43 @@ class Lines:
         self._file = None if places.is_remote(path) else open(path, "a")  # noqa: SIM115
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends a line, and makes it visible at once; in an object store, within `SECONDS`."""
+        """Appends a line, and makes it visible at once; in an object store, within `SECONDS`.
+
+        Args:
+            step: Steps taken.
+            values: What JSON can hold.
+
+        Raises:
+            UserError: The disk is full, or not writable any more.
+        """
         line = json.dumps({"step": step, **values}) + "\n"
-        if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
-            return
-        self._lines.append(line)
-        if time.monotonic() - self._written >= SECONDS:
-            self._write_anew()
+        with self._told():
+            if self._file is not None:
+                self._file.write(line)
+                self._file.flush()
+                return
+            self._lines.append(line)
+            if time.monotonic() - self._written >= SECONDS:
+                self._write_anew()
 
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-        else:
-            self._write_anew()
+        with self._told():
+            if self._file is not None:
+                self._file.close()
+            else:
+                self._write_anew()
 
     def _write_anew(self) -> None:
         write_text(self._path, "".join(self._lines))
         self._written = time.monotonic()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written ({str(error.strerror).lower()}): make room there, or give a workdir "
+                "that can be written; finished checkpoints are as they were"
+            ) from error

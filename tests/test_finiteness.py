@@ -157,7 +157,7 @@ def test_skipped_steps_are_counted_also_over_a_resume(tmp_path, monkeypatch):
     said = []
     whole = train(tiny(steps_per_call=4), tmp_path / "whole", on_nan="skip", say=said.append)
     assert whole.step == 9
-    assert said == [
+    assert [text for text in said if "skipped" in text] == [
         f"steps skipped: 1; the last was step {step}, where generator_loss of the generator was nan"
         for step in (3, 6, 8)
     ]

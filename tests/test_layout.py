@@ -21,7 +21,8 @@ FLOORS = {
     "data": 4, "parallel": 4, "leaves": 4, "checkpoint": 4.5,
     "evaluation": 5, "validation": 5.5, "report": 5.5, "pictures": 5.5, "workdir": 5, "ending": 5,
     "entrants": 5.5, "recording": 5.5, "report_folder": 5.8, "starting": 5.5,
-    "finiteness": 5.4, "postmortem": 5.8, "stepping": 5.5, "details": 5.2, "filmstrip": 5.2, "board": 5.3,
+    "finiteness": 5.4, "postmortem": 5.8, "symptoms": 5.8, "stepping": 5.5,
+    "details": 5.2, "filmstrip": 5.2, "board": 5.3,
     "training": 6, "forecast": 6, "comparison": 6, "experiment": 7, "page": 6, "command_line": 7,
 }  # fmt: skip
 

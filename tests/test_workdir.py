@@ -250,6 +250,16 @@ def test_the_clock_may_go_backwards(tmp_path, monkeypatch):
     writer.close()
     writer = checkpoint.Writer(tmp_path, config, info)
     state, step = writer.restore_latest({"x": np.zeros(2, np.float32)})
-    assert (step, state["x"].tolist(), writer.best_step()) == (3, [3, 3], 3)
+    assert (step, state["x"].tolist(), writer.best()) == (3, [3, 3], (3, 0.5))
     writer.close()
     assert checkpoint.read_record(tmp_path, "last").step == 3
+
+
+def test_lines_on_a_full_disk_are_a_sentence(tmp_path):
+    lines = workdir.Lines(epath.Path(tmp_path) / workdir.METRICS, step=0)
+    lines._file.close()
+    lines._file = open("/dev/full", "a")  # noqa: SIM115
+    with pytest.raises(UserError, match=r"/metrics.jsonl cannot be written \(no space left on device\): make room"):
+        lines.write(1, {"a": 0.5})
+    with pytest.raises(UserError, match="no space left on device"):
+        lines.close()

@@ -116,10 +116,11 @@ class Writer:
             )
         return None
 
-    def best_step(self) -> int | None:
-        """Returns the best step so far, the newest of equals; None where nothing was saved."""
+    def best(self) -> tuple[int | None, float | None]:
+        """Returns the best step so far, the newest of equals, and its metric; None where nothing was saved."""
         known = {step: value for step, value in self._selection.items() if value is not None}
-        return max(known, key=lambda step: (known[step], step), default=None)
+        step = max(known, key=lambda step: (known[step], step), default=None)
+        return step, None if step is None else known[step]
 
     def close(self) -> None:
         """Waits for the last save and releases the folder.

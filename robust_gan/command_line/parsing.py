@@ -9,8 +9,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from robust_gan.command_line import compiler, fields, pods, screen
-from robust_gan.command_line.mistakes import complain, guard
-from robust_gan.command_line.recipes import FLAG, of_recipe
+from robust_gan.command_line.mistakes import INTERRUPTED, complain, guard
+from robust_gan.command_line.recipes import FLAG, of_recipe, place_in_recipe
 from robust_gan.errors import UserError
 
 
@@ -75,8 +75,13 @@ def _parse(groups: Mapping[str, Sequence[str]], argv: Sequence[str]) -> list[str
         # config_flags warns of a recipe that returns nothing; `config_of` says it.
         logging.get_absl_logger().setLevel("CRITICAL")
         return flags.FLAGS([fields.without_fraction(argument) for argument in argv])
-    except SystemExit as end:  # absl prints the help and leaves with 1.
-        sys.exit(0 if end.code == 1 else end.code)
+    except SystemExit as end:
+        if place_in_recipe(end):
+            sys.exit(complain(of_recipe(end)))
+        sys.exit(0 if end.code == 1 else end.code)  # absl prints the help and leaves with 1.
+    except KeyboardInterrupt:
+        complain("interrupted")
+        sys.exit(INTERRUPTED)
     except UserError as error:
         sys.exit(complain(str(error)))
     except flags.Error as error:

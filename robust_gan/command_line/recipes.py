@@ -46,15 +46,21 @@ def of_recipe(error: BaseException) -> str:
         return sentences[-1]  # config_flags raises the same kind of error anew, with a traceback for its text.
     for cause in chain:
         if isinstance(cause, SyntaxError):
-            return f"the recipe {cause.filename} cannot be run (line {cause.lineno}): {cause.msg}"
-        trace, line = cause.__traceback__, None
-        while trace is not None:
-            if trace.tb_frame.f_globals.get("__name__") == f"{FLAG}_config":
-                line, file = trace.tb_lineno, trace.tb_frame.f_code.co_filename
-            trace = trace.tb_next
-        if line is not None:
-            return f"the recipe {file} cannot be run (line {line}): {_kind(cause)}: {cause}"
+            where = f"{cause.filename} cannot be run (line {cause.lineno})" if cause.filename else "cannot be run"
+            return f"the recipe {where}: {cause.msg}"
+        if place := place_in_recipe(cause):
+            return f"the recipe {place[0]} cannot be run (line {place[1]}): {_kind(cause)}: {cause}"
     return f"the recipe of --{FLAG} cannot be used: {_kind(chain[-1])}: {chain[-1]}"
+
+
+def place_in_recipe(error: BaseException) -> tuple[str, int] | None:
+    """Returns the file and the line of a recipe where an exception came from; None where it came from elsewhere."""
+    trace, place = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") == f"{FLAG}_config":
+            place = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        trace = trace.tb_next
+    return place
 
 
 def _kind(value: Any) -> str:

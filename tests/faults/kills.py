@@ -1,10 +1,11 @@
 """Kills a run with SIGKILL at random moments and resumes it: each must end like the undisturbed one, bit for bit.
 
-    python tests/faults/kills.py [--kills=50] [--seed=0]
+    python tests/faults/kills.py [--kills=50] [--each=4] [--seed=0]
 
 The moments are drawn: one of the run's events (a line of metrics, the start or end of a validation, the start of a
-save, a save that is under way in the background), and a delay of up to 30 ms after it. Compared are the SHA-256 digests
-of every array of the last checkpoint and of the best, the metrics byte for byte, and what lies in the folder.
+save, a save that is under way in the background), and a delay of up to 30 ms after it. A run is killed, resumed, killed
+again ... and at last let go. Compared are the SHA-256 digests of every array of the last checkpoint and of the best,
+the metrics byte for byte, and what lies in the folder.
 """
 
 import argparse
@@ -12,16 +13,20 @@ import collections
 import os
 import pathlib
 import random
-import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 
-import smallest
+import smallest  # Before the libraries.
 
-from robust_gan import checkpoint, data, parallel, recording, training, validation, workdir  # noqa: F401
+# isort: split
+from robust_gan import checkpoint, parallel, recording, training, validation, workdir
+
+PER_RUN = {b"t": 8, b"v": 6, b"s": 3, b"c": 3}
+"""Events from which a kill is drawn, counted from where the run went on."""
 
 EVENTS = {b"t": "training", b"v": "validating", b"s": "saving", b"c": "saving, in the background"}
 
@@ -29,32 +34,35 @@ EVENTS = {b"t": "training", b"v": "validating", b"s": "saving", b"c": "saving, i
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--each", type=int, default=4, help="of one run")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     drawn, began = random.Random(arguments.seed), time.monotonic()
+    killed, runs, wrong, resumed_from = collections.Counter(), 0, [], collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        events = collections.Counter(run(folder / "undisturbed"))
-        wanted = look(folder / "undisturbed")
-        killed, wrong, resumed_from = collections.Counter(), [], collections.Counter()
+        run(folder / "undisturbed")
+        wanted, where = look(folder / "undisturbed"), folder / "killed"
         while killed.total() < arguments.kills:
-            where = folder / "killed"
-            kind = drawn.choice(sorted(events))
-            at = run(where, (kind, drawn.randrange(events[kind]), drawn.uniform(0, 0.03)))
-            if at is None:
-                shutil.rmtree(where)
-                continue  # It ended before.
-            killed[EVENTS[kind]] += 1
-            steps = [int(path.name) for path in (where / "checkpoints").glob("*") if path.name.isdigit()]
-            resumed_from[max(steps, default=0)] += 1
+            moments = []
+            for _ in range(min(arguments.each, arguments.kills - killed.total())):
+                kind = drawn.choice(sorted(EVENTS))
+                moment = (kind, drawn.randrange(PER_RUN[kind]), drawn.uniform(0, 0.03))
+                if run(where, moment):
+                    moments.append(moment)
+                    killed[EVENTS[kind]] += 1
+                    steps = [int(path.name) for path in (where / "checkpoints").glob("*") if path.name.isdigit()]
+                    resumed_from[max(steps, default=0)] += 1
             run(where)
+            runs += 1
             if (found := look(where)) != wanted:
-                wrong.append((kind, at, {name for name in wanted if found[name] != wanted[name]}))
+                wrong.append((moments, {name for name in wanted if found[name] != wanted[name]}))
             shutil.rmtree(where)
+            print(f"{killed.total()} kills, {runs} runs, {len(wrong)} wrong", file=sys.stderr, flush=True)
     smallest.report("kills", {
         "killed while": dict(killed),
         "newest whole step at the kill": dict(sorted(resumed_from.items())),
-        "ended bit-equal, nothing left behind": f"{killed.total() - len(wrong)} of {killed.total()}",
+        "ended bit-equal, nothing left behind": f"{runs - len(wrong)} of {runs} runs with {killed.total()} kills",
         "seconds": round(time.monotonic() - began),
     })  # fmt: skip
     for case in wrong:
@@ -63,46 +71,34 @@ def main():
 
 
 def run(where, kill=None):
-    """Runs to the end, or to a kill; a fork of this process, which has loaded the libraries but started no backend.
+    """Runs to the end, or to a kill: an event, how many of it come before, and a delay.
 
     Returns:
-        The events; or where it was to be killed, the delay, and None if it ended before.
+        Whether it was killed; it may have ended before.
     """
     reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(reading)
-        train(where, lambda event: os.write(writing, event))
+    command = [sys.executable, "-W", "ignore", __file__, f"--child={where}", f"--tell={writing}"]
+    child = subprocess.Popen(command, pass_fds=[writing])
     os.close(writing)
-    seen = []
+    seen = collections.Counter()
     while event := os.read(reading, 1):
-        seen.append(event)
-        if kill and seen.count(kill[0]) == kill[1] + 1:
-            # Events that come while we wait are not waited for.
-            select.select([], [], [], kill[2])
-            os.kill(child, signal.SIGKILL)
-            kill = (b"", 0, kill[2])
+        seen[event] += 1
+        if kill and event == kill[0] and seen[event] == kill[1] + 1:
+            time.sleep(kill[2])
+            child.send_signal(signal.SIGKILL)
     os.close(reading)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        return kill[2]
-    assert status == 0, f"the run failed with {status}"
-    return None if kill else seen
+    code = child.wait()
+    assert code in (0, -signal.SIGKILL), f"the run failed with {code}"
+    return code != 0
 
 
 def train(where, tell):
     """The child: the run, with its events told."""
-    code = 1
-    try:
-        wrap(recording.Recorder, "record", before=lambda: tell(b"t"))
-        wrap(validation, "validate", before=lambda: tell(b"v"), after=lambda: tell(b"v"))
-        wrap(checkpoint.Writer, "save", before=lambda: tell(b"s"), after=lambda: tell(b"c"))
-        devices = parallel.find_devices(num_devices=1)
-        training.train(smallest.config(), where, devices=devices, progress=False, say=lambda _: None)
-        code = 0
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+    wrap(recording.Recorder, "record", before=lambda: tell(b"t"))
+    wrap(validation, "score", before=lambda: tell(b"v"), after=lambda: tell(b"v"))
+    wrap(checkpoint.Writer, "save", before=lambda: tell(b"s"), after=lambda: tell(b"c"))
+    devices = parallel.find_devices(num_devices=1)
+    training.train(smallest.config(), where, devices=devices, progress=False, say=lambda _: None)
 
 
 def wrap(owner, name, before=lambda: None, after=lambda: None):
@@ -130,4 +126,8 @@ def look(where):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:] and sys.argv[1].startswith("--child="):
+        pipe = int(sys.argv[2].removeprefix("--tell="))
+        train(pathlib.Path(sys.argv[1].removeprefix("--child=")), lambda event: os.write(pipe, event))
+    else:
+        sys.exit(main())
