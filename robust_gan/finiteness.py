@@ -91,6 +91,7 @@ def guard(
     Returns:
         The state to go on with, and the watch.
 
+    >>> from robust_gan.types import PlayerState
     >>> empty = TrainState(jnp.int32(3), jax.random.key(0), PlayerState({}, {}, ()), ())
     >>> measured = {"clean_loss": jnp.array(0.5), "classifier_loss": jnp.array(jnp.nan)}
     >>> state, watch = guard(empty, empty._replace(step=jnp.int32(4)), measured, begin(), policy="stop")
@@ -131,6 +132,7 @@ def finding(watch: Watch) -> Finding | None:
 def broken(state: TrainState) -> Finding | None:
     """Returns which array of a state is not finite; None where all are.
 
+    >>> from robust_gan.types import PlayerState
     >>> player = PlayerState({"kernel": jnp.array([1.0, jnp.inf])}, {}, ())
     >>> broken(TrainState(jnp.int32(3), jax.random.key(0), player, ())).name
     'classifier/params/kernel'

@@ -26,7 +26,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import pytest  # noqa: E402
 
-collect_ignore = ["reference"]  # Needs torch, the extra `reference`.
+# What needs torch, the extra `reference`; and programs of their own.
+collect_ignore = ["reference", "faults", "pod_program.py"]
 
 
 class Ended(NamedTuple):

