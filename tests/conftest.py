@@ -27,7 +27,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import pytest  # noqa: E402
 
 # What needs torch, the extra `reference`; and programs of their own.
-collect_ignore = ["reference", "faults", "pod_program.py"]
+collect_ignore = ["reference", "faults", "pod_program.py", "bucket_program.py"]
 
 
 class Ended(NamedTuple):
