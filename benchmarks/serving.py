@@ -3,6 +3,7 @@
 A process of its own for each keeps their memory, their threads and their processor time apart.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -16,6 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import measuring
+
+TOLERANCE = 1e-4
+"""How far a twin may be from ours, see `check_or_serve`."""
 
 
 class LateError(Exception):
@@ -39,6 +43,22 @@ def serve(prepare: Callable[[], tuple[dict[str, Any], Callable[..., dict[str, An
     answer(facts | {"environment": measuring.environment()})
     for line in sys.stdin:
         answer(measure(**json.loads(line)))
+
+
+def check_or_serve(given: argparse.Namespace, check: Callable, prepare: Callable, what: str) -> None:
+    """Ends a twin's `main`: by `--check` it says how far it is from ours, and exits with 1 if too far; else it serves.
+
+    Args:
+        given: The command line.
+        check: Takes the command line and returns the largest difference.
+        prepare: Takes the command line; see `serve`.
+        what: What the difference is of.
+    """
+    if given.check:
+        largest = check(given)
+        print(f"largest difference of {what}: {largest:.2e}")
+        raise SystemExit(0 if largest <= TOLERANCE else 1)
+    serve(lambda: prepare(given))
 
 
 class Peer:

@@ -19,8 +19,6 @@ import measuring
 import serving
 import torch_networks
 
-TOLERANCE = 1e-4
-
 
 def twin(name: str, *, aligned: bool) -> torch.nn.Module:
     """Returns the classifier as it evaluates, with the weights of ours."""
@@ -142,11 +140,7 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
-    if given.check:
-        largest = check(given)
-        print(f"largest difference of logits or gradient beside their largest element: {largest:.2e}")
-        raise SystemExit(0 if largest <= TOLERANCE else 1)
-    serving.serve(lambda: prepare(given))
+    serving.check_or_serve(given, check, prepare, "logits or gradient beside their largest element")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ import torch_game
 import torch_networks
 
 FORMS = {"none": 0.0, "finite_difference": 0.01}
-TOLERANCE = 1e-4
-"""Of losses, and of the gradient of a tensor beside its largest element."""
 
 
 def build(given: argparse.Namespace, *, aligned: bool) -> torch_game.Game:
@@ -182,12 +180,8 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="do not compile on a GPU")
     parser.add_argument("--graph", action="store_true", help="replay the step as a CUDA graph")
     given = parser.parse_args()
-    if given.check:
-        given.remat = given.unrolled = False
-        largest = check(given)
-        print(f"largest difference of a loss, or of a gradient beside its largest element: {largest:.2e}")
-        raise SystemExit(0 if largest <= TOLERANCE else 1)
-    serving.serve(lambda: prepare(given))
+    given.remat = given.unrolled = False  # Which only ours can be, and `check` asks for.
+    serving.check_or_serve(given, check, prepare, "a loss, or of a gradient beside its largest element")
 
 
 if __name__ == "__main__":

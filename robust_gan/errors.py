@@ -20,3 +20,13 @@ class CheckpointError(UserError):
 
 class NotFiniteError(RuntimeError):
     """A loss or a gradient of training became NaN or infinite; the checkpoints before it are intact."""
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an exception of another library as a phrase that fits into a sentence.
+
+    >>> one_line(ValueError("bad  magic\\nsecond line"))
+    'bad magic'
+    """
+    text = str(error).strip()
+    return " ".join(text.splitlines()[0].split()) if text else type(error).__name__

@@ -10,7 +10,7 @@ import os
 
 from etils import epath
 
-from robust_gan.errors import UserError
+from robust_gan.errors import UserError, one_line
 
 SCHEMES = ("gs",)
 _NEEDED = "gcsfs"
@@ -66,8 +66,7 @@ def exists(path: epath.Path) -> bool:
     except Exception as error:  # Every store fails in its own way.
         if not is_remote(path):
             raise
-        why = (str(error).strip().splitlines() or [""])[0][:200]
-        raise UserError(f"{path} cannot be reached ({type(error).__name__}: {why})") from error
+        raise UserError(f"{path} cannot be reached ({type(error).__name__}: {one_line(error)[:200]})") from error
 
 
 def _forget_listings() -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robust_gan.errors import DataError
+from robust_gan.errors import DataError, one_line
 
 
 class Examples(NamedTuple):
@@ -179,13 +179,3 @@ def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
         raise DataError(
             f"{name} has the label {labels[wrong[0]]} at image {wrong[0]:,}, and labels must be in 0..{num_classes - 1}"
         )
-
-
-def one_line(error: BaseException) -> str:
-    """Returns an exception of another library as a phrase that fits into a sentence.
-
-    >>> one_line(ValueError("bad  magic\\nsecond line"))
-    'bad magic'
-    """
-    text = str(error).strip()
-    return " ".join(text.splitlines()[0].split()) if text else type(error).__name__

@@ -15,13 +15,12 @@ from robust_gan.data.parsing import (
     Contents,
     Examples,
     check_labels,
-    one_line,
     parse_cifar,
     parse_idx,
     parse_names,
     read_svhn,
 )
-from robust_gan.errors import DataError
+from robust_gan.errors import DataError, one_line
 
 # The published numbers of images. Tests make smaller sets by the same rules.
 COUNTS = {

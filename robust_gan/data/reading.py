@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 from absl import logging
 
-from robust_gan.data.parsing import check_labels, one_line
-from robust_gan.errors import DataError
+from robust_gan.data.parsing import check_labels
+from robust_gan.errors import DataError, one_line
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

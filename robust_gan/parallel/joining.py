@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import jax
 
-from robust_gan.errors import UserError
+from robust_gan.errors import UserError, one_line
 
 HEARTBEAT = 30
 """Seconds after which a process that is silent counts as lost; one whose connections close is lost at once."""
@@ -64,11 +64,11 @@ def connect(
         if not coordinator:
             raise UserError(
                 "no cluster was found (Cloud TPU, SLURM, Kubernetes, Open MPI): give --coordinator=HOST:PORT, "
-                f"--num_processes and --process_id ({str(error).splitlines()[0]})"
+                f"--num_processes and --process_id ({one_line(error)})"
             ) from error
         raise UserError(
             f"process {process_id} of {num_processes} cannot use the coordinator {coordinator} "
-            f"({str(error).splitlines()[0]}): give an address of the machine of process 0, and a port that is free "
+            f"({one_line(error)}): give an address of the machine of process 0, and a port that is free "
             "there"
         ) from error
     finally:
