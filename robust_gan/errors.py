@@ -27,6 +27,8 @@ def one_line(error: BaseException) -> str:
 
     >>> one_line(ValueError("bad  magic\\nsecond line"))
     'bad magic'
+    >>> one_line(KeyError())
+    'KeyError'
     """
     text = str(error).strip()
     return " ".join(text.splitlines()[0].split()) if text else type(error).__name__

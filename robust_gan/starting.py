@@ -10,7 +10,7 @@ import numpy as np
 
 from robust_gan import checkpoint, data, evaluation, game, networks
 from robust_gan.config import Config
-from robust_gan.errors import DataError, UserError
+from robust_gan.errors import DataError, UserError, one_line
 from robust_gan.game import Game, TrainState
 from robust_gan.types import LogitsFn
 
@@ -87,5 +87,5 @@ def initial_state(config: Config, played: Game, image_shape: Sequence[int]) -> T
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the networks {config.classifier.network} and {config.adversary.generator.network} cannot take images of "
-            f"shape {tuple(image_shape)}: {str(error).splitlines()[0]}"
+            f"shape {tuple(image_shape)}: {one_line(error)}"
         ) from error

@@ -156,6 +156,10 @@ def train(
                 bar.set_postfix_str(_postfix(values | figures))
             pending.clear()
 
+        def save(values: dict[str, float]) -> None:
+            sentry.check_state(carried.state)
+            recorder.save(step, carried.state, values, skipped=sentry.skipped)
+
         def is_over() -> bool:
             return step >= config.num_steps or _is_out_of_patience(config, step, recorder.best_step)
 
@@ -180,9 +184,7 @@ def train(
                 signs = symptoms.warnings(figures, health, config, scores.clean.shape[-1], recorder.best_value)
                 recorder.record(step, figures | health | teller.tell(step, signs))
                 recorder.draw(step, *validation.noise(config, scores))
-                selection = {checkpoint.SELECTION: validation.selection(config, figures)}
-                sentry.check_state(carried.state)
-                recorder.save(step, carried.state, figures | selection, skipped=sentry.skipped)
+                save(figures | {checkpoint.SELECTION: validation.selection(config, figures)})
                 bar.set_postfix_str(_postfix(figures))
                 began, began_step = time.perf_counter(), step
         settle()
@@ -194,8 +196,7 @@ def train(
         if not ended:
             # Saved without a validation: selecting it as the best would mean choosing blindly.
             sentry.check(jax.device_get(carried.watch), carried.state)
-            sentry.check_state(carried.state)
-            recorder.save(step, carried.state, {checkpoint.SELECTION: -1.0}, skipped=sentry.skipped)
+            save({checkpoint.SELECTION: -1.0})
             say(f"stopped at step {step} and saved; the same command goes on from there")
         return Result(jax.device_get(_without_keys(carried.state)), step, ended, figures)
 

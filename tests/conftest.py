@@ -125,7 +125,4 @@ def tiny_names(monkeypatch):
     """Whole runs with the networks of `tiny_networks.py`: a configuration names both of them `tiny`."""
     import tiny_networks as tiny
 
-    from robust_gan.networks import classifiers, generators
-
-    monkeypatch.setitem(classifiers._MODULES, "tiny", tiny.named_classifier)
-    monkeypatch.setitem(generators._MODULES, "tiny", tiny.named_generator)
+    tiny.register(monkeypatch.setitem)

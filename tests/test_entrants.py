@@ -2,9 +2,12 @@
 
 import json
 import sys
+import zipfile
 
 import numpy as np
 import pytest
+
+from robust_gan.evaluation import bringing
 
 MODULE = """
 import jax.numpy as jnp
@@ -158,6 +161,20 @@ def test_arrays_that_cannot_be_scored_are_one_sentence(brought, change, sentence
     ended = brought(data="bad.npz")
     assert (ended.code, ended.out) == (2, "")
     assert sentence in ended.err
+
+
+def test_a_file_that_unpacks_to_more_than_it_may_is_not_unpacked(brought, monkeypatch):
+    monkeypatch.setattr(bringing, "_MAX_UNPACKED", 2_000_000_000)
+    with (
+        zipfile.ZipFile(brought.folder / "bomb.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+        file.open("images.npy", "w", force_zip64=True) as member,
+    ):
+        for _ in range(30):
+            member.write(bytes(100_000_000))
+    assert (brought.folder / "bomb.npz").stat().st_size < 20_000_000
+    ended = brought(data="bomb.npz")
+    assert (ended.code, ended.out) == (2, "")
+    assert "bomb.npz unpacks to 3 GB: give at most 2 GB of images at a time" in ended.err
 
 
 def test_what_is_missing_is_asked_for(launch):

@@ -328,6 +328,14 @@ def test_members_that_are_links_or_missing(tmp_path, target):
     assert "lacks cifar-10-batches-bin/test_batch.bin" in refused("cifar10", source, target)
 
 
+@pytest.mark.parametrize(("name", "says"), [("cifar10", "lacks cifar-10-batches-bin/"), ("mnist", "bytes")])
+def test_members_that_unpack_to_more_than_they_can_are_not_read(tmp_path, monkeypatch, target, name, says):
+    archives = pack(name, make(name)[0])
+    publish(monkeypatch, archives)
+    monkeypatch.setattr(published, "_MAX_MEMBER", 100)
+    assert says in refused(name, put(tmp_path / "source", archives), target)
+
+
 def test_nothing_is_extracted_to_the_disk(tmp_path, monkeypatch, target):
     archives = pack("cifar10", make("cifar10")[0])
     publish(monkeypatch, archives)

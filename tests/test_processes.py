@@ -47,22 +47,6 @@ def without_warnings(said):
     return [sentence for sentence in said if not sentence.startswith("warning at step")]
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    """This process has the networks of the recipe, and forgets them."""
-    from robust_gan import networks
-    from robust_gan.networks import inference
-
-    for module in (networks, inference):
-        for name in ("build_classifier", "build_generator"):
-            monkeypatch.setattr(module, name, getattr(module, name))
-    inference.classify.cache_clear()
-    inference.generate.cache_clear()
-    yield
-    inference.classify.cache_clear()
-    inference.generate.cache_clear()
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """What two processes of two devices each found, and their folder."""
@@ -118,7 +102,7 @@ def test_the_end_is_agreed_one_question_later(pair):
         assert found["agreed"] == [False, False, False, True, False]
 
 
-def test_two_processes_are_one_with_as_many_devices(pair, tiny, tmp_path):
+def test_two_processes_are_one_with_as_many_devices(pair, tiny_names, tmp_path):
     (first, second), folder = pair
     assert first["digests"] == second["digests"]
     assert first["validation"] == second["validation"]
@@ -137,7 +121,7 @@ def test_the_first_alone_writes_and_says(pair):
     assert [line["step"] for line in lines] == [2, 3, 4, 4, 6, 6]
 
 
-def test_two_processes_evaluate_as_one_and_write_one_report(pair, tiny):
+def test_two_processes_evaluate_as_one_and_write_one_report(pair, tiny_names):
     (first, second), folder = pair
     tiny_recipe.get_config()
     settings = {"attacks": "clean,fgsm,generator", "in_turn": "pgd2", "count": 30, "batch_size": 20, "progress": False}
@@ -150,7 +134,7 @@ def test_two_processes_evaluate_as_one_and_write_one_report(pair, tiny):
         assert found["in_turn"] == [rung["robust_accuracy"] for rung in values["targets"]["run"]["in_turn"]]
 
 
-def test_one_process_goes_on_where_two_stopped(pair, tiny, tmp_path):
+def test_one_process_goes_on_where_two_stopped(pair, tiny_names, tmp_path):
     _, folder = pair
     said = []
     resumed = train_alone(folder / "run", 8, 4, say=said.append)
@@ -211,7 +195,7 @@ def test_the_partner_of_a_killed_process_ends_within_a_minute_with_a_sentence(tm
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds the processes in /proc")
-def test_a_signal_to_one_stops_all_at_the_same_step_and_saves(tmp_path, tiny):
+def test_a_signal_to_one_stops_all_at_the_same_step_and_saves(tmp_path, tiny_names):
     with endless_pod(tmp_path / "run") as (pod, numbers):
         os.kill(numbers[1], signal.SIGTERM)
         output, _ = pod.communicate(timeout=60)

@@ -1,5 +1,6 @@
 """The host loop: exact resume, signals, metrics, the choice of the best."""
 
+import functools
 import json
 import os
 import pathlib
@@ -81,6 +82,48 @@ def test_stopped_and_resumed_equals_undisturbed(tmp_path, name, count):
     extra = [line for line in lines(tmp_path / "parts") if line not in lines(tmp_path / "whole")]
     assert [line["step"] for line in extra] == [4]
     assert [line for line in lines(tmp_path / "parts") if line not in extra] == lines(tmp_path / "whole")
+
+
+COSINE = {"classifier.optimizer.schedule": "cosine", "classifier.optimizer.schedule_steps": 9}
+GROWN = {"sees": ("gradient", "perturbation", "label"), "hops": 2, "latent_size": 2, "final_step": 0.5}
+
+
+@pytest.mark.usefixtures("tiny_names")
+@pytest.mark.parametrize(
+    ("name", "settings", "count"),
+    [
+        ("fgsm", {}, 1),
+        ("fgsm", {"classifier.average_decay": 0.9}, 4),
+        ("pgd", {"classifier.loss": "trades", "classifier.weight_perturbation": 0.01}, 1),
+        ("generator", {f"adversary.generator.{field}": value for field, value in GROWN.items()}, 1),
+        (
+            "generator",
+            {
+                "classifier.average_decay": 0.9,
+                "classifier.optimizer.schedule": "cosine",
+                "classifier.optimizer.schedule_steps": 9,
+            },
+            4,
+        ),
+    ],
+    ids=["fgsm", "fgsm, averaged", "trades, weights perturbed", "generator, grown", "generator, averaged"],
+)
+def test_every_option_resumes_bit_for_bit_wherever_it_was_stopped(tmp_path, name, settings, count):
+    def config(num_steps=6):
+        config = tiny(name, num_steps=num_steps, steps_per_call=2)
+        config.classifier.network = config.adversary.generator.network = "tiny"
+        for path, value in settings.items():
+            *owners, field = path.split(".")
+            owner = functools.reduce(getattr, owners, config)
+            assert hasattr(owner, field)
+            setattr(owner, field, value)
+        return config
+
+    whole = train(config(), tmp_path / "whole", count)
+    for num_steps in (1, 4, 6):
+        parts = train(config(num_steps), tmp_path / "parts", count)
+    assert_bit_equal(whole.state, parts.state)
+    assert whole.validation == parts.validation
 
 
 @pytest.mark.parametrize(("name", "count"), [("pgd", 1), ("generator", 1), ("generator", 4)])
@@ -255,6 +298,20 @@ def test_the_first_signal_saves_and_the_run_goes_on_from_there(tmp_path, number)
     assert record.step == step > 0
     result = train(endless(step + 1), tmp_path / "run")
     assert result.step == step + 1
+
+
+def test_a_second_signal_leaves_at_once(tmp_path):
+    program = """
+import os, signal
+from robust_gan import ending
+with ending.signals() as received:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("collected", received, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here", flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "collected [2]\n")
 
 
 def test_training_ends_when_patience_does_and_stays_ended(tmp_path):

@@ -3,23 +3,27 @@
 import pathlib
 import sys
 
-from robust_gan.config import AdversaryConfig, Config, DataConfig, GeneratorConfig, PGDConfig, ValidationConfig
+from robust_gan.config import (
+    AdversaryConfig,
+    ClassifierConfig,
+    Config,
+    DataConfig,
+    GeneratorConfig,
+    PGDConfig,
+    ValidationConfig,
+)
 
 
 def get_config(name="generator"):
-    from robust_gan import networks
-    from robust_gan.networks import inference
-
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
-    import tiny_networks as tiny
+    import tiny_networks
 
-    for module in (networks, inference):
-        module.build_classifier = lambda name, num_classes, dtype=None: tiny.build_classifier(num_classes)
-        module.build_generator = lambda name, channels, dtype=None, remat=None: tiny.build_generator(channels)
+    tiny_networks.register()
     return Config(
         data=DataConfig(train_size=100, validation_size=40, augmentation="crop", padding=1),
+        classifier=ClassifierConfig(network="tiny"),
         adversary=AdversaryConfig(
-            name=name, pgd=PGDConfig(num_steps=1), generator=GeneratorConfig(steps=1, minibatches=2)
+            name=name, pgd=PGDConfig(num_steps=1), generator=GeneratorConfig(network="tiny", steps=1, minibatches=2)
         ),
         batch_size=16,
         num_steps=6,

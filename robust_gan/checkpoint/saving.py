@@ -15,7 +15,7 @@ from robust_gan.checkpoint import folders, records, storage
 from robust_gan.checkpoint.records import SELECTION, DamagedError, DataInfo
 from robust_gan.checkpoint.restoring import fill
 from robust_gan.config import Config
-from robust_gan.errors import CheckpointError
+from robust_gan.errors import CheckpointError, one_line
 from robust_gan.types import PyTree
 
 _DAMAGED = "checkpoints_damaged"
@@ -145,7 +145,7 @@ class Writer:
                     raise
         except Exception as error:
             raise CheckpointError(
-                f"checkpoints cannot be written to {self._directory} ({storage.first_line(error)}): make room there, "
+                f"checkpoints cannot be written to {self._directory} ({one_line(error)[:120]}): make room there, "
                 "or give a workdir that can be written; finished checkpoints are as they were"
             ) from error
 

@@ -14,6 +14,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from robust_gan import leaves as leaves_lib
+from robust_gan.errors import one_line
+
+_LONGEST = 120
+"""Characters of what Orbax says that fit into a sentence."""
 
 LATE = 0.1
 """Seconds after a failure in which other threads still report theirs."""
@@ -58,15 +62,6 @@ def read_arrays(item: epath.Path, layouts: dict[str, dict[str, Any]]) -> dict[st
     return {name: np.asarray(leaf) for name, leaf in leaves_lib.named(restored).items()}
 
 
-def first_line(error: Exception) -> str:
-    """Returns what an exception says first, where Orbax goes on for a page.
-
-    >>> first_line(ValueError("no such file\\nStack trace: ...")), first_line(KeyError())
-    ('no such file', 'KeyError')
-    """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences Orbax while the context lasts: what failed is in the exception, and a user wants to know no more."""
@@ -107,7 +102,7 @@ def _read(item: epath.Path, handler: ocp.CheckpointHandler, args: Any) -> Any:
             with ocp.Checkpointer(handler, multiprocessing_options=alone()) as reader:
                 restored = reader.restore(item, args=args)
         except Exception as error:
-            failure = first_line(error)
+            failure = one_line(error)[:_LONGEST]
         if failure:
             # The other reads report a little later, and those that nobody waits for when they are collected.
             time.sleep(LATE)

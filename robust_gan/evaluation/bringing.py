@@ -12,8 +12,11 @@ import numpy as np
 from etils import epath
 
 from robust_gan import places
-from robust_gan.errors import DataError, UserError
+from robust_gan.errors import DataError, UserError, one_line
 from robust_gan.types import LogitsFn
+
+_MAX_UNPACKED = 32_000_000_000
+"""Bytes that the arrays of a file may have."""
 
 
 class Arrays(NamedTuple):
@@ -64,7 +67,7 @@ argument: 'a'): give a function that returns a classifier
             f"{name} cannot be called without arguments ({error}): give a function that returns a classifier"
         ) from error
     except Exception as error:  # It is the user's own program, and may raise anything.
-        raise UserError(f"{name} fails: {_told(error)}") from error
+        raise UserError(f"{name} fails: {type(error).__name__}: {one_line(error)}") from error
     if not callable(logits_fn):
         raise UserError(
             f"{name} must return a function of images, not {type(logits_fn).__name__}: it is called once, and what it "
@@ -90,7 +93,9 @@ def check_model(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes:
     try:
         logits = np.asarray(logits_fn(jnp.asarray(images[:2])))
     except Exception as error:  # It is the user's own program, and may raise anything.
-        raise UserError(f"{name} fails on float32 images of shape {images[:2].shape}: {_told(error)}") from error
+        raise UserError(
+            f"{name} fails on float32 images of shape {images[:2].shape}: {type(error).__name__}: {one_line(error)}"
+        ) from error
     if logits.ndim != 2 or len(logits) != len(images[:2]) or logits.shape[1] < max(2, num_classes):
         raise UserError(
             f"{name} must return logits of shape [{len(images[:2])}, K], K at least {max(2, num_classes)}, not "
@@ -112,7 +117,15 @@ def load_arrays(path: epath.PathLike) -> Arrays:
     [0, 1]
     """
     try:
-        with np.load(io.BytesIO(places.locate(path).read_bytes()), allow_pickle=False) as file:
+        content = io.BytesIO(places.locate(path).read_bytes())
+        with zipfile.ZipFile(content) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > _MAX_UNPACKED:  # A few bytes of a file can stand for any number.
+            raise DataError(
+                f"{path} unpacks to {unpacked / 1e9:.0f} GB: give at most {_MAX_UNPACKED / 1e9:.0f} GB of images at a "
+                "time"
+            )
+        with np.load(content, allow_pickle=False) as file:
             missing = [name for name in ("images", "labels") if name not in file.files]
             if missing:
                 raise DataError(f"{path} lacks the array {missing[0]}: it has {', '.join(file.files) or 'none'}")
@@ -131,7 +144,3 @@ def load_arrays(path: epath.PathLike) -> Arrays:
             "images.transpose(0, 2, 3, 1)"
         )
     return Arrays(images, labels)
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -19,10 +19,8 @@ from robust_gan.config import (  # noqa: E402
     GeneratorConfig,
     ValidationConfig,
 )
-from robust_gan.networks import classifiers, generators  # noqa: E402
 
-classifiers._MODULES["tiny"] = tiny_networks.named_classifier
-generators._MODULES["tiny"] = tiny_networks.named_generator
+tiny_networks.register()
 
 
 def config(adversary="generator", **settings):
