@@ -17,11 +17,19 @@ import serving
 HERE = Path(__file__).parent
 RADIUS = 1e-6
 LIBRARIES = ("torch", "torchattacks", "foolbox", "pyautoattack")
+CLASSIFIERS = {
+    "digits_cnn": (8, 8, 1),
+    "mnist_cnn": (28, 28, 1),
+    "resnet20": (32, 32, 3),
+    "resnet20_wide": (32, 32, 3),
+    "resnet18": (32, 32, 3),
+}
+"""Those that have a twin, and the images that they take."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds what both sides are given."""
-    parser.add_argument("--classifier", default="resnet20", choices=("resnet20", "resnet20_wide", "resnet18"))
+    parser.add_argument("--classifier", default="resnet20", choices=CLASSIFIERS)
     parser.add_argument("--attack", default="pgd10", help="as robust_gan names it")
     parser.add_argument("--images", type=int, default=100)
     return parser

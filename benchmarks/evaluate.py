@@ -19,6 +19,7 @@ compiler.set_flags()
 import jax
 import jax.numpy as jnp
 
+import attack
 import counting
 import measuring
 import serving
@@ -50,7 +51,7 @@ def passes(part: str, steps: int, num_targets: int = 9) -> float:
 
 def prepare(network: str, num_images: int):
     """Returns the facts and the function that compiles and times a part."""
-    shape = {"digits_cnn": (8, 8, 1), "mnist_cnn": (28, 28, 1)}.get(network, (32, 32, 3))
+    shape = attack.CLASSIFIERS[network]
     keys = jax.random.split(jax.random.key(0), 2)
     images = jax.random.uniform(keys[0], (num_images, *shape))
     params, batch_stats = networks.build_classifier(network, 10).init(keys[1], images[:1])
@@ -65,11 +66,11 @@ def prepare(network: str, num_images: int):
 
     def measure(part: str) -> dict[str, float]:
         full, taken = PARTS[part]
-        attack = attacks.by_name(f"{part}{taken}")
+        made = attacks.by_name(f"{part}{taken}")
 
         def run(params, batch_stats, key, images, labels):
             logits_fn = functools.partial(classify, params, batch_stats)
-            adversarial = attack(logits_fn, key, images, labels, LinfThreat(UNMOVED))
+            adversarial = made(logits_fn, key, images, labels, LinfThreat(UNMOVED))
             return jnp.mean(is_correct(logits_fn(adversarial), labels))
 
         arguments = (params, batch_stats, jax.random.key(1), images, labels)
@@ -115,7 +116,7 @@ def whole(report: measuring.Report, given: argparse.Namespace) -> None:
 def main() -> None:
     """Serves, or measures every part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--network", default="resnet18")
+    parser.add_argument("--network", default="resnet18", choices=attack.CLASSIFIERS)
     parser.add_argument("--images", type=int, default=64, help="0 for all that a checkpoint's data have")
     parser.add_argument("--checkpoint", help="attack this one's test images in full")
     parser.add_argument("--epsilon", type=float, default=8 / 255)

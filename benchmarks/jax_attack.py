@@ -22,7 +22,9 @@ from robust_gan.threat_model import LinfThreat
 
 def classifier_of(name: str) -> tuple[dict, dict]:
     """Returns weights and running statistics, nested dictionaries of NumPy arrays."""
-    shapes = jax.eval_shape(networks.build_classifier(name, 10).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    shapes = jax.eval_shape(
+        networks.build_classifier(name, 10).init, jax.random.key(0), jnp.zeros((1, *attack.CLASSIFIERS[name]))
+    )
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
@@ -34,16 +36,16 @@ def classifier_of(name: str) -> tuple[dict, dict]:
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def images_of(count: int) -> np.ndarray:
-    """Returns images `[B, 32, 32, 3]`."""
-    return np.random.default_rng(1).random((count, 32, 32, 3), np.float32)
+def images_of(name: str, count: int) -> np.ndarray:
+    """Returns images `[B, H, W, C]` for a classifier."""
+    return np.random.default_rng(1).random((count, *attack.CLASSIFIERS[name]), np.float32)
 
 
 def prepare(given: argparse.Namespace):
     """Compiles; returns the facts and the function that times."""
     params, batch_stats = jax.tree.map(jnp.asarray, classifier_of(given.classifier))
     classify = inference.classify(given.classifier, 10)
-    images = jnp.asarray(images_of(given.images))
+    images = jnp.asarray(images_of(given.classifier, given.images))
     labels = jnp.argmax(jax.jit(classify)(params, batch_stats, images), -1)
     made = attacks.by_name(given.attack)
 

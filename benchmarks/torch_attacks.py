@@ -29,11 +29,11 @@ def twin(name: str, *, aligned: bool) -> torch.nn.Module:
     return module.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def images_of(count: int) -> torch.Tensor:
-    """Returns the images of ours, `[B, 3, 32, 32]`."""
+def images_of(name: str, count: int) -> torch.Tensor:
+    """Returns the images of ours, `[B, C, H, W]`."""
     import jax_attack
 
-    images = torch.from_numpy(jax_attack.images_of(count).transpose(0, 3, 1, 2))
+    images = torch.from_numpy(jax_attack.images_of(name, count).transpose(0, 3, 1, 2))
     return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -101,7 +101,7 @@ def prepare(given: argparse.Namespace):
     """Runs the attack once; returns the facts and the function that times."""
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model, images = twin(given.classifier, aligned=False), images_of(given.images)
+    model, images = twin(given.classifier, aligned=False), images_of(given.classifier, given.images)
     labels = model(images).argmax(-1)
     run = attack_of(given.library, given.attack, model)
     run(images, labels)
@@ -118,7 +118,7 @@ def check(given: argparse.Namespace) -> float:
     from robust_gan.attacks.gradient import input_gradient
     from robust_gan.networks import inference
 
-    images, weights = jax_attack.images_of(given.images), jax_attack.classifier_of(given.classifier)
+    images, weights = jax_attack.images_of(given.classifier, given.images), jax_attack.classifier_of(given.classifier)
     labels = np.arange(given.images) % 10
 
     def both(images):
@@ -126,7 +126,7 @@ def check(given: argparse.Namespace) -> float:
         return logits_fn(images), input_gradient(logits_fn, images, jnp.asarray(labels))
 
     ours = jax.device_get(jax.jit(both)(images))
-    model, points = twin(given.classifier, aligned=True), images_of(given.images).requires_grad_(True)
+    model, points = twin(given.classifier, aligned=True), images_of(given.classifier, given.images).requires_grad_(True)
     logits = model(points)
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits, torch.from_numpy(labels), reduction="sum"), points)
     theirs = logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)

@@ -101,6 +101,40 @@ class ResNet(nn.Module):
         return self.Dense_0(x.mean(dim=(2, 3)))
 
 
+class DigitsCNN(nn.Module):
+    """The classifier `digits_cnn`."""
+
+    def __init__(self, *, aligned: bool):
+        super().__init__()
+        for index, (inputs, outputs, stride) in enumerate(((1, 32, 1), (32, 64, 2), (64, 64, 1))):
+            setattr(self, f"Conv_{index}", Conv(inputs, outputs, 3, stride, aligned=aligned))
+            setattr(self, f"BatchNorm_{index}", BatchNorm(outputs))
+        self.Dense_0 = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps `[B, 1, 8, 8]` to `[B, 10]`."""
+        x = 2 * x - 1
+        for index in range(3):
+            x = F.relu(getattr(self, f"BatchNorm_{index}")(getattr(self, f"Conv_{index}")(x)))
+        return self.Dense_0(x.mean(dim=(2, 3)))
+
+
+class MnistCNN(nn.Module):
+    """The classifier `mnist_cnn`."""
+
+    def __init__(self, *, aligned: bool):
+        super().__init__()
+        self.Conv_0 = Conv(1, 32, 5, aligned=aligned, bias=True)
+        self.Conv_1 = Conv(32, 64, 5, aligned=aligned, bias=True)
+        self.Dense_0 = nn.Linear(7 * 7 * 64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps `[B, 1, 28, 28]` to `[B, 10]`."""
+        x = F.max_pool2d(F.relu(self.Conv_0(2 * x - 1)), 2)
+        x = F.max_pool2d(F.relu(self.Conv_1(x)), 2)
+        return self.Dense_0(x.permute(0, 2, 3, 1).flatten(1))
+
+
 class Generator(nn.Module):
     """The generator `resnet_generator`: images in [0, 1] to noise in [-1, 1]."""
 
@@ -135,6 +169,7 @@ class Generator(nn.Module):
         return torch.tanh(getattr(self, self.last)(x))
 
 
+_SMALL = {"digits_cnn": DigitsCNN, "mnist_cnn": MnistCNN}
 _CLASSIFIERS = {
     "resnet20": (16, (16, 32, 64), 3, True),
     "resnet20_wide": (16, (160, 320, 640), 3, True),
@@ -142,8 +177,10 @@ _CLASSIFIERS = {
 }
 
 
-def classifier(name: str, *, aligned: bool = False) -> ResNet:
-    """Builds the twin of a classifier of 32x32 colour images and 10 classes."""
+def classifier(name: str, *, aligned: bool = False) -> nn.Module:
+    """Builds the twin of a classifier of 10 classes."""
+    if name in _SMALL:
+        return _SMALL[name](aligned=aligned)
     stem, widths, blocks, project_first = _CLASSIFIERS[name]
     return ResNet(stem, widths, blocks, project_first=project_first, aligned=aligned)
 
