@@ -21,7 +21,7 @@ import smallest  # Before the libraries.
 import jax
 import numpy as np
 
-from robust_gan import comparison, parallel, training
+from robust_gan import checkpoint, evaluation, parallel, starting, threat_model, training
 from robust_gan.config import OptimizerConfig, ValidationConfig
 
 TOLERANCE = 1e-5
@@ -37,16 +37,18 @@ def main():
             config.adversary.generator.optimizer = OptimizerConfig(name="sgd", learning_rate=0.05)
             run, devices = pathlib.Path(folder, str(count)), parallel.find_devices(num_devices=count)
             results[count] = training.train(config, run, devices=devices, progress=False, say=lambda _: None)
-        apart = {}
+        test, apart = starting.load_data(config).test, {}
         for count in counts[1:]:
             pairs = zip(*(jax.tree.leaves((results[n].state.classifier.params, results[n].state.adversary.params))
                           for n in (1, count)), strict=True)  # fmt: skip
             apart[count] = max(float(np.abs(a - b).max()) for a, b in pairs)
         for saved in counts:
             for count in counts:
-                scores, _ = comparison.compare(
-                    [str(pathlib.Path(folder, str(saved)))], attacks="fgsm,pgd2,generator", count=96,
-                    devices=parallel.find_devices(num_devices=count), progress=False,
+                record = checkpoint.read_record(pathlib.Path(folder, str(saved)), "last")
+                model = evaluation.Model("it", checkpoint.classifier_of(record), checkpoint.attack_of(record))
+                scores = evaluation.evaluate(
+                    [model], test.images, test.labels, threat_model.from_config(config.threat), batch_size=96,
+                    attacks=("fgsm", "pgd2", evaluation.GENERATOR), devices=parallel.find_devices(num_devices=count),
                 )  # fmt: skip
                 held = [np.packbits(stood).tobytes() for _, stood in sorted(scores.robust.items())]
                 reports[saved, count] = (np.packbits(scores.clean).tobytes(), *held)
