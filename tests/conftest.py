@@ -1,6 +1,5 @@
 """Four fake CPU devices for everything parallel, before anything imports jax; a trained run, and the launchers."""
 
-import atexit
 import contextlib
 import io
 import os
@@ -8,9 +7,10 @@ import pathlib
 import runpy
 import shutil
 import sys
-import tempfile
 import warnings
 from typing import NamedTuple
+
+from robust_gan.command_line import compiler
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -20,9 +20,12 @@ os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Workers and launchers, started after this, find it set.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="robust_gan-tests-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    # Kept from run to run: the next compiles only what has changed. Workers and launchers, started later, find it set.
+    compiled = ROOT / ".pytest_cache" / compiler.cache_name()
+    if compiled.exists() and sum(path.stat().st_size for path in compiled.iterdir()) > 2 * 2**30:
+        shutil.rmtree(compiled)  # Of many versions of the code.
+    compiled.mkdir(parents=True, exist_ok=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
 
 import pytest  # noqa: E402
 

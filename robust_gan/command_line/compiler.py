@@ -45,15 +45,25 @@ def set_cache() -> None:
     if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    # What is compiled for a CPU may use any instruction that it has, and a home can be shared by unlike machines.
-    kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
-    folder = pathlib.Path(home, "robust_gan", f"jaxlib-{importlib.metadata.version('jaxlib')}-{kind}")
+    folder = pathlib.Path(home, "robust_gan", cache_name())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # A home that cannot be written to: slower, and no reason to stop.
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_CACHE_SIZE))
+
+
+def cache_name() -> str:
+    """Returns a name for what this jaxlib compiles on this kind of processor.
+
+    What is compiled for a CPU may use any instruction that it has, and a home can be shared by unlike machines.
+
+    >>> cache_name().startswith("jaxlib-0.")
+    True
+    """
+    kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
+    return f"jaxlib-{importlib.metadata.version('jaxlib')}-{kind}"
 
 
 def _processor() -> str:
