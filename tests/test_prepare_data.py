@@ -211,7 +211,10 @@ def test_loading_what_was_prepared(tmp_path, target, name):
     members, truth = make(name)
     data.prepare(name, source=put(tmp_path / "source", members), data_dir=target)
     extra = 3 if name == "svhn_cropped" else 0
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(target.rglob("*"))]
     loaded = data.load(name, data_dir=target, validation_size=4, extra_size=extra)
+    # Nothing is written beside the data, which may lie where nothing can be.
+    assert [(path, path.stat().st_mtime_ns) for path in sorted(target.rglob("*"))] == before
     assert len(loaded.train.labels) == COUNTS[name]["train"] - 4 + extra
     assert sorted(loaded.test.labels.tolist()) == sorted(truth["test"][1].tolist())
     assert loaded.num_classes == (100 if name == "cifar100" else 10)
