@@ -42,7 +42,8 @@ def main():
         fates = all(np.array_equal(found[name], reference[name]) for name in reference if name.startswith("fate/"))
         worst &= apart <= TOLERANCE and fates
         print(f"{size[0]} processes of {size[1]} devices: parameters within {apart:.1e}, evaluation "
-              f"{'the same' if fates else 'DIFFERENT'} on {len(found['fate/clean'])} images")  # fmt: skip
+              f"{'the same' if fates else 'DIFFERENT'} on {found['fate/clean'].size} images, of which "
+              f"{found['fate/clean'].sum()} are right and {found['fate/fgsm'].sum()} under FGSM")  # fmt: skip
     return 0 if worst else 1
 
 
@@ -77,6 +78,7 @@ def member(folder, steps, processes, devices, number, port):
         parallel.connect(f"127.0.0.1:{port}", processes, number)
     folder, config = pathlib.Path(folder), tiny_recipe.get_config()
     config.num_steps = config.validation.every = steps
+    config.classifier.network = "digits_cnn"  # The small one would take all images for one class.
     result = training.train(config, folder / f"run_{processes}x{devices}", progress=False)
     arrays = {f"state/{name}": np.asarray(leaf) for name, leaf in leaves.named(result.state).items()}
 
