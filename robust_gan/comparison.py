@@ -132,8 +132,15 @@ def compare(
     )  # fmt: skip
     parallel.check_same(what | {"batch_size": batch_size, "output": os.fspath(output or ""), "pictures": [*pictures]})
     if folder is not None:
-        there = parallel.together(lambda: report_folder.claim(folder, what, overwrite=overwrite) if writes else kept)
-        kept = there.shared()
+        everybody = [entrant.model for entrant in everyone]
+
+        def claim() -> evaluation.Kept:
+            return report_folder.claim(
+                folder, what, overwrite=overwrite,
+                differs=lambda found: found.differs(everybody, images, labels, threat, seed),
+            )  # fmt: skip
+
+        kept = parallel.together(claim if writes else lambda: kept).shared()
 
     began = time.perf_counter()
     in_turn_images = (1 + len(turns)) * len(labels) if turns else 0

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,12 +76,20 @@ def check(directory: epath.PathLike) -> epath.Path:
     return path
 
 
-def claim(path: epath.Path, what: dict[str, Any], *, overwrite: bool = False) -> Kept:
+def claim(
+    path: epath.Path,
+    what: dict[str, Any],
+    *,
+    differs: Callable[[Kept], str] = lambda kept: "",
+    overwrite: bool = False,
+) -> Kept:
     """Makes the folder of an evaluation, or finds what a stopped one had found there.
 
     Args:
         path: Of `check`.
         what: Of `subject`.
+        differs: Says of what other models the findings are: `Kept.differs`. A classifier that somebody brought has
+            the same name when it was trained on.
         overwrite: Begin anew where the folder holds another evaluation.
 
     Returns:
@@ -107,6 +115,12 @@ def claim(path: epath.Path, what: dict[str, Any], *, overwrite: bool = False) ->
     else:
         # Findings without their subject are nobody's.
         scores.unlink(missing_ok=True)
+    kept = Kept(scores)
+    if other := differs(kept):
+        if not overwrite:
+            raise UserError(f"{path} holds an evaluation of {other}: give another folder, or --overwrite")
+        scores.unlink()
+        kept = Kept(scores)
     try:
         path.mkdir(parents=True, exist_ok=True)
         workdir.write_text(file, json.dumps(what, indent=2) + "\n")
@@ -114,4 +128,4 @@ def claim(path: epath.Path, what: dict[str, Any], *, overwrite: bool = False) ->
         raise UserError(
             f"the output {path} cannot be made ({str(error.strerror).lower()}): give another folder"
         ) from error
-    return Kept(scores)
+    return kept

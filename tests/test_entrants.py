@@ -163,6 +163,20 @@ def test_arrays_that_cannot_be_scored_are_one_sentence(brought, change, sentence
     assert sentence in ended.err
 
 
+def test_a_model_that_was_trained_on_is_another_model(brought):
+    flags = [f"--output={brought.folder}/report"]
+    first = brought(*flags, model="linear")
+    assert first.code == 0
+    (brought.folder / "my_models.py").write_text(MODULE.replace("** 3", "* -1.0"))
+    sys.modules.pop("my_models", None)
+    refused = brought(*flags)
+    assert (refused.code, refused.out) == (2, "")
+    assert "report holds an evaluation of another my_models:linear: give another folder, or --overwrite" in refused.err
+    again, elsewhere = brought(*flags, "--overwrite"), brought(f"--output={brought.folder}/elsewhere")
+    assert again.code == elsewhere.code == 0
+    assert again.out == elsewhere.out != first.out
+
+
 def test_a_file_that_unpacks_to_more_than_it_may_is_not_unpacked(brought, monkeypatch):
     monkeypatch.setattr(bringing, "_MAX_UNPACKED", 2_000_000_000)
     with (

@@ -95,6 +95,34 @@ class Fragile(evaluation.Kept):
             raise Killed
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"model": Model("a", make_model(scale=1.01))}, "another a"),
+        ({"threat": type(THREAT)(2 * THREAT.epsilon)}, "another threat model"),
+        ({"seed": 1}, "another seed"),
+        ({"backwards": True}, "other images"),
+        ({"labels": 3}, "other labels"),
+    ],
+)
+@pytest.mark.parametrize("how", ["evaluate", "survive"])
+def test_what_was_found_in_another_evaluation_is_refused(tmp_path, how, change, what):
+    model = Model("a", make_model())
+    images, truth = data(model.logits_fn)
+
+    def run(model=model, threat=THREAT, seed=0, backwards=False, labels=0):
+        order = np.s_[::-1] if backwards else np.s_[:]
+        kept = evaluation.Kept(tmp_path / "kept.npz")
+        first = [model] if how == "evaluate" else model
+        function = getattr(evaluation, how)
+        function(first, images[order], (truth[order] + labels) % 4, threat, attacks=["fgsm"], seed=seed, kept=kept)
+
+    run()
+    run()
+    with pytest.raises(UserError, match=rf"kept.npz is of {what}: give a new file for this evaluation"):
+        run(**change)
+
+
 def test_what_was_finished_is_not_attacked_again(tmp_path):
     model = Model("a", make_model())
     images, labels = data(model.logits_fn)
@@ -103,7 +131,7 @@ def test_what_was_finished_is_not_attacked_again(tmp_path):
     again, calls = counted(model)
     kept = evaluation.Kept(tmp_path / "kept.npz")
     finished, _ = evaluation.survive(again, images, labels, THREAT, attacks=ATTACKS[:2], kept=kept)
-    assert not calls
+    assert calls == [2], "it is asked who it is, and no more"
     assert np.array_equal(first, finished)
     whole, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS)
     resumed, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS, kept=kept)

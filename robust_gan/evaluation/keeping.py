@@ -1,15 +1,21 @@
 """What an evaluation has found so far, kept on disk, so that a stopped one goes on where it was."""
 
 import copy
+import hashlib
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
 from robust_gan import parallel, workdir
 from robust_gan.errors import UserError
+from robust_gan.evaluation.models import Model, answers
+from robust_gan.types import ThreatModel
 
 _DONE = "done: "
+_TOLERANCE = 1e-4
+"""By how much logits may differ, beside the largest: they are rounded otherwise on another device."""
 
 
 class Kept:
@@ -68,6 +74,54 @@ class Kept:
             raise UserError(f"{self._path} is of another number of images: remove it, and the evaluation begins anew")
         return found
 
+    def differs(
+        self, models: Sequence[Model], images: np.ndarray, labels: np.ndarray, threat: ThreatModel, seed: int
+    ) -> str:
+        """Says in what another evaluation was that found this; where nothing was found, remembers of which this is.
+
+        A model is known by its logits on the first images: under the same name it may have been trained on.
+
+        Args:
+            models: Whom to evaluate, and on whom attacks are made.
+            images: uint8 or float `[N, H, W, C]`.
+            labels: `[N]`.
+            threat: The threat model.
+            seed: Of the attacks.
+
+        Returns:
+            What is another; empty where nothing is.
+
+        >>> from robust_gan import LinfThreat
+        >>> kept, images, labels = Kept(), np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int)
+        >>> kept.differs([], images, labels, LinfThreat(0.1), 0), kept.differs([], images, labels, LinfThreat(0.2), 0)
+        ('', 'another threat model')
+        """
+        radius = np.array([threat.norm == "l2", float(threat.epsilon), *threat.bounds], np.float64)
+        parts = {"other images": _digest(images), "other labels": _digest(labels.astype(np.int64)),
+                 "another threat model": radius, "another seed": np.array(seed),
+                 **{f"another {model.name}": answers(model, images) for model in models}}  # fmt: skip
+        return next((what for what, value in parts.items() if not self._agrees(f"of {what}", value)), "")
+
+    def belong(
+        self, models: Sequence[Model], images: np.ndarray, labels: np.ndarray, threat: ThreatModel, seed: int
+    ) -> None:
+        """Refuses what was found in another evaluation; the arguments are those of `differs`.
+
+        Raises:
+            UserError: The findings are of another.
+
+        >>> from robust_gan import LinfThreat
+        >>> Kept().belong([], np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int), LinfThreat(0.1), 0)
+        """
+        if what := self.differs(models, images, labels, threat, seed):
+            name = "what was kept" if self._path is None else self._path
+            raise UserError(f"{name} is of {what}: give a new file for this evaluation")
+
+    def _agrees(self, name: str, value: np.ndarray) -> bool:
+        there = self._arrays.setdefault(self._prefix + name, np.array(value))
+        largest = np.abs(value).max(initial=0)
+        return there.shape == value.shape and np.allclose(there, value, rtol=0, atol=_TOLERANCE * largest)
+
     def under(self, prefix: str) -> "Kept":
         """Returns the same findings, with a prefix before every name: those of one evaluation of several."""
         part = copy.copy(self)
@@ -98,6 +152,12 @@ class Kept:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self._arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
+
+
+def _digest(array: np.ndarray) -> np.ndarray:
+    layout = f"{array.dtype} {array.shape}".encode()
+    digest = hashlib.sha256(layout + np.ascontiguousarray(array).tobytes()).digest()
+    return np.frombuffer(digest, np.uint8).astype(np.int16)
 
 
 def _unpacked(content: bytes) -> dict[str, np.ndarray]:

@@ -109,12 +109,16 @@ def evaluate(
             it, nor on the number of devices: every image has a key of its own.
         seed: Of the attacks' randomness.
         devices: Where; None for all.
-        kept: What a stopped evaluation of the same models, images and seed had found; not done again, and added to.
+        kept: What a stopped evaluation of the same models, images, threat model and seed had found; not done again,
+            and added to.
         shown: Positions of the images whose adversarial ones are returned too.
         advance: Called with the number of images attacked, for a progress bar (`total` gives the sum).
 
     Returns:
         What held, image by image.
+
+    Raises:
+        UserError: What was kept is of another evaluation.
 
     Guarantees:
         `test_every_image_is_counted_once`, `test_scores_do_not_depend_on_batch_size_or_devices`,
@@ -130,6 +134,7 @@ def evaluate(
     """
     devices = parallel.find_devices() if devices is None else devices
     makers, kept = [*targets, *sources], Kept() if kept is None else kept
+    kept.belong(makers, images, labels, threat, seed)
     count = len(images)
     clean = {target.name: kept.part(f"clean: {target.name}", count) for target in targets}
     robust: dict[tuple[str, str, str], np.ndarray] = {}

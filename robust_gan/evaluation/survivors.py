@@ -63,13 +63,17 @@ def survive(
         batch_size: Images at once, over all devices.
         seed: Of the attacks.
         devices: Where; None for all.
-        kept: What a stopped evaluation of the same model, images and seed had found; not done again, and added to.
+        kept: What a stopped evaluation of the same model, images, threat model and seed had found; not done again,
+            and added to.
         adversarial: float32 `[N, H, W, C]` in [0, 1], to be filled in place with the images that were broken.
         predicted: int16 `[N]`, to be filled in place with the classes that the broken images are taken for.
         advance: Called with the number of images of which an attack is done: attacked, or standing no more.
 
     Returns:
         bool `[N]`, which images stand; and a `Rung` for `clean` and each attack.
+
+    Raises:
+        UserError: What was kept is of another evaluation.
 
     Guarantees:
         `test_in_turn_is_the_worst_case_of_each`, `test_survivors_do_not_depend_on_packing_or_devices`.
@@ -84,6 +88,7 @@ def survive(
     """
     devices = parallel.find_devices() if devices is None else devices
     kept = Kept() if kept is None else kept
+    kept.belong([model], images, labels, threat, seed)
     placed = Placed(model, images, labels, devices)
     width = batch_width(batch_size, len(images), devices)
     before, rungs = np.ones(len(images), bool), []
