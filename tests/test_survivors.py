@@ -268,6 +268,13 @@ def test_dishonest_classifiers_trip_their_alarm(name):
     assert alarm in examine(logits_fn)
 
 
+def test_a_classifier_whose_classes_are_in_another_order_is_near_chance():
+    images, labels = data(make_model(), count=64)
+    for shift, fires in ((0, False), (1, True)):
+        found = alarms.of_model(lambda x, shift=shift: jnp.roll(make_model()(x), shift, -1), images, labels, THREAT)
+        assert ("near_chance" in {alarm.name for alarm in alarms.fired(found)}) == fires
+
+
 def test_a_short_attack_that_a_longer_one_beats_is_not_converged(monkeypatch):
     monkeypatch.setattr(alarms, "_STEPS", 1)
     assert "not_converged" in examine(make_model(scale=3.0), count=200)

@@ -29,6 +29,8 @@ TOLERANCE = {"logits": 1e-4, "points": 0.5, "black_box_points": 0.2}
 
 _STEPS = 40
 _PASSES = 5
+_DEVIATIONS = 3
+"""Standard deviations of the share that guessing gets."""
 
 
 class Alarm(NamedTuple):
@@ -59,11 +61,13 @@ def of_model(
         seed: Of the attacks and the orders.
 
     Returns:
-        The alarms `randomised`, `probabilities`, `zero_gradients`, `not_converged` and `does_not_reach_0`.
+        The alarms `randomised`, `probabilities`, `near_chance`, `zero_gradients`, `not_converged` and
+        `does_not_reach_0`.
 
-    >>> images, labels = np.random.default_rng(0).uniform(size=(8, 2, 2, 1)), np.arange(8) % 2
+    >>> images = np.random.default_rng(0).uniform(size=(16, 2, 2, 1))
     >>> from robust_gan import LinfThreat
-    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], -1)
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 4 - x.sum((1, 2, 3))], -1)
+    >>> labels = np.argmax(logits_fn(images), -1)
     >>> [alarm.name for alarm in of_model(logits_fn, images, labels, LinfThreat(0.1)) if alarm.fired]
     []
     """
@@ -72,6 +76,7 @@ def of_model(
     return [
         _randomised(logits_fn, x, seed),
         _probabilities(logits_fn, x),
+        _near_chance(logits_fn, x, y),
         _zero_gradients(logits_fn, x, y),
         *_attacks_reach(logits_fn, x, y, threat, seed),
     ]
@@ -181,6 +186,20 @@ def _probabilities(logits_fn, images):
     fired = bool(logits.min() >= 0 and logits.max() <= 1 and np.abs(logits.sum(-1) - 1).max() < 1e-3)
     finding = "outputs lie in [0, 1] and sum to 1: give logits, for after a softmax gradients vanish"
     return Alarm("probabilities", fired, finding if fired else "outputs are no probabilities")
+
+
+def _near_chance(logits_fn, images, labels):
+    """What was loaded wrongly is robust to nothing, and no attack will say why."""
+    logits = np.asarray(logits_fn(images))
+    right, count, num_classes = np.mean(logits.argmax(-1) == np.asarray(labels)), len(images), logits.shape[-1]
+    chance = 1 / num_classes
+    fired = bool(right <= chance + _DEVIATIONS * (chance * (1 - chance) / count) ** 0.5)
+    return Alarm(
+        "near_chance",
+        fired,
+        f"{100 * right:.1f} % of {count} clean images are right, where guessing gets {100 * chance:.1f} %"
+        + (": are the weights, the normalisation and the order of the classes right?" if fired else ""),
+    )
 
 
 def _zero_gradients(logits_fn, images, labels):

@@ -61,8 +61,8 @@ def main():
             sys.exit(said(pair))
     same = digests(folder / "killed") == digests(folder / "whole")
     lines = [(folder / name / "metrics.jsonl").read_text() for name in ("killed", "whole")]
-    print(f"{arguments.kills} kills: the other ended within {max(waited, default=0.0):.1f} s, in {sentences} of {arguments.kills} "
-          f"with a sentence; arrays {'bit-equal' if same else 'DIFFERENT'}, metrics "
+    print(f"{arguments.kills} kills: the other ended within {max(waited, default=0.0):.1f} s, in {sentences} of "
+          f"{arguments.kills} with a sentence; arrays {'bit-equal' if same else 'DIFFERENT'}, metrics "
           f"{'equal' if lines[0] == lines[1] else 'DIFFERENT'} after {arguments.steps} steps")  # fmt: skip
     return 0 if same and lines[0] == lines[1] and sentences == arguments.kills else 1
 
