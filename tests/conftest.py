@@ -124,8 +124,13 @@ def tiny_networks(monkeypatch):
 
 
 @pytest.fixture
-def tiny_names(monkeypatch):
+def tiny_names():
     """Whole runs with the networks of `tiny_networks.py`: a configuration names both of them `tiny`."""
     import tiny_networks as tiny
 
-    tiny.register(monkeypatch.setitem)
+    from robust_gan.networks import classifiers, generators
+
+    tiny.register()
+    yield
+    for modules in (classifiers.MODULES, generators.MODULES):
+        del modules["tiny"]

@@ -3,11 +3,13 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from robust_gan import checkpoint, networks
 from robust_gan.errors import UserError
 from robust_gan.networks import CLASSIFIERS, GENERATORS, build_classifier, build_generator, count_params
 
@@ -307,3 +309,60 @@ def test_what_is_computed_anew_is_the_same(name):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(UserError, match="unknown precision 'float16'; choose from float32, bfloat16"):
         build_classifier("digits_cnn", 10, dtype="float16")
+
+
+RECIPE = """
+import flax.linen as nn
+from robust_gan import networks
+from robust_gan.config import *
+
+
+class Linear(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+networks.register_classifier("linear", lambda *, num_classes, train, axis_name, dtype: Linear(num_classes))
+
+
+def get_config(contestant="pgd"):
+    return Config(
+        data=DataConfig(train_size=64, validation_size=32), classifier=ClassifierConfig(network="linear"),
+        adversary=AdversaryConfig(name=contestant, pgd=PGDConfig(num_steps=1)), batch_size=16, num_steps=4,
+        validation=ValidationConfig(every=4, pgd_steps=1),
+    )
+"""
+
+
+def test_a_recipe_trains_a_network_of_its_own_and_whoever_registers_it_loads_it(tmp_path, launch):
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    try:
+        ended = launch("train", f"--config={tmp_path}/recipe.py", f"--workdir={tmp_path}/run", "--num_devices=1")
+        assert ended.code == 0, ended.err
+        logits_fn = checkpoint.load_classifier(tmp_path / "run")
+        assert logits_fn(jnp.zeros((3, 8, 8, 1))).shape == (3, 10)
+    finally:
+        networks.classifiers.MODULES.pop("linear", None)
+        networks.classifiers.build_classifier.cache_clear()
+        networks.inference.classify.cache_clear()
+    ended = launch("evaluate", f"--checkpoint={tmp_path}/run")
+    assert (ended.code, ended.out) == (2, "")
+    assert "unknown classifier 'linear'; choose from resnet20, " in ended.err
+
+
+def test_a_registered_network_replaces_its_namesake_and_no_network_of_the_package():
+    def module(features):
+        return lambda *, num_classes, train, axis_name, dtype: nn.Dense(features)
+
+    try:
+        for features in (3, 4):
+            networks.register_classifier("mine", module(features))
+            params, _ = build_classifier("mine", 10).init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+            assert params["kernel"].shape == (1, features)
+    finally:
+        networks.classifiers.MODULES.pop("mine")
+    with pytest.raises(UserError, match="there is a classifier 'resnet20' already: give yours another name"):
+        networks.register_classifier("resnet20", module(3))

@@ -9,7 +9,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from robust_gan.networks import classifiers, generators
+from robust_gan import networks
 from robust_gan.networks.layers import Conv, TransposedConv, as_network, batch_norm
 
 
@@ -66,11 +66,7 @@ def named_generator(*, channels, train, axis_name, dtype, remat):
     return TinyGenerator(channels, train, axis_name)
 
 
-def register(patch=dict.__setitem__):
-    """Lets a configuration name both networks `tiny`.
-
-    Args:
-        patch: Sets an item; a monkeypatch's for what is to be forgotten.
-    """
-    patch(classifiers._MODULES, "tiny", named_classifier)
-    patch(generators._MODULES, "tiny", named_generator)
+def register():
+    """Lets a configuration name both networks `tiny`."""
+    networks.register_classifier("tiny", named_classifier)
+    networks.register_generator("tiny", named_generator)

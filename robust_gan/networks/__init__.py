@@ -10,9 +10,13 @@ import jax
 
 from robust_gan.networks.classifiers import CLASSIFIERS, build_classifier
 from robust_gan.networks.generators import GENERATORS, build_generator, generator_for
+from robust_gan.networks.registering import register_classifier, register_generator
 from robust_gan.types import Params
 
-__all__ = ["CLASSIFIERS", "GENERATORS", "build_classifier", "build_generator", "count_params", "generator_for"]
+__all__ = [
+    "CLASSIFIERS", "GENERATORS", "build_classifier", "build_generator", "count_params", "generator_for",
+    "register_classifier", "register_generator",
+]  # fmt: skip
 
 
 def count_params(params: Params) -> int:

@@ -182,7 +182,7 @@ class DigitsCNN(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=he_normal)(x)
 
 
-_MODULES: dict[str, Callable[..., nn.Module]] = {
+MODULES: dict[str, Callable[..., nn.Module]] = {
     "resnet20": ResNet,
     "resnet20_wide": functools.partial(ResNet, widths=(160, 320, 640)),
     "resnet20_svhn": functools.partial(ResNet, norm_first=False, kernel_init=small_normal),
@@ -191,8 +191,9 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
     "mnist_cnn_strided": StridedCNN,
     "digits_cnn": DigitsCNN,
 }
+"""Modules by name; `registering.py` adds to them."""
 
-CLASSIFIERS = tuple(_MODULES)
+CLASSIFIERS = tuple(MODULES)
 """The names that `build_classifier` knows."""
 
 
@@ -227,8 +228,8 @@ def build_classifier(name: str, num_classes: int, dtype: str = "float32") -> Net
     >>> logits.shape
     (2, 10)
     """
-    if name not in _MODULES:
-        raise UserError(f"unknown classifier {name!r}; choose from {', '.join(CLASSIFIERS)}")
+    if name not in MODULES:
+        raise UserError(f"unknown classifier {name!r}; choose from {', '.join(MODULES)}")
     if num_classes < 1:
         raise UserError(f"num_classes must be at least 1, got {num_classes}")
-    return as_network(functools.partial(_MODULES[name], num_classes=num_classes, dtype=inner_dtype(dtype)))
+    return as_network(functools.partial(MODULES[name], num_classes=num_classes, dtype=inner_dtype(dtype)))

@@ -115,7 +115,7 @@ class MnistGenerator(nn.Module):
         return nn.tanh(TransposedConv(self.channels, (5, 5))(x))
 
 
-_MODULES: dict[str, Callable[..., nn.Module]] = {
+MODULES: dict[str, Callable[..., nn.Module]] = {
     "resnet_generator": ResNetGenerator,
     "mnist_generator": MnistGenerator,
     # An eighth and a quarter of the work of the paper's, for runs of some thousand steps.
@@ -130,8 +130,9 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
         ResNetGenerator, widths=(32, 64), num_blocks=1, project_first=False, momentum=0.95
     ),
 }
+"""Modules by name; `registering.py` adds to them."""
 
-GENERATORS = tuple(_MODULES)
+GENERATORS = tuple(MODULES)
 """The names that `build_generator` knows."""
 
 
@@ -167,12 +168,12 @@ def build_generator(name: str, channels: int, dtype: str = "float32", *, remat: 
     >>> noise.shape
     (2, 8, 8, 1)
     """
-    if name not in _MODULES:
-        raise UserError(f"unknown generator {name!r}; choose from {', '.join(GENERATORS)}")
+    if name not in MODULES:
+        raise UserError(f"unknown generator {name!r}; choose from {', '.join(MODULES)}")
     if channels < 1:
         raise UserError(f"channels must be at least 1, got {channels}")
     return as_network(
-        functools.partial(_MODULES[name], channels=channels, dtype=inner_dtype(dtype), remat=remat), size_multiple=4
+        functools.partial(MODULES[name], channels=channels, dtype=inner_dtype(dtype), remat=remat), size_multiple=4
     )
 
 
