@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from robust_gan import random
 from robust_gan.config import ThreatConfig
+from robust_gan.errors import UserError
 from robust_gan.types import ThreatModel
 
 
@@ -21,11 +22,26 @@ class LinfThreat:
     Attributes:
         epsilon: Radius in units of the pixel range.
         bounds: Smallest and largest valid pixel.
+
+    Raises:
+        UserError: A number from 2 to 255 for pixels in [0, 1]: grey levels.
+
+    >>> LinfThreat(8)
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: epsilon is 8, but pixels are in [0, 1]: for 8 grey levels of 255 write 8/255 (0.03137)
     """
 
     epsilon: float | jax.Array
     bounds: tuple[float, float] = (0.0, 1.0)
     norm: ClassVar[str] = "linf"
+
+    def __post_init__(self) -> None:
+        """Refuses a radius in grey levels; what is larger is meant to allow everything."""
+        if self.bounds == (0.0, 1.0) and isinstance(self.epsilon, int | float) and 2 <= self.epsilon <= 255:
+            raise UserError(
+                f"epsilon is {self.epsilon:g}, but pixels are in [0, 1]: for {self.epsilon:g} grey levels of 255 "
+                f"write {self.epsilon:g}/255 ({self.epsilon / 255:.4g})"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
