@@ -16,6 +16,10 @@ from robust_gan.evaluation import Model, bringing
 SPLITS = ("test", "validation", "train")
 
 
+_NO_DATA = (".npy", ".pt", ".pth", ".pkl", ".csv", ".zip")
+"""What people take for data."""
+
+
 class Entrant(NamedTuple):
     """A model and where it comes from.
 
@@ -109,6 +113,8 @@ def choose_data(entrants: Sequence[Entrant], *, dataset: str, split: str, data_d
     if split not in SPLITS:
         raise UserError(f"the split must be one of {', '.join(SPLITS)}, not {split!r}")
     first = next((entrant.record for entrant in entrants if entrant.record is not None), None)
+    if epath.Path(dataset).suffix in _NO_DATA:
+        raise UserError(f"--data is a data set such as mnist, or an .npz of images and labels, not {dataset}")
     if dataset.endswith(".npz"):
         arrays = bringing.load_arrays(dataset)
         num_classes = int(arrays.labels.max()) + 1 if arrays.labels.size else 0

@@ -216,6 +216,11 @@ def _widen(logits: jax.Array) -> jax.Array:
 
 
 def _at(values: jax.Array, labels: jax.Array) -> jax.Array:
+    if jnp.ndim(labels) != 1 or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise ValueError(
+            f"labels must be integers [B], the number of a class each, not {jnp.result_type(labels)} "
+            f"{jnp.shape(labels)}: of one-hot labels take argmax(-1)"
+        )
     return jnp.take_along_axis(values, labels[:, None], axis=-1)[:, 0]
 
 

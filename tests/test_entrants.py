@@ -41,6 +41,20 @@ def nan():
 def broken():
     return no_such_name
 
+def with_state():
+    return lambda images: (linear()(images), {})
+
+def of_numpy():
+    import numpy as np
+    return lambda images: np.asarray(linear()(images))
+
+def training():
+    import flax.linen as nn
+    import jax
+    net = nn.BatchNorm(use_running_average=False)
+    variables = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    return lambda images: net.apply(variables, images)
+
 def raises():
     def logits_fn(images):
         raise RuntimeError("no weights\\nhere")
@@ -104,6 +118,15 @@ def test_ones_own_model_beside_a_checkpoint_on_its_data(brought, tiny_run, launc
     [
         ({"module": "no_such_module"}, "the module no_such_module of the model cannot be imported"),
         ({"model": "no_such"}, "the module my_models has no function 'no_such'"),
+        ({"model": "linaer"}, "the module my_models has no function 'linaer'; is it linear?"),
+        (
+            {"module": "my_models.py"},
+            "a model is given as package.module:function, without .py, not 'my_models.py:linear'",
+        ),
+        ({"model": "with_state"}, "my_models:with_state returns a tuple for images: return the logits alone"),
+        ({"model": "of_numpy"}, "my_models:of_numpy cannot be traced by JAX, so that nothing can attack it"),
+        ({"model": "training"}, "(in training mode? evaluate with use_running_average=True)"),
+        ({"data": "mine.npy"}, "--data is a data set such as mnist, or an .npz of images and labels, not"),
         ({"model": ""}, "a model is given as package.module:function, not 'my_models:'"),
         ({"model": "broken"}, "my_models:broken fails: NameError: name 'no_such_name' is not defined"),
         ({"model": "constant"}, "must return a function of images, not int"),
@@ -154,6 +177,11 @@ def test_attacks_that_need_more_classes_are_refused_before_anything_is_written(b
         (lambda images, labels: {"images": images, "labels": labels[:-1]}, "labels must have shape (40,)"),
         (lambda images, labels: {"images": images, "labels": labels * 1.0}, "labels must be integers"),
         (lambda images, labels: {"images": images, "labels": labels.astype(object)}, "is no .npz of plain arrays"),
+        (lambda images, labels: {"images": images, "labels": labels.astype(str)}, "give class numbers from 0"),
+        (lambda images, labels: {"images": images, "labels": labels + 1}, "are the classes numbered from 0?"),
+        (lambda images, labels: {"x": images, "y": labels}, "bad.npz lacks the array images: it has x, y"),
+        (lambda images, labels: {"images": images * 1.0, "labels": labels}, "divide by 255, or store them as uint8"),
+        (lambda images, labels: {"images": images / 127.5 - 1, "labels": labels}, "normalise inside the model"),
     ],
 )
 def test_arrays_that_cannot_be_scored_are_one_sentence(brought, change, sentence):

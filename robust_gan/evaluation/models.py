@@ -73,11 +73,14 @@ def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
         if not np.isfinite(images).all():
             raise DataError("images must be finite, but hold NaN or infinite pixels")
         if images.min() < -1e-6 or images.max() > 1 + 1e-6:
-            raise DataError(f"pixels must be in [0, 1], but range from {images.min():g} to {images.max():g}")
+            remedy = "normalise inside the model" if images.min() < -1e-6 else "divide by 255, or store them as uint8"
+            raise DataError(f"pixels must be in [0, 1], but range from {images.min():g} to {images.max():g}: {remedy}")
     if labels.shape != images.shape[:1]:
         raise DataError(f"labels must have shape {images.shape[:1]}, one per image, not {labels.shape}")
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"labels must be integers, not {labels.dtype}")
+    if labels.min() == 1 and labels.max() == num_classes:
+        raise DataError(f"labels run from 1 to {num_classes}: number the classes from 0")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(f"labels must be in 0..{num_classes - 1}, but range from {labels.min()} to {labels.max()}")
 
