@@ -10,7 +10,14 @@ from robust_gan import comparison
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "tutorials" / "interop.md"
 BLOCKS = dict(re.findall(r"^## (.+?)$.*?```python\n(.*?)```", PAGE.read_text(), re.DOTALL | re.MULTILINE))
-NEEDS = {"equinox": "equinox", "haiku": "haiku", "flax.nnx": "flax", "Foolbox": "foolbox", "RobustBench": "robust_gan"}
+NEEDS = {
+    "equinox": "equinox",
+    "haiku": "haiku",
+    "flax.nnx": "flax",
+    "BatchNorm in a training loop of your own": "flax",
+    "Foolbox": "foolbox",
+    "RobustBench": "robust_gan",
+}
 
 
 def test_every_block_is_tried():
