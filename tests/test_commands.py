@@ -47,11 +47,14 @@ def commands(body):
 
 @pytest.fixture
 def small(monkeypatch):
-    """The digits' networks become those of `tiny_networks.py`; what takes minutes is planned and not done."""
+    """The package's networks become those of `tiny_networks.py`; what takes minutes is planned and not done."""
+    registered = networks.build_classifier
+
+    def build_classifier(name, num_classes, *_):
+        return tiny.build_classifier(num_classes) if name in networks.CLASSIFIERS else registered(name, num_classes)
+
     for module in (networks, networks.inference):
-        monkeypatch.setattr(
-            module, "build_classifier", lambda name, num_classes, *_: tiny.build_classifier(num_classes)
-        )
+        monkeypatch.setattr(module, "build_classifier", build_classifier)
         monkeypatch.setattr(module, "build_generator", lambda name, channels, *_, **__: tiny.build_generator(channels))
     forget = [networks.inference.classify.cache_clear, networks.inference.generate.cache_clear, trained.cache_clear]
     for cached in forget:
@@ -60,7 +63,9 @@ def small(monkeypatch):
     monkeypatch.setattr(experiment, "run", lambda plan, output, **settings: ("planned", {}))
     monkeypatch.setattr(data, "prepare", lambda name, **settings: name)
     yield
-    for cached in forget:
+    for name in set(networks.classifiers.MODULES) - set(networks.CLASSIFIERS):  # What a page registers.
+        del networks.classifiers.MODULES[name]
+    for cached in (*forget, registered.cache_clear):
         cached()
 
 
