@@ -17,6 +17,7 @@ import pytest
 from robust_gan import checkpoint, parallel, starting, symptoms, threat_model, training, validation, workdir
 from robust_gan.config import (
     AdversaryConfig,
+    ClassifierConfig,
     Config,
     DataConfig,
     GeneratorConfig,
@@ -28,13 +29,16 @@ from robust_gan.config import (
 )
 from robust_gan.errors import CheckpointError, DataError, NotFiniteError, UserError
 
+pytestmark = pytest.mark.usefixtures("tiny_names")
+
 
 def tiny(name="generator", **settings):
     """A run of seconds on digits."""
     return Config(
         data=DataConfig(train_size=100, validation_size=40, augmentation="crop", padding=1),
+        classifier=ClassifierConfig(network="tiny"),
         adversary=AdversaryConfig(
-            name=name, pgd=PGDConfig(num_steps=1), generator=GeneratorConfig(steps=1, minibatches=2)
+            name=name, pgd=PGDConfig(num_steps=1), generator=GeneratorConfig(network="tiny", steps=1, minibatches=2)
         ),
         penalty=PenaltyConfig(coefficient=0.01 if name == "generator" else 0.0),
         batch_size=16,
@@ -88,7 +92,6 @@ COSINE = {"classifier.optimizer.schedule": "cosine", "classifier.optimizer.sched
 GROWN = {"sees": ("gradient", "perturbation", "label"), "hops": 2, "latent_size": 2, "final_step": 0.5}
 
 
-@pytest.mark.usefixtures("tiny_names")
 @pytest.mark.parametrize(
     ("name", "settings", "count"),
     [
@@ -111,7 +114,6 @@ GROWN = {"sees": ("gradient", "perturbation", "label"), "hops": 2, "latent_size"
 def test_every_option_resumes_bit_for_bit_wherever_it_was_stopped(tmp_path, name, settings, count):
     def config(num_steps=6):
         config = tiny(name, num_steps=num_steps, steps_per_call=2)
-        config.classifier.network = config.adversary.generator.network = "tiny"
         for path, value in settings.items():
             *owners, field = path.split(".")
             owner = functools.reduce(getattr, owners, config)
@@ -273,8 +275,9 @@ def test_a_failure_in_closing_is_told_but_hides_no_other(tmp_path, monkeypatch, 
 PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
-import test_training
+import test_training, tiny_networks
 from robust_gan import training
+tiny_networks.register()
 result = training.train(test_training.endless(100000), {directory!r}, progress=False)
 print("finished", result.finished, "step", result.step)
 """
@@ -324,11 +327,11 @@ def test_training_ends_when_patience_does_and_stays_ended(tmp_path):
     # Accuracies are equal then, and the newest of equals is the best: patience never ends.
     assert ended.step == 20
     assert ended.finished
-    config.data.train_size, config.classifier.optimizer.learning_rate = 100, 10.0
+    config.num_steps, config.classifier.optimizer.learning_rate = 60, 10.0
     ended = train(config, tmp_path / "diverging", say=said.append)
     best = checkpoint.read_record(tmp_path / "diverging", "best").step
     assert ended.finished
-    assert ended.step == best + 4 < 20
+    assert ended.step == best + 4 < 60
     assert said == [f"ended at step {ended.step}: no validation since step {best} was as good"]
     again = train(config, tmp_path / "diverging", say=said.append)
     assert again.step == ended.step
@@ -385,10 +388,8 @@ def test_the_averaged_weights_are_what_is_validated_and_evaluated(tmp_path):
     assert noise_fn(np.zeros((1, 8, 8, 1 + 1 + 1 + 10 + 2), np.float32)).shape == (1, 8, 8, 1)
 
 
-@pytest.mark.usefixtures("tiny_names")
 def test_a_run_whose_folder_was_removed_and_made_anew_writes_nothing_more(tmp_path, monkeypatch):
     config = tiny("none", num_steps=2)
-    config.classifier.network = "tiny"
     score, other = validation.score, tiny("none", num_steps=2, seed=1)
 
     def replaced(*arguments):
