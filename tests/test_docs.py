@@ -73,6 +73,27 @@ def test_every_attack_alarm_and_file_is_in_the_tables():
     assert len(ROWS) == 12
 
 
+def test_a_suite_holds_what_its_row_says():
+    text, held = (DOCS / "attacks.md").read_text(), {}
+    for name, *columns in re.findall(r"^\| `(quick|paper|autoattack|full)`.*? \|(.*?)\|(.*) \|$", text, re.M):
+        named = [re.findall(r"`(\w+)`", column) for column in columns]
+        # A suite stands for its own attacks of that column.
+        held[name] = [
+            [attack for word in words for attack in (held[word][place] if word in held else [word])]
+            for place, words in enumerate(named)
+        ]
+    assert held == {
+        name: [part.split(",") if part else [] for part in suite] for name, suite in evaluation.SUITES.items()
+    }
+
+
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
+def test_the_attacks_that_a_page_advises_are_such_as_there_are(page):
+    flags = re.findall(r"--(attacks|in_turn|suite)=([\w,]+)", page.read_text())
+    for flag, value in flags if page.name != "errors.md" else ():  # Its mistakes are made: tests/test_errors.py.
+        assert evaluation.suite_of(value, None, None) if flag == "suite" else evaluation.attack_names(value)
+
+
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
