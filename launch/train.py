@@ -70,7 +70,7 @@ def main(argv):
     )
     if result.finished and result.validation and parallel.is_first():
         figures = ", ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in result.validation.items())
-        print(f"step {result.step}, validation: {figures}")
+        print(f"step {result.step}, validation: {figures}; best: step {result.best_step}")
     return 0
 
 

@@ -42,12 +42,14 @@ class Result(NamedTuple):
         step: Steps taken.
         finished: False where a signal ended it early; True after all steps, or out of patience.
         validation: The figures of the last validation.
+        best_step: Steps of the best checkpoint; None where none was saved.
     """
 
     state: TrainState
     step: int
     finished: bool
     validation: dict[str, float]
+    best_step: int | None
 
 
 def train(
@@ -198,7 +200,7 @@ def train(
             sentry.check(jax.device_get(carried.watch), carried.state)
             save({checkpoint.SELECTION: -1.0})
             say(f"stopped at step {step} and saved; the same command goes on from there")
-        return Result(jax.device_get(_without_keys(carried.state)), step, ended, figures)
+        return Result(jax.device_get(_without_keys(carried.state)), step, ended, figures, recorder.best_step)
 
 
 def _steps_until(step: int, end: int, *multiples: int) -> int:
