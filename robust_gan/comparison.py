@@ -110,6 +110,8 @@ def compare(
     )
     attackable = [*given[: len(targets)], *brought]
     everyone = [*attackable, *given[len(targets) :]]
+    if attacks is None and all(entrant.model.generator is None for entrant in everyone):
+        names = tuple(name for name in names if name != evaluation.GENERATOR)  # Of a suite; who names it sees a dash.
     first = next((entrant.record for entrant in everyone if entrant.record is not None), None)
     if first is None and epsilon is None:
         raise UserError("--epsilon is missing: a model of your own does not say it; give it in units of [0, 1]: 8/255")

@@ -81,7 +81,7 @@ def brought(tmp_path, monkeypatch, launch):
             "--attacks=fgsm,pgd3", *flags,
         )  # fmt: skip
 
-    evaluate.folder, evaluate.images, evaluate.labels = tmp_path, images, labels
+    evaluate.folder, evaluate.images, evaluate.labels, evaluate.launch = tmp_path, images, labels, launch
     return evaluate
 
 
@@ -189,6 +189,14 @@ def test_arrays_that_cannot_be_scored_are_one_sentence(brought, change, sentence
     ended = brought(data="bad.npz")
     assert (ended.code, ended.out) == (2, "")
     assert sentence in ended.err
+
+
+def test_a_suite_leaves_out_the_generator_where_nobody_has_one(brought):
+    flags = ["--model=my_models:linear", f"--data={brought.folder}/mine.npz", "--epsilon=0.01"]
+    quick, named = (brought.launch("evaluate", *flags, end) for end in ("--suite=quick", "--attacks=fgsm,generator"))
+    assert quick.code == named.code == 0
+    assert "| clean | fgsm, white box | pgd10, white box |\n" in quick.out
+    assert "generator, white box |" in named.out
 
 
 def test_a_model_that_was_trained_on_is_another_model(brought):
