@@ -73,12 +73,15 @@ def member(folder, steps, processes, devices, number, port):
     import tiny_recipe
 
     from robust_gan import checkpoint, evaluation, leaves, parallel, starting, threat_model, training
+    from robust_gan.config import OptimizerConfig
 
     if processes > 1:
         parallel.connect(f"127.0.0.1:{port}", processes, number)
     folder, config = pathlib.Path(folder), tiny_recipe.get_config()
     config.num_steps = config.validation.every = steps
     config.classifier.network = "digits_cnn"  # The small one would take all images for one class.
+    # Adam makes a full step of a gradient that is rounding alone.
+    config.adversary.generator.optimizer = OptimizerConfig(name="sgd", learning_rate=0.05)
     result = training.train(config, folder / f"run_{processes}x{devices}", progress=False)
     arrays = {f"state/{name}": np.asarray(leaf) for name, leaf in leaves.named(result.state).items()}
 
