@@ -66,7 +66,13 @@ def register_generator(name: str, module: Callable[..., nn.Module]) -> None:
     inference.generate.cache_clear()
 
 
-def _register(name, module, taken, modules, kind):
+def _register(
+    name: str,
+    module: Callable[..., nn.Module],
+    taken: tuple[str, ...],
+    modules: dict[str, Callable[..., nn.Module]],
+    kind: str,
+) -> None:
     if name in taken:
         raise UserError(f"there is a {kind} {name!r} already: give yours another name")
     modules[name] = module
