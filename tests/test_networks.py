@@ -11,7 +11,7 @@ import pytest
 
 from robust_gan import checkpoint, networks
 from robust_gan.errors import UserError
-from robust_gan.networks import CLASSIFIERS, GENERATORS, build_classifier, build_generator, count_params
+from robust_gan.networks import CLASSIFIERS, GENERATORS, build_classifier, build_generator, count_params, layers
 
 IMAGE_SHAPES = {
     "resnet20": (32, 32, 3),
@@ -309,6 +309,18 @@ def test_what_is_computed_anew_is_the_same(name):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(UserError, match="unknown precision 'float16'; choose from float32, bfloat16"):
         build_classifier("digits_cnn", 10, dtype="float16")
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 6, 2), (2, 7, 5, 3), (1, 1, 1, 1)])
+def test_max_pool_is_that_of_flax(shape):
+    def pooled(function, x, cotangent):
+        return jax.vjp(function, x)[0], jax.vjp(function, x)[1](cotangent)[0]
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    flax = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2), padding="SAME")
+    cotangent = jnp.cos(jnp.arange(flax(x).size, dtype=jnp.float32)).reshape(flax(x).shape)
+    for ours, theirs in zip(pooled(layers.max_pool, x, cotangent), pooled(flax, x, cotangent), strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 RECIPE = """

@@ -25,6 +25,7 @@ from robust_gan.networks.layers import (
     batch_norm,
     he_normal,
     inner_dtype,
+    max_pool,
     small_normal,
 )
 from robust_gan.types import Network
@@ -110,7 +111,7 @@ class MnistCNN(nn.Module):
         """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
         for features, dtype in ((32, None), (64, self.dtype)):
             x = nn.relu(Conv(features, (5, 5), use_bias=True, dtype=dtype)(x))
-            x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
+            x = max_pool(x)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=he_normal)(x)
 
