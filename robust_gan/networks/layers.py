@@ -59,8 +59,8 @@ class TransposedConv(nn.Module):
 def max_pool(x: jax.Array) -> jax.Array:
     """Returns the largest of each 2x2 pixels; an odd last row or column is pooled by itself.
 
-    What `nn.max_pool` with padding "SAME" returns. Its gradient is a scatter, for which XLA:CPU has a naive loop, 9 to 18
-    times as slow as that of two maxima. Where pixels are equal, this one divides it among them.
+    What `nn.max_pool` with padding "SAME" returns. The gradient of that is a scatter, for which XLA:CPU has a naive
+    loop, 9 to 18 times as slow as that of two maxima. Where pixels are equal, this one divides it among them.
 
     Args:
         x: `[B, H, W, C]`.

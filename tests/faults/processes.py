@@ -69,16 +69,17 @@ def load(folder, processes, devices):
 
 def member(folder, steps, processes, devices, number, port):
     """One of the processes."""
-    sys.path.insert(0, str(TESTS))
-    import tiny_recipe
+    import smallest  # Before the libraries.
 
     from robust_gan import checkpoint, evaluation, leaves, parallel, starting, threat_model, training
-    from robust_gan.config import OptimizerConfig
+    from robust_gan.config import OptimizerConfig, ValidationConfig
 
     if processes > 1:
         parallel.connect(f"127.0.0.1:{port}", processes, number)
-    folder, config = pathlib.Path(folder), tiny_recipe.get_config()
-    config.num_steps = config.validation.every = steps
+    folder, config = (
+        pathlib.Path(folder),
+        smallest.config(num_steps=steps, validation=ValidationConfig(every=steps, pgd_steps=1)),
+    )
     config.classifier.network = "digits_cnn"  # The small one would take all images for one class.
     # Adam makes a full step of a gradient that is rounding alone.
     config.adversary.generator.optimizer = OptimizerConfig(name="sgd", learning_rate=0.05)
