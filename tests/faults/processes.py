@@ -2,7 +2,7 @@
 
 python tests/faults/processes.py [--steps=20] [--folder=DIR]
 
-Trains the same run of digits, with the small networks of `tests/tiny_networks.py`, in each of the six; then each
+Trains the same run of digits, with the small generator of `tests/tiny_networks.py`, in each of the six; then each
 evaluates the checkpoint of the first on all test images. Prints how far the parameters are apart, and ends with 1 where
 that is more than 1e-5, or where the fate of any image differs.
 """
@@ -18,7 +18,6 @@ import tempfile
 
 import numpy as np
 
-TESTS = pathlib.Path(__file__).resolve().parents[1]
 SIZES = [(processes, devices) for processes in (1, 2) for devices in (1, 2, 4)]
 TOLERANCE = 1e-5
 
