@@ -123,6 +123,15 @@ def test_what_was_found_in_another_evaluation_is_refused(tmp_path, how, change, 
         run(**change)
 
 
+def test_a_model_whose_logits_are_not_finite_is_itself_again():
+    images, labels = np.zeros((3, 2, 2, 1), np.float32), np.zeros(3, np.int32)
+    logits = jnp.array([[jnp.inf, 1.0, jnp.nan]])
+    kept = evaluation.Kept()
+    for model, differs in ((Model("a", lambda x: logits), ""), (Model("a", lambda x: logits), ""),
+                           (Model("a", lambda x: 2 * logits), "another a")):  # fmt: skip
+        assert kept.differs([model], images, labels, THREAT, 0) == differs
+
+
 def test_what_was_finished_is_not_attacked_again(tmp_path):
     model = Model("a", make_model())
     images, labels = data(model.logits_fn)

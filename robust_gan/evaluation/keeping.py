@@ -119,8 +119,10 @@ class Kept:
 
     def _agrees(self, name: str, value: np.ndarray) -> bool:
         there = self._arrays.setdefault(self._prefix + name, np.array(value))
-        largest = np.abs(value).max(initial=0)
-        return there.shape == value.shape and np.allclose(there, value, rtol=0, atol=_TOLERANCE * largest)
+        if there.shape != value.shape:
+            return False
+        largest = np.abs(value[np.isfinite(value)]).max(initial=0)  # Logits may be infinite or NaN.
+        return np.allclose(there, value, rtol=0, atol=_TOLERANCE * largest, equal_nan=True)
 
     def under(self, prefix: str) -> "Kept":
         """Returns the same findings, with a prefix before every name: those of one evaluation of several."""
