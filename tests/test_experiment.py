@@ -172,7 +172,7 @@ def test_the_tables_hold_what_the_reports_say():
 
 def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):
     """The whole of it: trained, killed, gone on, attacked, written; and once more with nothing left to do."""
-    flags = ["--dataset=digits", "--budget=smoke", "--contestants=ensemble,generator_hops"]
+    flags = ["--dataset=digits", "--budget=smoke", "--contestants=ensemble"]
 
     def command(output):
         return [sys.executable, ROOT / "launch" / "reproduce.py", *flags, f"--output={output}"]
