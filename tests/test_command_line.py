@@ -255,6 +255,25 @@ def test_a_field_in_a_file_of_flags_is_checked_like_one_on_the_command_line(laun
     assert ended.err.startswith("error: the configuration has no field nosuch: the fields are seed, data, threat,")
 
 
+@pytest.mark.parametrize(
+    ("field", "end"),
+    [
+        ("epsilon", "keep_last; is it threat.epsilon?"),
+        ("threat.epsilno", "norm, epsilon; is it threat.epsilon?"),
+        (
+            "classifier.learning_rate",
+            "is it classifier.optimizer.learning_rate or adversary.generator.optimizer.learning_rate?",
+        ),
+        ("nosuch", "keep_last"),
+    ],
+)
+def test_a_field_that_is_elsewhere_is_named(launch, field, end):
+    ended = launch("train", RECIPE, f"--config.{field}=1")
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: the configuration has no field {field}: ")
+    assert ended.err.endswith(f"{end}\n")
+
+
 def test_launchers_do_not_disturb_one_another_in_these_tests(launch):
     for _ in range(2):
         for script in ("train", "evaluate"):

@@ -1,6 +1,7 @@
 """The fields of a configuration as flags, `--config.FIELD=VALUE`: absl says less well what is wrong with one."""
 
 import dataclasses
+import difflib
 import os
 import re
 import typing
@@ -90,9 +91,26 @@ def _field_type(path: str) -> Any:
             group = ".".join(parts[:depth])
             where = f"the fields of {group}" if group else "the fields"
             raise UserError(
-                f"the configuration has no field {path}: {where} are {', '.join(types)}"
+                f"the configuration has no field {path}: {where} are {', '.join(types)}{_elsewhere(parts[-1])}"
                 if types
                 else f"the configuration has no field {path}: {group} is a single value"
             )
         kind = types[name]
     return kind
+
+
+def _elsewhere(name: str) -> str:
+    """Says where a field of that name, or of one like it, is."""
+    paths = list(_paths(Config))
+    names = [path.rpartition(".")[2] for path in paths]
+    like = difflib.get_close_matches(name, names, 1, 0.8)
+    found = [path for path, end in zip(paths, names, strict=True) if end in like]
+    return f"; is it {' or '.join(found)}?" if found else ""
+
+
+def _paths(kind: Any, prefix: str = "") -> Iterator[str]:
+    for name, of in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(of):
+            yield from _paths(of, f"{prefix}{name}.")
+        else:
+            yield prefix + name
