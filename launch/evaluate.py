@@ -97,6 +97,8 @@ def main(argv):
     if table := report.in_turn(values):
         print(f"\nAttacks in turn, each on what still stood:\n{table}")
     print(f"\nAlarms:\n{report.alarms_told(values)}")
+    if _OUTPUT.value:
+        print(f"\nReport: {_OUTPUT.value.rstrip('/')}/report.md, and the same as report.json")
     return 0
 
 

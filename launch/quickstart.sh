@@ -23,4 +23,4 @@ echo "Attacking them"
   --checkpoint="$out/standard,$out/pgd,$out/adversarial_network" --sources="$out/stranger" \
   --attacks=clean,fgsm,pgd40,generator --output="$out" --pictures=examples
 "$python" launch/report.py "$out" --output="$out/report.html" > /dev/null
-echo "Tables, figures and pictures: $out/report.html, report.md, report.json, examples.png"
+echo "All of it on one page: $out/report.html; pictures: $out/examples.png"

@@ -46,6 +46,11 @@ def parse():
         help="components to run by themselves",
     )
     parser.add_argument("--no-standard", action="store_true", help="leave out the whole of AutoAttack standard")
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="each component of AutoAttack standard in turn and, on the images that had fallen, alone: in less time",
+    )
     parser.add_argument("--no-foolbox", action="store_true", help="leave out FGSM and PGD against Foolbox")
     parser.add_argument(
         "--torch-threads", type=int, default=1, help="of torch's own arithmetic; for small images one is the fastest"
@@ -70,6 +75,10 @@ class Ours:
         self.devices = max(count for count in range(1, len(jax.devices()) + 1) if len(images) % count == 0)
         self.compiled = {}
 
+    def only(self, chosen):
+        """Returns the same with the chosen images alone."""
+        return Ours(self.logits_fn, self.images[chosen], self.labels[chosen], self.threat)
+
     def run(self, names, seed):
         """Returns which images still stand after the attacks in turn, bool `[N]`."""
         components = (IN_THEIR_PLACES,) if names == [IN_THEIR_PLACES[0]] else attacks.autoattack(names)
@@ -91,10 +100,15 @@ class Reference:
     """AutoAttack as its authors wrote it, on the classifier through the bridge."""
 
     def __init__(self, logits_fn, images, labels, threat):
-        self.bridge = Bridge(logits_fn)
+        self.bridge = logits_fn if isinstance(logits_fn, Bridge) else Bridge(logits_fn)
         self.images = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2).copy())
         self.labels = torch.from_numpy(np.array(labels, np.int64))
         self.threat = threat
+
+    def only(self, chosen):
+        """Returns the same with the chosen images alone."""
+        images, labels = self.images.numpy()[chosen].transpose(0, 2, 3, 1), self.labels.numpy()[chosen]
+        return Reference(self.bridge, images, labels, self.threat)
 
     def run(self, names, seed):
         """Returns which images still stand after the attacks in turn, bool `[N]`."""
@@ -128,6 +142,34 @@ def compare(ours, reference, names, seeds):
         row["only_ours_breaks"] = int((both[0] & ~both[1]).sum())
         rows.append(row)
     return rows
+
+
+def compare_once(ours, reference):
+    """Yields a row for each component of AutoAttack standard: in turn, and, with the images that had fallen, alone.
+
+    An attack treats each image by itself, so what stands after one alone is known when it has attacked those that
+    stood before it and, apart, those that had fallen: each side attacks each image with each component once.
+    """
+    players = {"reference": reference, "ours": ours}
+    clean = np.asarray(ours.correct(ours.logits_fn, ours.images))
+    standing = dict.fromkeys(players, clean)
+    for name, _ in attacks.autoattack():
+        row, alone = {"component": name}, {}
+        for who, player in players.items():
+            before, alone[who] = standing[who], np.zeros_like(clean)
+            for part, chosen in (("standing", before), ("fallen", clean & ~before)):
+                row[f"{who}_{part}"] = int(chosen.sum())
+                if chosen.any():
+                    still, row[f"{who}_seconds_{part}"] = timed(
+                        lambda player=player, chosen=chosen, name=name: player.only(chosen).run([name], 0)
+                    )
+                    alone[who][chosen] = still
+            standing[who] = before & alone[who]
+            row[f"{who}_alone"], row[f"{who}_in_turn"] = int(alone[who].sum()), int(standing[who].sum())
+        for kind, left in (("alone", alone), ("in_turn", standing)):
+            row[f"only_the_reference_breaks_{kind}"] = int((left["ours"] & ~left["reference"]).sum())
+            row[f"only_ours_breaks_{kind}"] = int((left["reference"] & ~left["ours"]).sum())
+        yield row
 
 
 def against_foolbox(logits_fn, images, labels, threat):
@@ -183,10 +225,15 @@ def main():
     }
     print(json.dumps({key: value for key, value in result.items() if key != "alone"}), flush=True)
     ours, reference = (kind(logits_fn, images, labels, threat) for kind in (Ours, Reference))
-    for name in filter(None, arguments.alone.split(",")):
+    if arguments.once:
+        result["once"] = []
+        for row in compare_once(ours, reference):
+            result["once"].append(row)
+            print(json.dumps(row), flush=True)
+    for name in [] if arguments.once else filter(None, arguments.alone.split(",")):
         result["alone"][name] = compare(ours, reference, [name], arguments.seeds)
         print(name, json.dumps(result["alone"][name]), flush=True)
-    if not arguments.no_standard:
+    if not (arguments.no_standard or arguments.once):
         names = [name for name, _ in attacks.autoattack()]
         result["standard"] = compare(ours, reference, names, arguments.seeds)
         print("standard", json.dumps(result["standard"]), flush=True)
