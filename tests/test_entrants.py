@@ -173,7 +173,10 @@ def test_attacks_that_need_more_classes_are_refused_before_anything_is_written(b
             "channels first: give [N, H, W, C]",
         ),
         (lambda images, labels: {"images": images[..., 0], "labels": labels}, "non-empty array [N, H, W, C]"),
-        (lambda images, labels: {"images": images, "labels": labels - 10}, "labels must be in 0.."),
+        (
+            lambda images, labels: {"images": images, "labels": labels - 10},
+            "labels must be class numbers from 0, but one is -10",
+        ),
         (lambda images, labels: {"images": images, "labels": labels[:-1]}, "labels must have shape (40,)"),
         (lambda images, labels: {"images": images, "labels": labels * 1.0}, "labels must be integers"),
         (lambda images, labels: {"images": images, "labels": labels.astype(object)}, "is no .npz of plain arrays"),

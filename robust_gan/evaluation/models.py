@@ -79,9 +79,11 @@ def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
         raise DataError(f"labels must have shape {images.shape[:1]}, one per image, not {labels.shape}")
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"labels must be integers, not {labels.dtype}")
+    if labels.min() < 0:
+        raise DataError(f"labels must be class numbers from 0, but one is {labels.min()}")
     if labels.min() == 1 and labels.max() == num_classes:
         raise DataError(f"labels run from 1 to {num_classes}: number the classes from 0")
-    if labels.min() < 0 or labels.max() >= num_classes:
+    if labels.max() >= num_classes:
         raise DataError(f"labels must be in 0..{num_classes - 1}, but range from {labels.min()} to {labels.max()}")
 
 
