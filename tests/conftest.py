@@ -74,6 +74,19 @@ def _launch(script, *arguments):
     return Ended(code, out.getvalue(), err.getvalue())
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what is slow, but for `--all` and for tests that are asked for by name."""
+    if config.option.all or config.option.keyword or any("::" in argument for argument in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forgets_what_it_compiled():
     """Compiled functions are large, and files of tests share few: without this a worker grows to 4 GB."""

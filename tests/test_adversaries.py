@@ -93,6 +93,7 @@ ADVERSARIES: dict[str, tuple[Adversary, float]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_every_adversary_raises_the_loss_within_the_ball(name):
     adversary, reach = ADVERSARIES[name]
@@ -131,6 +132,7 @@ GAMES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GAMES)
 def test_two_steps_on_four_devices_are_two_steps_on_one(name):
     played = Game(CLASSIFIER, optax.sgd(0.1), **GAMES[name])
@@ -171,6 +173,7 @@ def test_sources_stay_frozen_bit_for_bit(scheme):
     assert int(state.adversary.count) == 5
 
 
+@pytest.mark.slow
 def test_the_papers_ensemble_attacks_in_its_three_ways():
     source, batch = make_source(0), make_batch(300)
     adversary = adversaries.ensemble([source], THREAT, num_steps=3)
@@ -222,6 +225,7 @@ def test_trades_equals_a_numpy_reference():
     )
 
 
+@pytest.mark.slow
 def test_the_trades_game_learns_along_the_gradient_of_its_loss():
     batch = make_batch()
     played = Game(CLASSIFIER, optax.sgd(0.1), ADVERSARIES["pgd on kl"][0], loss="trades", adversarial_weight=4.0)
@@ -261,6 +265,7 @@ def test_hops_by_hand():
     np.testing.assert_allclose(last.item(), 0.7, rtol=1e-6)  # 0.625 + 0.2, back to the ball.
 
 
+@pytest.mark.slow
 def test_the_later_hop_teaches_the_earlier_one_but_the_classifiers_gradient_is_data():
     images, labels = make_batch(4)
     logits_fn = make_source(0)
@@ -296,6 +301,7 @@ def test_the_box_takes_all_noise():
         threat_model.perturb_within_box(images, images, L2Threat(0.1))
 
 
+@pytest.mark.slow
 def test_diversity_by_hand_and_its_reward():
     images = jnp.zeros((1, 2, 2, 1))
     others = images.at[0, 0, 0, 0].set(0.1)

@@ -119,6 +119,7 @@ def numpy_apgd(start, centre, label, epsilon, num_steps, norm):
     return np.array(points), np.array(values), np.array(wrong), halvings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 def test_apgd_follows_the_authors_rules(norm):
     epsilon, num_steps, count = {"linf": 0.02, "l2": 0.06}[norm], 40, 32
@@ -177,6 +178,7 @@ def three_lines(images):
     return jnp.stack([2 + x, 1.9 + x, 1.8 + x, 1.7 + x, 2.6 - x], -1)
 
 
+@pytest.mark.slow
 def test_the_targeted_attack_tries_the_classes_in_turn():
     images, labels = images_between(0.78, 0.8), jnp.zeros(8, jnp.int32)
     assert likely_wrong(three_lines(images), labels, 9).tolist() == [[1, 2, 3, 4]] * 8

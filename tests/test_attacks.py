@@ -238,6 +238,7 @@ def test_more_restarts_never_hurt():
     assert (many_loss[same] >= one_loss[same] - 1e-5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fgsm", "margin_pgd2x2"])
 @pytest.mark.parametrize("norm", THREATS)
 def test_attack_does_not_depend_on_the_batch_size(name, norm):
@@ -267,6 +268,7 @@ def test_the_same_key_gives_the_same_images_and_another_gives_others():
     assert np.array_equal(attack(KEY, images, labels, threat), attack(keys, images, labels, threat))
 
 
+@pytest.mark.slow
 @given(
     case=st.sampled_from(
         [

@@ -249,6 +249,7 @@ def test_the_better_point_is_the_misclassified_one_and_then_that_of_the_higher_l
     assert best.fooled.tolist() == [False, True, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 @pytest.mark.parametrize("name", ["apgd_ce3x2", "apgd_t2", "fab_t2", "square9", "spsa2"])
 def test_attack_does_not_depend_on_the_batch_size(name, norm, monkeypatch):
@@ -264,6 +265,7 @@ def test_attack_does_not_depend_on_the_batch_size(name, norm, monkeypatch):
         np.testing.assert_allclose(alone, whole[some], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", [jax.vmap, jax.pmap])
 def test_attacks_in_turn_do_not_depend_on_the_number_of_devices(mapping):
     images, keys, threat = images_between(0, 1, seed=7), jax.random.split(KEY, 8), LinfThreat(0.015)
@@ -289,6 +291,7 @@ CASES = [(name, norm, "float32") for name in QUICK for norm in THREATS] + [
 ]
 
 
+@pytest.mark.slow
 @given(case=st.sampled_from(CASES), epsilon=st.sampled_from([0.0, 1e-6, 8 / 255, 0.3, 1.0]), seed=st.integers(0, 99))
 @settings(max_examples=120, deadline=None, derandomize=True)
 def test_every_attack_stays_in_the_ball_and_the_range(case, epsilon, seed):
@@ -317,6 +320,7 @@ def infinite(images):
     return linear(images) * jnp.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apgd_dlr3", "apgd_t2", "fab2x2", "fab_t2", "square9", "spsa2"])
 def test_degenerate_classifiers_get_images_in_the_ball(name):
     images, zeros, ones = images_between(0, 1), jnp.zeros(8, jnp.int32), jnp.ones(8, jnp.int32)
@@ -332,6 +336,7 @@ def test_degenerate_classifiers_get_images_in_the_ball(name):
         assert np.array_equal(losses.is_correct(logits_fn(adversarial), labels), jnp.full(8, holds))
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_images_and_another_gives_others():
     images, labels, threat = images_between(0, 1), predicted(curved, images_between(0, 1)), LinfThreat(0.01)
     for name in ("apgd_ce3x2", "square9"):

@@ -284,6 +284,7 @@ def test_a_whole_process_says_one_sentence_and_nothing_else(tmp_path, tiny_run):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_an_adversary_evaluates_with_the_default_attacks(launch, tmp_path):
     """The other side: what is no mistake is not refused. A model without a generator has no figure for it."""
     recipe = (

@@ -30,6 +30,7 @@ def flops_of(function, *arguments):
     return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "resnet_generator"])
 def test_the_passes_are_counted_as_xla_counts_them(benchmark, name):
     counting = benchmark("counting")

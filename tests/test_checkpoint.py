@@ -260,6 +260,7 @@ def sound(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named_and_a_run_goes_on_from_the_step_before(sound, tmp_path, damage, capfd):
     run = pathlib.Path(shutil.copytree(sound, tmp_path / "run"))
@@ -412,6 +413,7 @@ print(np.asarray(checkpoint.load_classifier(sys.argv[1], 2)(np.full((1, 8, 8, 1)
 """
 
 
+@pytest.mark.slow
 def test_a_process_with_fewer_devices_loads_the_same_classifier(tiny_run):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     ended = subprocess.run([sys.executable, "-c", ELSEWHERE, tiny_run], env=environment, capture_output=True, text=True,
@@ -522,6 +524,7 @@ except CheckpointError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ready", [False, True], ids=["no checkpoints folder", "a checkpoints folder"])
 def test_a_folder_that_cannot_be_written_is_a_sentence_and_the_process_ends(tmp_path, ready):
     """Plain Orbax waits for five minutes at exit."""

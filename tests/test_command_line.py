@@ -280,6 +280,7 @@ def test_launchers_do_not_disturb_one_another_in_these_tests(launch):
             assert launch(script, "--num_devices=x").code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -310,6 +311,7 @@ assert jax.numpy.ones(2).sum() == 2  # An unknown flag would have ended the proc
     assert ended.stdout.strip() == expected.format(**names)
 
 
+@pytest.mark.slow
 def test_what_was_compiled_is_found_by_the_next_process(tmp_path):
     program = """
 import os

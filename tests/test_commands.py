@@ -98,6 +98,7 @@ def run(words, comment, launch):
     assert ended.code in (0, None), (words, ended.err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(kind == "sh" for kind, *_ in blocks(page))], ids=lambda page: page.name
 )

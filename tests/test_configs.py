@@ -39,6 +39,7 @@ def test_the_recipes_of_the_paper_are_there():
     assert {path.stem for path in RECIPES} >= {"digits", "mnist", "svhn", "cifar10", "cifar10_wide", "cifar100"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "contestant"),
     [(path, name) for path in RECIPES for name in ("none", "pgd", "generator")]
@@ -67,6 +68,7 @@ def test_every_recipe_builds_and_takes_one_step(path, contestant):
             assert networks.count_params(state.adversary.params) == COUNTS[path.stem][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.stem in ("digits", "mnist")], ids=lambda p: p.stem)
 def test_the_small_recipes_run_a_step_for_real(path):
     config = load(path).get_config()

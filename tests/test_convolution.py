@@ -55,6 +55,7 @@ def assert_same_derivatives(ours, plain, images, kernel):
 
 
 # (size, kernel, stride): all that the networks use, at a smaller batch and fewer channels.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "kernel_size", "stride"),
     [(32, 3, 1), (32, 3, 2), (32, 1, 1), (32, 1, 2), (8, 3, 1), (8, 3, 2), (4, 3, 1), (14, 5, 1), (28, 5, 2)],
@@ -84,6 +85,7 @@ def test_transposed_pads_as_lax(kernel_size, stride, padding):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @hypothesis.given(
     size=st.tuples(st.integers(3, 7), st.integers(3, 7)),
     kernel_size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -151,6 +153,7 @@ def scanned_step(step, length=2):
     return lambda state: lax.scan(lambda carry, _: (step(carry), None), state, length=length)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the layout is for XLA:CPU")
 @pytest.mark.parametrize(
     ("names", "shape", "order"),

@@ -198,6 +198,7 @@ def reference(keys, images, padding, flip):
     return np.stack(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [0, 2, 5])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_crop_and_flip_equals_the_numpy_reference(padding, dtype):
@@ -209,6 +210,7 @@ def test_crop_and_flip_equals_the_numpy_reference(padding, dtype):
         np.testing.assert_array_equal(augmented, reference(keys, images, padding, flip))
 
 
+@pytest.mark.slow
 def test_augmentation_does_not_depend_on_the_batch():
     keys = jax.random.split(jax.random.key(1), 12)
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
@@ -471,6 +473,7 @@ def test_loading_never_imports_tensorflow(digits):
     assert finish(run(code, ROBUST_GAN_DATA_DIR=str(directory))) == ("1300 False\n", "")
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_at_once(tmp_path):
     code = "import robust_gan.data as data; print(len(data.load('digits', validation_size=137).train.labels))"
     processes = [run(code, ROBUST_GAN_DATA_DIR=str(tmp_path)) for _ in range(2)]

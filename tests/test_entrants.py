@@ -99,12 +99,14 @@ def test_ones_own_model_on_ones_own_images(brought):
     assert not [alarm for alarm in target["alarms"] if alarm["fired"] and alarm["name"] == "probabilities"]
 
 
+@pytest.mark.slow
 def test_probabilities_raise_the_alarm(brought):
     ended = brought(model="softmax")
     assert ended.code == 0, ended.err
     assert "**probabilities**" in ended.out
 
 
+@pytest.mark.slow
 def test_ones_own_model_beside_a_checkpoint_on_its_data(brought, tiny_run, launch):
     flags = [f"--checkpoint={tiny_run}", "--model=my_models:linear", "--count=20", "--attacks=fgsm"]
     ended = launch("evaluate", *flags)
@@ -194,6 +196,7 @@ def test_arrays_that_cannot_be_scored_are_one_sentence(brought, change, sentence
     assert sentence in ended.err
 
 
+@pytest.mark.slow
 def test_a_suite_leaves_out_the_generator_where_nobody_has_one(brought):
     flags = ["--model=my_models:linear", f"--data={brought.folder}/mine.npz", "--epsilon=0.01"]
     quick, named = (brought.launch("evaluate", *flags, end) for end in ("--suite=quick", "--attacks=fgsm,generator"))
@@ -202,6 +205,7 @@ def test_a_suite_leaves_out_the_generator_where_nobody_has_one(brought):
     assert "generator, white box |" in named.out
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_on_is_another_model(brought):
     flags = [f"--output={brought.folder}/report"]
     first = brought(*flags, model="linear")
@@ -217,6 +221,7 @@ def test_a_model_that_was_trained_on_is_another_model(brought):
     assert told[1] == told[2] != told[0]
 
 
+@pytest.mark.slow
 def test_a_file_that_unpacks_to_more_than_it_may_is_not_unpacked(brought, monkeypatch):
     monkeypatch.setattr(bringing, "_MAX_UNPACKED", 2_000_000_000)
     with (

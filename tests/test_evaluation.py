@@ -65,6 +65,7 @@ def test_ten_thousand_and_seven_images_in_batches_of_64_are_counted_exactly():
     assert int(whole.total) == values.sum()
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_batch_size_or_devices():
     model, source = linear(0), linear(1)
     images, _ = data(50)
@@ -221,6 +222,7 @@ def test_the_tables_hold_the_figures_and_a_dash_where_there_is_none(tmp_path):
     assert values["targets"]["alpha"]["worst_case"]["all"] <= values["targets"]["alpha"]["worst_case"]["white_box"]
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_an_option_that_the_report_names(launch, tiny_run, tmp_path):
     flags = [f"--checkpoint={tiny_run}", "--attacks=clean,fgsm", "--count=32", "--batch_size=32"]
     running = launch("evaluate", *flags, f"--output={tmp_path}/running")
@@ -246,6 +248,7 @@ def test_accuracies_and_costs_are_drawn(tmp_path):
         assert (pixels.min(-1) < 0.9).mean() > 0.003  # Not a blank sheet.
 
 
+@pytest.mark.slow
 def test_a_suite_attacks_in_turn_and_its_report_says_what_stood_and_what_the_alarms_found(launch, tiny_run, tmp_path):
     flags = [f"--checkpoint={tiny_run}", "--suite=autoattack", "--count=24", "--attacks=fgsm"]
     turns = "--in_turn=apgd_ce3,fab_t2,square20"

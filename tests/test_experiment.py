@@ -170,6 +170,7 @@ def test_the_tables_hold_what_the_reports_say():
     assert re.search(r"Losses at the end.*\n\| pgd +\|\s+0.5 ± 0 \| +- \|", text, re.S)
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):
     """The whole of it: trained, killed, gone on, attacked, written; and once more with nothing left to do."""
     flags = ["--dataset=digits", "--budget=smoke", "--contestants=ensemble"]

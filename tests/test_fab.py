@@ -144,6 +144,7 @@ def images_near_the_boundary_of_two():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 @pytest.mark.parametrize("attack", [attacks.fab_targeted, attacks.fab], ids=["targeted", "untargeted"])
 def test_fab_finds_the_nearest_point_of_a_linear_classifier(norm, attack):
@@ -195,6 +196,7 @@ def rough(images):
     return jnp.sin(9 * flat(images) @ HIDDEN) @ OUT
 
 
+@pytest.mark.slow
 def test_restarts_of_fab_start_elsewhere():
     images, threat = images_between(0, 1, seed=6, count=64), THREATS["linf"](0.01)
     labels = predicted(rough, images)

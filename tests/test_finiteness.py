@@ -129,6 +129,7 @@ def poison(monkeypatch, name, steps):
     monkeypatch.setattr(game, "train_step", poisoned)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_names")
 @pytest.mark.parametrize("name", ["images", "the generator"])
 def test_no_state_that_is_not_finite_is_ever_saved(tmp_path, monkeypatch, name):
@@ -151,6 +152,7 @@ def test_no_state_that_is_not_finite_is_ever_saved(tmp_path, monkeypatch, name):
         train(tiny(), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_names")
 def test_skipped_steps_are_counted_also_over_a_resume(tmp_path, monkeypatch):
     poison(monkeypatch, "the generator", [2, AT, 7])

@@ -22,6 +22,7 @@ def tiny(tiny_networks, monkeypatch):
         cached.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_forecast_is_of_this_run():
     num_devices = 2
     config = Config(

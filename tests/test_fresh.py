@@ -27,6 +27,7 @@ def problem():
     return logits_fn, images, jnp.argmax(logits_fn(images), -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [LinfThreat(0.15), L2Threat(1.0)], ids=["linf", "l2"])
 @pytest.mark.parametrize("design", DESIGNS.values(), ids=list(DESIGNS))
 def test_it_learns_to_break_within_the_threat_model(problem, threat, design):
@@ -42,6 +43,7 @@ def test_it_learns_to_break_within_the_threat_model(problem, threat, design):
     assert np.array_equal(attacked, attack(logits_fn, key, images, labels, threat))
 
 
+@pytest.mark.slow
 def test_more_steps_raise_the_loss_that_was_asked_for(problem):
     logits_fn, images, labels = problem
     for loss_fn in (cross_entropy, margin):

@@ -102,6 +102,7 @@ def test_a_classifier_step_lowers_its_loss_and_leaves_the_adversary_alone():
     assert trees_equal(before, state.adversary)
 
 
+@pytest.mark.slow
 def test_the_classifier_gradient_is_that_of_the_stated_loss():
     batch = make_batch()
     played = make_game(clean_weight=0.7, adversarial_weight=1.3)
@@ -180,6 +181,7 @@ def penalty_part(settings):
     return part, (played, state, batch, keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coefficient", [2.0, -0.5])
 def test_the_penalty_matches_finite_differences(coefficient):
     with jax.enable_x64(True):
@@ -367,6 +369,7 @@ def test_earlier_minibatches_move_the_adversary_alone():
     assert max_difference(found.classifier.params, expected) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pgd", "generator", "fgsm"])
 def test_while_it_warms_up_the_ball_is_smaller_and_then_it_is_the_whole(name):
     batch = make_batch(16)
@@ -400,6 +403,7 @@ def test_keys_are_a_function_of_seed_and_step_and_of_the_position_alone():
     assert jnp.all(jax.random.key_data(whole) == jax.random.key_data(shares.reshape(-1)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_networks")
 @pytest.mark.parametrize("name", ["none", "pgd", "generator"])
 def test_every_contestant_of_a_config_plays_the_same_step(name):

@@ -24,6 +24,7 @@ def test_every_block_is_tried():
     assert set(BLOCKS) == set(NEEDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDS)
 # What the other libraries do in deprecated ways is theirs.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -97,6 +97,7 @@ def test_noise_is_of_the_shape_of_the_images(name, size):
     assert noise.shape == images.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist_generator", "digits_generator"])
 def test_noise_is_in_range_and_of_the_shape_of_the_images(name):
     network, params, batch_stats = initialised(name)
@@ -143,6 +144,7 @@ def test_without_batch_norm_there_are_no_statistics():
     np.testing.assert_array_equal(outputs[0][0], outputs[1][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_generator"])
 def test_statistics_are_global_over_the_axis(name):
     network, params, batch_stats = initialised(name)
@@ -256,6 +258,7 @@ def test_wrong_images_are_refused():
         generator.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist_cnn_strided", "digits_cnn", "mnist_generator", "mnist_generator_light"])
 def test_bfloat16_is_inside_alone(name):
     """Parameters, statistics, gradients and outputs are float32, and no perturbation is rounded away at the border."""
@@ -287,6 +290,7 @@ def test_bfloat16_is_inside_alone(name):
     assert np.any(rounded.apply(params, batch_stats, images * 0 + 0.999, train=False)[0] != outputs_there)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist_generator", "digits_generator"])
 def test_what_is_computed_anew_is_the_same(name):
     network, params, batch_stats = initialised(name)
@@ -349,6 +353,7 @@ def get_config(contestant="pgd"):
 """
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_a_network_of_its_own_and_whoever_registers_it_loads_it(tmp_path, launch):
     (tmp_path / "recipe.py").write_text(RECIPE)
     try:

@@ -3,6 +3,7 @@
 import pathlib
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "tutorials" / "quickstart.ipynb"
@@ -17,6 +18,7 @@ networks.build_generator = lambda name, channels: tiny_networks.build_generator(
 """
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv(

@@ -103,14 +103,18 @@ def mapped_step(kind, played):
 # What differs between the ways of mapping is how collectives transpose, so the cases with most of them see all three.
 @pytest.mark.parametrize(
     ("case", "kind"),
-    [(case, "pmap") for case in CASES]
-    + [(case, kind) for case in ("pgd", "exact penalty") for kind in ("vmap", "shard_map")],
+    [
+        pytest.param(case, kind, marks=[] if (case, kind) == ("exact penalty", "pmap") else pytest.mark.slow)
+        for case in CASES
+        for kind in (("pmap", "vmap", "shard_map") if case in ("pgd", "exact penalty") else ("pmap",))
+    ],
 )
 def test_one_device_is_four(case, kind):
     played, state, alone = on_one_device(case)
     assert_same(alone, mapped_step(kind, played)(state, make_batch()))
 
 
+@pytest.mark.slow
 def test_the_training_step_is_traced_once_and_data_stay_where_they_are():
     config = Config(
         data=DataConfig(augmentation="crop_flip", padding=1),

@@ -19,6 +19,7 @@ from conftest import ROOT
 from robust_gan import comparison, leaves, parallel, training, workdir
 from robust_gan.errors import UserError
 
+pytestmark = pytest.mark.slow
 TESTS = ROOT / "tests"
 TIMEOUT = 600
 TRAIN = [sys.executable, "launch/train.py", "--config=tests/tiny_recipe.py"]

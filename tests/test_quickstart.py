@@ -6,11 +6,14 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from robust_gan import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_the_quickstart_trains_attacks_and_reports(tmp_path):
     environment = {
         **os.environ,

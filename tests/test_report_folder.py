@@ -42,6 +42,7 @@ def evaluated(tiny_run, tmp_path_factory):
     return folder, values
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_is_documented(evaluated):
     folder, values = evaluated
     assert {path.name for path in folder.iterdir()} == {
@@ -106,6 +107,7 @@ def test_the_images_of_the_file_are_what_stood_at_the_end(evaluated, tiny_run):
     assert right.mean() == values["targets"]["tiny"]["in_turn"][-1]["robust_accuracy"]
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_to_the_same_report(evaluated, tiny_run, tmp_path):
     program = f"""
 import sys
@@ -146,6 +148,7 @@ def test_the_same_again_attacks_nothing(evaluated, tiny_run, monkeypatch):
     assert (folder / "scores.npz").read_bytes() == written
 
 
+@pytest.mark.slow
 def test_another_evaluation_is_refused_the_folder_unless_told_to_overwrite(tiny_run, tmp_path, launch):
     compare(tiny_run, tmp_path / "report", in_turn="")
     before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir() if path.is_file()}

@@ -40,6 +40,7 @@ def _no_gradient(*_):
 without_gradient.defvjp(_no_gradient, _no_gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 @pytest.mark.parametrize("name", ["square50", "spsa2"])
 def test_they_never_look_at_a_gradient(name, norm):
@@ -92,6 +93,7 @@ def test_square_counts_the_queries_of_every_image_by_itself():
     assert 1 <= queries.min() < queries.max() == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 def test_more_queries_never_hurt(norm):
     images = images_between(0, 1, seed=2, count=24)

@@ -199,6 +199,7 @@ def test_damaged_findings_are_told(tmp_path):
         kept.part("a", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", evaluation.FRESH)
 def test_a_fresh_generator_breaks_the_same_images_whatever_the_batch_size(name, monkeypatch):
     short = functools.partial(attacks.train_generator, num_steps=60)
@@ -233,6 +234,7 @@ def examine(logits_fn, threat=THREAT, count=64):
     return {alarm.name for alarm in alarms.fired(alarms.of_model(logits_fn, images, labels, threat, count=count))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [THREAT, L2Threat(0.3)], ids=["linf", "l2"])
 def test_honest_classifiers_trip_nothing(threat):
     for seed in range(5):
@@ -271,12 +273,14 @@ DISHONEST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISHONEST)
 def test_dishonest_classifiers_trip_their_alarm(name):
     logits_fn, alarm = DISHONEST[name]
     assert alarm in examine(logits_fn)
 
 
+@pytest.mark.slow
 def test_a_classifier_whose_classes_are_in_another_order_is_near_chance():
     images, labels = data(make_model(), count=64)
     for shift, fires in ((0, False), (1, True)):
@@ -284,6 +288,7 @@ def test_a_classifier_whose_classes_are_in_another_order_is_near_chance():
         assert ("near_chance" in {alarm.name for alarm in alarms.fired(found)}) == fires
 
 
+@pytest.mark.slow
 def test_a_short_attack_that_a_longer_one_beats_is_not_converged(monkeypatch):
     monkeypatch.setattr(alarms, "_STEPS", 1)
     assert "not_converged" in examine(make_model(scale=3.0), count=200)

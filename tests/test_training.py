@@ -71,7 +71,13 @@ def assert_bit_equal(left, right):
         assert np.array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.parametrize(("name", "count"), [("none", 1), ("pgd", 1), ("generator", 1), ("generator", 4)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("generator", 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("none", 1), ("pgd", 1), ("generator", 4)]),
+    ],
+)
 def test_stopped_and_resumed_equals_undisturbed(tmp_path, name, count):
     whole = train(tiny(name), tmp_path / "whole", count)
     # num_steps may change between the two: what a step computes does not depend on it. Step 4 is no validation step.
@@ -92,6 +98,7 @@ COSINE = {"classifier.optimizer.schedule": "cosine", "classifier.optimizer.sched
 GROWN = {"sees": ("gradient", "perturbation", "label"), "hops": 2, "latent_size": 2, "final_step": 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings", "count"),
     [
@@ -128,6 +135,7 @@ def test_every_option_resumes_bit_for_bit_wherever_it_was_stopped(tmp_path, name
     assert whole.validation == parts.validation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("pgd", 1), ("generator", 1), ("generator", 4)])
 def test_many_steps_in_one_call_are_as_many_calls_bit_for_bit(tmp_path, name, count):
     settings = {"num_steps": 7, "log_every": 5, "validation": ValidationConfig(every=4, pgd_steps=1)}
@@ -140,6 +148,7 @@ def test_many_steps_in_one_call_are_as_many_calls_bit_for_bit(tmp_path, name, co
     assert_bit_equal(one.state, train(tiny(name, steps_per_call=2, **settings), tmp_path / "parts", count).state)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_wrote_after_its_last_checkpoint_is_written_anew(tmp_path):
     train(tiny("none"), tmp_path / "whole")
     train(tiny("none", num_steps=3), tmp_path / "killed")
@@ -283,6 +292,7 @@ print("finished", result.finished, "step", result.step)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_saves_and_the_run_goes_on_from_there(tmp_path, number):
     program = PROGRAM.format(tests=os.path.dirname(__file__), directory=str(tmp_path / "run"))
@@ -317,6 +327,7 @@ with ending.signals() as received:
     assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "collected [2]\n")
 
 
+@pytest.mark.slow
 def test_training_ends_when_patience_does_and_stays_ended(tmp_path):
     # With a rate of next to nothing no validation is better than the first.
     config = tiny("none", num_steps=20, validation=ValidationConfig(every=2, pgd_steps=1, patience=2))
@@ -337,6 +348,7 @@ def test_training_ends_when_patience_does_and_stays_ended(tmp_path):
     assert again.step == ended.step
 
 
+@pytest.mark.slow
 def test_an_ensemble_trains_on_checkpoints_of_the_same_data_and_resumes(tmp_path):
     train(tiny("none"), tmp_path / "source")
     config = tiny("ensemble")
@@ -367,6 +379,7 @@ def test_sources_that_are_missing_or_of_other_data_are_one_sentence_and_nothing_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_what_is_validated_and_evaluated(tmp_path):
     config = tiny("generator", num_steps=3)
     config.classifier.average_decay = 0.5

@@ -65,6 +65,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert sorted(names) == sorted(committed)
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_digits_outside_the_clone(wheel, tmp_path):
     site = tmp_path / "site"
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", f"--target={site}", wheel)
