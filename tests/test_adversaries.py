@@ -332,6 +332,7 @@ def test_what_is_seen_is_in_the_range_of_pixels_whatever_the_classifiers_scale()
             assert float(seen[..., SHAPE[-1] :].std()) > 0.2
 
 
+@pytest.mark.slow
 def test_weights_are_perturbed_along_the_gradient_by_a_share_of_their_norm():
     batch = make_batch()
     played = Game(CLASSIFIER, optax.sgd(0.1), ADVERSARIES["pgd"][0], weight_perturbation=0.05)

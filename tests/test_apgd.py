@@ -248,6 +248,7 @@ def test_the_gradient_of_a_randomised_classifier_is_the_mean_over_samples():
     np.testing.assert_allclose(values, np.mean([loss(noisy(images, keys=k)) for k in samples], axis=0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_expectation_helps_against_a_randomised_classifier_and_costs_others_nothing():
     images = images_between(0.2, 0.8, count=32)
     labels = predicted(noisy, images)

@@ -250,6 +250,7 @@ def test_attack_does_not_depend_on_the_batch_size(name, norm):
         np.testing.assert_allclose(alone[0], whole[index], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", [jax.vmap, jax.pmap])
 def test_attack_does_not_depend_on_the_number_of_devices(mapping):
     images, labels, keys = images_between(0, 1, seed=6), jnp.arange(8) % 3, jax.random.split(KEY, 8)

@@ -165,6 +165,7 @@ def test_a_broken_image_keeps_its_point():
     np.testing.assert_allclose(shift[surely], (0.05 * up - 0.05 * (down & ~up))[surely], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_attacks_in_turn_are_the_worst_case_of_each_alone():
     images, threat = images_between(0, 1, seed=5, count=150), LinfThreat(0.04)
     labels = predicted(curved, images).at[::7].add(1) % 5
@@ -199,6 +200,7 @@ def test_a_randomised_classifier_is_given_keys_of_its_own_for_every_pass():
     assert 64 > counts[0] > counts[1] > counts[2] > 0
 
 
+@pytest.mark.slow
 def test_what_comes_after_does_not_change_what_was_before():
     images, threat = images_between(0, 1, seed=6, count=40), LinfThreat(0.03)
     labels = predicted(curved, images)

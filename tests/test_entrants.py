@@ -85,6 +85,7 @@ def brought(tmp_path, monkeypatch, launch):
     return evaluate
 
 
+@pytest.mark.slow
 def test_ones_own_model_on_ones_own_images(brought):
     ended = brought(f"--output={brought.folder}/report", "--in_turn=apgd_ce3")
     assert ended.code == 0, ended.err

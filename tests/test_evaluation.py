@@ -171,7 +171,7 @@ def test_two_models_of_one_architecture_share_what_is_compiled():
         (np.zeros((2, 2, 2, 1)), np.zeros(3, int), "one per image"),
         (np.zeros((2, 2, 2, 1)), np.zeros((2, 10), int), "one per image"),
         (np.zeros((2, 2, 2, 1)), np.zeros(2), "integers"),
-        (np.zeros((2, 2, 2, 1)), np.array([0, -1]), "range from -1 to 0"),
+        (np.zeros((2, 2, 2, 1)), np.array([0, -1]), "but one is -1"),
         (np.zeros((2, 2, 2, 1)), np.array([0, 10]), r"0\.\.9"),
     ],
 )

@@ -14,6 +14,7 @@ from robust_gan.errors import UserError
 from robust_gan.threat_model import LinfThreat
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_noise_of_every_validation(tiny_run):
     film = filmstrip.read(tiny_run)
     assert list(film.noise) == [1, 2]

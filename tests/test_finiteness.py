@@ -178,6 +178,7 @@ def test_skipped_steps_are_counted_also_over_a_resume(tmp_path, monkeypatch):
     assert np.isfinite(list(at_8.values())).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_names")
 def test_a_run_that_skips_every_step_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(postmortem, "MOST_IN_A_ROW", 4)

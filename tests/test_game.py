@@ -352,6 +352,7 @@ def test_standard_training_is_plain_gradient_descent_and_never_calls_the_adversa
     assert int(after.step) == 1
 
 
+@pytest.mark.slow
 def test_earlier_minibatches_move_the_adversary_alone():
     batches = [make_batch(seed=index) for index in range(3)]
     played = make_game()

@@ -57,6 +57,7 @@ def test_the_folder_holds_what_is_documented(evaluated):
     assert card["autoattack_acc"] is None  # Those were not AutoAttack's.
 
 
+@pytest.mark.slow
 def test_the_details_agree_with_the_figures(evaluated):
     folder, values = evaluated
     found, target = details.read(folder), values["targets"]["tiny"]
@@ -85,6 +86,7 @@ def test_damaged_details_are_told(tmp_path):
         details.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_report_is_what_its_schema_says_and_the_schema_refuses_others(evaluated):
     _, values = evaluated
     validator = jsonschema.Draft202012Validator(report.schema())
@@ -99,6 +101,7 @@ def test_the_report_is_what_its_schema_says_and_the_schema_refuses_others(evalua
         validator.validate(values)
 
 
+@pytest.mark.slow
 def test_the_images_of_the_file_are_what_stood_at_the_end(evaluated, tiny_run):
     folder, values = evaluated
     with np.load(folder / "adversarial.npz", allow_pickle=False) as file:
@@ -139,6 +142,7 @@ comparison.compare([{str(tiny_run)!r}], output={str(tmp_path / "killed")!r}, att
     }
 
 
+@pytest.mark.slow
 def test_the_same_again_attacks_nothing(evaluated, tiny_run, monkeypatch):
     folder, values = evaluated
     written = (folder / "scores.npz").read_bytes()

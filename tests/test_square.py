@@ -51,6 +51,7 @@ def test_they_never_look_at_a_gradient(name, norm):
     assert_inside(adversarial, images, norm, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 def test_square_asks_as_often_as_it_says(norm):
     asked = []

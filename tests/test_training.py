@@ -206,6 +206,7 @@ def test_the_best_is_chosen_on_validation_by_robust_accuracy_and_without_an_adve
     assert validation.selection(Config(adversary=AdversaryConfig(name="none")), figures) == 0.9
 
 
+@pytest.mark.slow
 def test_the_best_and_the_last_checkpoint_are_there_and_load(tmp_path):
     result = train(tiny("pgd"), tmp_path)
     last = checkpoint.read_record(tmp_path, "last")
@@ -215,6 +216,7 @@ def test_the_best_and_the_last_checkpoint_are_there_and_load(tmp_path):
     assert values[best.step] == max(values.values())
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoints_alone(tmp_path):
     config = tiny("none")
     train(config, tmp_path / "sound")
