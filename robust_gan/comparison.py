@@ -157,16 +157,18 @@ def compare(
         scores = evaluation.evaluate(
             attacked, images, labels, threat, attacks=names, sources=extra, shown=shown, **settings
         )  # fmt: skip
-        standing, rungs = {}, {}
+        standing, rungs, broke = {}, {}, {}
         predicted = dict(scores.predicted)
         for model in attacked if turns else ():
             if save_adversarial:
                 broken[model.name] = kept.array(f"adversarial: {model.name}", evaluation.to_unit(images))
             taken = kept.array(f"predicted in turn: {model.name}", np.full(len(labels), -1, np.int16))
+            fell_to = np.full(len(labels), -1, np.int16)
             standing[model.name], rungs[model.name] = evaluation.survive(
                 model, images, labels, threat, attacks=turns, adversarial=broken.get(model.name), predicted=taken,
-                **settings,
+                fell_to=fell_to, **settings,
             )  # fmt: skip
+            broke[model.name] = {rung.attack: fell_to == place for place, rung in enumerate(rungs[model.name])}
             predicted[model.name, details.IN_TURN] = np.where(standing[model.name], labels, taken)
         curve = None
         if "curve" in pictures:
@@ -174,7 +176,7 @@ def compare(
     found = {
         model.name: [
             *alarms.of_model(model.logits_fn, images, labels, threat, seed=seed),
-            *alarms.of_scores(scores, model.name, standing.get(model.name)),
+            *alarms.of_scores(scores, model.name, broke.get(model.name, {})),
             *([] if curve is None else alarms.of_curve(curve, model.name, len(labels))),
         ]
         for model in attacked

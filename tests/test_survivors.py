@@ -11,7 +11,7 @@ import pytest
 
 from robust_gan import L2Threat, LinfThreat, attacks, evaluation, parallel
 from robust_gan.errors import UserError
-from robust_gan.evaluation import Model, alarms
+from robust_gan.evaluation import Model, Scores, alarms
 
 THREAT = LinfThreat(0.1)
 ATTACKS = ("fgsm", "uniform_noise", "pgd5")
@@ -40,7 +40,12 @@ def test_in_turn_is_the_worst_case_of_each():
     images, labels = data(model.logits_fn)
     scores = evaluation.evaluate([model], images, labels, THREAT, attacks=ATTACKS)
     advanced = []
-    standing, rungs = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS, advance=advanced.append)
+    fell_to = np.full(len(images), -1, np.int16)
+    standing, rungs = evaluation.survive(
+        model, images, labels, THREAT, attacks=ATTACKS, fell_to=fell_to, advance=advanced.append
+    )
+    assert np.array_equal(fell_to == -1, standing)
+    assert [(fell_to == place).sum() for place in range(len(rungs))] == [rung.broken for rung in rungs]
     expected = np.logical_and.reduce([scores.clean[0], *scores.robust.values()])
     assert np.array_equal(standing, expected)
     assert 0 < expected.mean() < scores.clean[0].mean()
@@ -311,8 +316,29 @@ def test_alarms_of_scores():
     ):  # fmt: skip
         changed = {k: v.copy() for k, v in broken.items()}
         changed[key][stands[: lost - 1]] = False
-        within = alarms.of_scores(dataclasses.replace(scores, robust=changed), "a", broken["a", "a", "pgd10"])
+        in_turn = {"apgd_ce": ~broken["a", "a", "pgd10"]}
+        within = alarms.of_scores(dataclasses.replace(scores, robust=changed), "a", in_turn)
         assert name not in {alarm.name for alarm in alarms.fired(within)}
         changed[key][stands[:lost]] = False
-        beyond = alarms.of_scores(dataclasses.replace(scores, robust=changed), "a", broken["a", "a", "pgd10"])
+        beyond = alarms.of_scores(dataclasses.replace(scores, robust=changed), "a", in_turn)
         assert name in {alarm.name for alarm in alarms.fired(beyond)}
+
+
+@pytest.mark.parametrize(
+    ("attacks", "pgd_breaks", "fires"),
+    [
+        (["clean", "apgd_ce", "square"], 0, True),
+        (["clean", "generator", "apgd_ce", "square50", "spsa"], 0, True),
+        (["clean", "apgd_ce", "square"], 3, False),  # An attack of the matrix breaks what Square did.
+        (["clean", "square", "apgd_ce"], 0, False),  # Nobody knows what APGD would have done there.
+        (["clean", "square"], 0, False),
+    ],
+)
+def test_a_query_attack_in_turn_that_breaks_what_gradients_left_is_an_alarm(attacks, pgd_breaks, fires):
+    robust = {("a", "a", "pgd10"): np.arange(1000) >= pgd_breaks} if pgd_breaks else {}
+    scores = Scores(("a",), ("a",), ("pgd10",) if robust else (), np.ones((1, 1000), bool), robust)
+    broke = {attack: np.zeros(1000, bool) for attack in attacks}
+    broke[next(attack for attack in attacks if attack.startswith("square"))][:3] = True
+    found = alarms.fired(alarms.of_scores(scores, "a", broke))
+    assert [alarm.name for alarm in found] == ["black_box_beats_white"] * fires
+    assert all(alarm.finding.startswith("square") and " breaks 0.3 points" in alarm.finding for alarm in found)

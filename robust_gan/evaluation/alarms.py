@@ -8,7 +8,8 @@ References:
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from robust_gan.types import LogitsFn, ThreatModel
 TOLERANCE = {"logits": 1e-4, "points": 0.5, "black_box_points": 0.2}
 """By how much normalised logits may differ between passes, and robust accuracy (in points) between attacks."""
 
+_QUERY = ("square", "spsa")
 _STEPS = 40
 _PASSES = 5
 _DEVIATIONS = 3
@@ -82,14 +84,15 @@ def of_model(
     ]
 
 
-def of_scores(scores: Scores, target: str, standing: np.ndarray | None = None) -> list[Alarm]:
+def of_scores(scores: Scores, target: str, in_turn: Mapping[str, np.ndarray] = MappingProxyType({})) -> list[Alarm]:
     """Looks for attacks that find what stronger ones miss.
 
     Args:
         scores: Of an evaluation.
         target: Which model.
-        standing: bool `[N]`: what all white-box attacks that differentiate left standing, where more than those of
-            `scores` were made (AutoAttack's); None for those of `scores`.
+        in_turn: For each attack made in turn, `clean` among them and in their order, bool `[N]`: what it broke. A query
+            attack counts as a black-box one where no attack that differentiates comes after it: what it broke, no such
+            attack has seen.
 
     Returns:
         The alarms `black_box_beats_white` and `one_step_beats_many`, where their attacks were made.
@@ -101,14 +104,16 @@ def of_scores(scores: Scores, target: str, standing: np.ndarray | None = None) -
     """
     white = {attack: scores.robust[target, target, attack] for attack in scores.attacks
              if (target, target, attack) in scores.robust}  # fmt: skip
-    differentiate = [kept for attack, kept in white.items() if attack not in (GENERATOR, "uniform_noise")
-                     and not attack.startswith(("square", "spsa"))]  # fmt: skip
+    last = max((place for place, attack in enumerate(in_turn) if _differentiates(attack)), default=-1)
+    queries = {attack: ~broke for place, (attack, broke) in enumerate(in_turn.items())
+               if place > last and attack.startswith(_QUERY)}  # fmt: skip
+    differentiate = [kept for attack, kept in white.items() if _differentiates(attack)]
+    others = [~broke for attack, broke in in_turn.items() if attack not in queries]
     alarms = []
-    if standing is None and differentiate:
-        standing = np.all(differentiate, axis=0)
-    black = {f"{attack} made on {maker}": kept for (name, maker, attack), kept in scores.robust.items()
-             if name == target and (maker != target or attack.startswith(("square", "spsa")))}  # fmt: skip
-    if standing is not None and black:
+    black = queries | {f"{attack} made on {maker}": kept for (name, maker, attack), kept in scores.robust.items()
+                       if name == target and (maker != target or attack.startswith(_QUERY))}  # fmt: skip
+    if black and (differentiate or last >= 0):
+        standing = np.all([*differentiate, *others], axis=0)
         worst, lost = max(((what, 100 * float((standing & ~kept).mean())) for what, kept in black.items()),
                           key=lambda pair: pair[1])  # fmt: skip
         alarms.append(
@@ -125,6 +130,10 @@ def of_scores(scores: Scores, target: str, standing: np.ndarray | None = None) -
         finding = f"fgsm breaks {lost:.1f} points of images that {', '.join(many)} leave standing"
         alarms.append(Alarm("one_step_beats_many", _is_more_than_chance(lost, len(strongest)), finding))
     return alarms
+
+
+def _differentiates(attack):
+    return attack not in ("clean", GENERATOR, "uniform_noise") and not attack.startswith(_QUERY)
 
 
 def of_curve(curve: Curve, target: str, count: int) -> list[Alarm]:

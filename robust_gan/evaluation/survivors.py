@@ -46,6 +46,7 @@ def survive(
     kept: Kept | None = None,
     adversarial: np.ndarray | None = None,
     predicted: np.ndarray | None = None,
+    fell_to: np.ndarray | None = None,
     advance: Callable[[int], Any] = lambda images: None,
 ) -> tuple[np.ndarray, list[Rung]]:
     """Attacks a model in turn with several attacks, each on what still stands.
@@ -67,6 +68,7 @@ def survive(
             and added to.
         adversarial: float32 `[N, H, W, C]` in [0, 1], to be filled in place with the images that were broken.
         predicted: int16 `[N]`, to be filled in place with the classes that the broken images are taken for.
+        fell_to: int16 `[N]`, to be filled in place with the place among the rungs of what broke an image.
         advance: Called with the number of images of which an attack is done: attacked, or standing no more.
 
     Returns:
@@ -114,6 +116,8 @@ def survive(
             advance(len(rows))
         standing = before & stood
         broken = int(before.sum() - standing.sum())
+        if fell_to is not None:
+            fell_to[before & ~standing] = len(rungs)
         rungs.append(Rung(attack, int(before.sum()), broken, float(standing.mean()), round(float(seconds), 3)))
         before = standing
     return before, rungs
