@@ -93,7 +93,8 @@ def survive(
     kept.belong([model], images, labels, threat, seed)
     placed = Placed(model, images, labels, devices)
     width = batch_width(batch_size, len(images), devices)
-    before, rungs = np.ones(len(images), bool), []
+    before = np.ones(len(images), bool)
+    rungs: list[Rung] = []
     for attack in ("clean", *filter(placed.can, attacks)):
         name = f"{attack}, in turn: {model.name}"
         stood, done = kept.part(name, len(images))
