@@ -188,6 +188,7 @@ def test_a_run_that_skips_every_step_ends(tmp_path, monkeypatch):
     assert checkpoint.read_record(tmp_path / "run", "last").step == 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_names")
 def test_a_state_that_overflows_in_its_last_step_is_not_saved(tmp_path, monkeypatch):
     step = game.train_step

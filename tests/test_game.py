@@ -198,6 +198,7 @@ def test_the_penalty_matches_finite_differences(coefficient):
             np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_released_finite_difference_tends_to_the_exact_penalty():
     with jax.enable_x64(True):
         exact, _ = penalty_part({"gradient_penalty": 1.0})

@@ -168,6 +168,7 @@ def test_another_evaluation_is_refused_the_folder_unless_told_to_overwrite(tiny_
     assert json.loads((tmp_path / "report" / "report.json").read_text())["data"]["count"] == 61
 
 
+@pytest.mark.slow
 def test_a_folder_whose_findings_are_damaged_is_told(tiny_run, tmp_path):
     compare(tiny_run, tmp_path / "report", in_turn="")
     (tmp_path / "report" / report_folder.SCORES).write_bytes(b"garbled")

@@ -159,6 +159,7 @@ def test_what_a_killed_run_wrote_after_its_last_checkpoint_is_written_anew(tmp_p
     assert kept == [line for line in lines(tmp_path / "whole") if line["step"] > 3]
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_bits_and_another_seed_others(tmp_path):
     first, second = train(tiny("none"), tmp_path / "a"), train(tiny("none"), tmp_path / "b")
     assert_bit_equal(first.state, second.state)
