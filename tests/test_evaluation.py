@@ -264,6 +264,7 @@ def test_a_suite_attacks_in_turn_and_its_report_says_what_stood_and_what_the_ala
     )
     assert {alarm["name"] for alarm in target["alarms"]} == {
         "randomised", "probabilities", "near_chance", "zero_gradients", "not_converged", "does_not_reach_0",
+        "black_box_beats_white",  # Square comes after the others.
     }  # fmt: skip
     text = (tmp_path / "report/report.md").read_text()
     for table in (report.in_turn(values), report.alarms_told(values)):
