@@ -98,7 +98,7 @@ def main(argv):
         print(f"\nAttacks in turn, each on what still stood:\n{table}")
     print(f"\nAlarms:\n{report.alarms_told(values)}")
     if _OUTPUT.value:
-        print(f"\nReport: {_OUTPUT.value.rstrip('/')}/report.md, and the same as report.json")
+        print(f"\nReport: {_OUTPUT.value.rstrip('/')}/{report.TABLES}, and the same as {report.RECORD}")
     return 0
 
 

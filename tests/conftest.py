@@ -82,9 +82,8 @@ def pytest_collection_modifyitems(config, items):
     """Leaves out what is slow, but for `--all` and for tests that are asked for by name."""
     if config.option.all or config.option.keyword or any("::" in argument for argument in config.args):
         return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 @pytest.fixture(autouse=True, scope="module")

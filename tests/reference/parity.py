@@ -5,6 +5,7 @@ it directly. Needs the extra `reference`; see README.md beside this file.
 """
 
 import argparse
+import copy
 import functools
 import importlib.metadata
 import json
@@ -100,15 +101,16 @@ class Reference:
     """AutoAttack as its authors wrote it, on the classifier through the bridge."""
 
     def __init__(self, logits_fn, images, labels, threat):
-        self.bridge = logits_fn if isinstance(logits_fn, Bridge) else Bridge(logits_fn)
+        self.bridge = Bridge(logits_fn)
         self.images = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2).copy())
         self.labels = torch.from_numpy(np.array(labels, np.int64))
         self.threat = threat
 
     def only(self, chosen):
         """Returns the same with the chosen images alone."""
-        images, labels = self.images.numpy()[chosen].transpose(0, 2, 3, 1), self.labels.numpy()[chosen]
-        return Reference(self.bridge, images, labels, self.threat)
+        part = copy.copy(self)
+        part.images, part.labels = self.images[chosen], self.labels[chosen]
+        return part
 
     def run(self, names, seed):
         """Returns which images still stand after the attacks in turn, bool `[N]`."""
