@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from robust_gan.version import __version__
 
 if TYPE_CHECKING:
-    from robust_gan import adversaries, attacks, game, losses, metrics, networks, optimizers, threat_model
+    from robust_gan import adversaries, attacks, game, losses, networks, optimizers, threat_model
     from robust_gan.attacks import fgsm, pgd
     from robust_gan.config import Config
     from robust_gan.errors import CheckpointError, DataError, UserError
@@ -53,7 +53,6 @@ __all__ = [
     "kl",
     "losses",
     "margin",
-    "metrics",
     "networks",
     "optimizers",
     "perturb",
@@ -63,7 +62,7 @@ __all__ = [
     "train_step",
 ]
 
-_MODULES = ("adversaries", "attacks", "game", "losses", "metrics", "networks", "optimizers", "threat_model")
+_MODULES = ("adversaries", "attacks", "game", "losses", "networks", "optimizers", "threat_model")
 _HOMES = {
     "attacks": ("fgsm", "pgd"),
     "config": ("Config",),

@@ -8,7 +8,7 @@ import optax
 
 from robust_gan import weights
 from robust_gan.losses import classifier_loss, cross_entropy, is_correct, trades
-from robust_gan.metrics import mean_over
+from robust_gan.optimizers import mean_over
 from robust_gan.players import Game
 from robust_gan.types import Batch, LogitsFn, Metrics, PlayerState, PyTree
 

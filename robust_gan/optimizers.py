@@ -1,4 +1,4 @@
-"""Optimisers by name, from the configuration of a player."""
+"""Optimisers by name, from the configuration of a player, and the mean of a gradient over devices."""
 
 import jax
 import optax
@@ -62,3 +62,12 @@ def kernels(params: Params) -> PyTree:
     {'conv': {'bias': False, 'kernel': True}}
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), params)
+
+
+def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
+    """Returns every array of a tree averaged over the devices of a mapped axis; without an axis, the tree as it is.
+
+    >>> mean_over(None, {"loss": 1.0})
+    {'loss': 1.0}
+    """
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from robust_gan.types import Params, PyTree
 
@@ -60,4 +61,5 @@ def update_average(average: PyTree, new: PyTree, step: jax.Array, decay: float) 
     1.5
     """
     rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, b: rate * a + (1 - rate) * b, average, new)
+    # The share of what optax calls new is exact, so it is the average: 1 - (1 - rate) is not rate in float32.
+    return optax.incremental_update(average, new, rate)

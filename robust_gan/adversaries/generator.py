@@ -8,7 +8,7 @@ from robust_gan import random
 from robust_gan.attacks import learned
 from robust_gan.attacks.learned import PAPER, Design
 from robust_gan.losses import generator_loss
-from robust_gan.metrics import mean_over
+from robust_gan.optimizers import mean_over
 from robust_gan.types import Adversary, Network, PlayerState, ThreatModel
 
 
