@@ -59,7 +59,8 @@ def main(argv):
     if not _MODEL.value:
         command_line.required("checkpoint", ",".join(_CHECKPOINT.value), "the workdir of a run, such as runs/digits")
 
-    from robust_gan import comparison, parallel, report  # After the flags: a mistake is told before jax is loaded.
+    # After the flags: a mistake is told before jax is loaded.
+    from robust_gan import comparison, parallel, report, statistics
 
     scores, values = comparison.compare(
         _CHECKPOINT.value,
@@ -90,12 +91,15 @@ def main(argv):
     print(f"{data['name']} {data['split']}, {data['count']} images, {threat['norm']} epsilon {threat['epsilon']:g}")
     if _BATCH_STATISTICS.value:
         print(report.BATCH_STATISTICS)
+    print(f"Accuracy in %; {statistics.INTERVALS}.")
     print(report.white_and_black_box(scores))
     if len(scores.makers) > 1:
         print("\nBy source (*white box*):")
         print(report.by_source(scores))
     if table := report.in_turn(values):
         print(f"\nAttacks in turn, each on what still stood:\n{table}")
+    if table := report.paired_comparisons(values):
+        print(f"\nPaired comparisons, in points:\n{table}")
     print(f"\nAlarms:\n{report.alarms_told(values)}")
     if _OUTPUT.value:
         print(f"\nReport: {_OUTPUT.value.rstrip('/')}/{report.TABLES}, and the same as {report.RECORD}")

@@ -1,26 +1,27 @@
-"""What an evaluation says: the paper's table and a JSON record."""
+"""What an evaluation found: tables with an interval for each accuracy, paired comparisons, and a JSON record."""
 
 import datetime
 import importlib.metadata
 import importlib.resources
+import itertools
 import json
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from robust_gan import workdir
+from robust_gan import statistics, workdir
 from robust_gan.attacks.autoattack import VERSIONS
 from robust_gan.evaluation import Curve, Rung, Scores
 from robust_gan.evaluation.alarms import Alarm
 from robust_gan.types import ThreatModel
 from robust_gan.version import __version__
 
-SCHEMA = "robust_gan.evaluation/3"
+SCHEMA = "robust_gan.evaluation/4"
 """Of `report.json`: described by `schemas/evaluation.json`, see `schema`."""
 
 BATCH_STATISTICS = (
@@ -30,21 +31,26 @@ BATCH_STATISTICS = (
 RECORD, TABLES, EXAMPLES = "report.json", "report.md", "examples.png"
 CURVE, TRANSFER, ADVERSARIAL, CARDS = "curve.png", "transfer.png", "adversarial.npz", "cards"
 
+_MOST_PAIRED = 8
+"""Models that are compared pair by pair."""
+
 
 def white_and_black_box(scores: Scores) -> str:
-    """Returns the table of the paper as Markdown: each model clean, attacked in the open, and by transfer.
+    """Returns a table as Markdown: the accuracy of each model clean, under white-box attacks, and under transfer.
 
-    Black box is the worst case, image by image, over everyone else on whom the attack was made.
+    Black box is the worst case, image by image, over everyone else on whom the attack was made. Each accuracy is
+    followed by its interval.
 
     Args:
         scores: Of an evaluation.
 
     >>> held = {("a", "a", "fgsm"): np.array([True, False]), ("a", "b", "fgsm"): np.array([True, True])}
     >>> print(white_and_black_box(Scores(("a",), ("a", "b"), ("fgsm",), np.array([[True, True]]), held)))
-    | model | clean | fgsm, white box | fgsm, black box |
-    |-------|------:|----------------:|----------------:|
-    | a     | 100.0 |            50.0 |           100.0 |
+    | model |                 clean |    fgsm, white box |       fgsm, black box |
+    |-------|----------------------:|-------------------:|----------------------:|
+    | a     | 100.0 (34.2 to 100.0) | 50.0 (9.5 to 90.5) | 100.0 (34.2 to 100.0) |
     """
+    count = scores.clean.shape[1]
     others = {target: [maker for maker in scores.makers if maker != target] for target in scores.targets}
     header = ["model", "clean", *(f"{attack}, white box" for attack in scores.attacks)]
     has_black_box = any(scores.robust_accuracy(target, others[target]) is not None for target in scores.targets)
@@ -52,11 +58,11 @@ def white_and_black_box(scores: Scores) -> str:
         header += [f"{attack}, black box" for attack in scores.attacks]
     rows = []
     for target in scores.targets:
-        row = [target, _percent(scores.clean_accuracy(target))]
-        row += [_percent(scores.robust_accuracy(target, [target], [attack])) for attack in scores.attacks]
+        shares: list[float | None] = [scores.clean_accuracy(target)]
+        shares += [scores.robust_accuracy(target, [target], [attack]) for attack in scores.attacks]
         if has_black_box:
-            row += [_percent(scores.robust_accuracy(target, others[target], [attack])) for attack in scores.attacks]
-        rows.append(row)
+            shares += [scores.robust_accuracy(target, others[target], [attack]) for attack in scores.attacks]
+        rows.append([target, *(statistics.format_accuracy(share, count) for share in shares)])
     return markdown(header, rows)
 
 
@@ -68,9 +74,9 @@ def by_source(scores: Scores) -> str:
 
     >>> held = {("a", "a", "fgsm"): np.array([True, False]), ("a", "b", "fgsm"): np.array([True, True])}
     >>> print(by_source(Scores(("a",), ("a", "b"), ("fgsm",), np.array([[True, True]]), held)))
-    | model | attack | made on a | made on b |
-    |-------|-------:|----------:|----------:|
-    | a     |   fgsm |    *50.0* |     100.0 |
+    | model | attack |            made on a |             made on b |
+    |-------|-------:|---------------------:|----------------------:|
+    | a     |   fgsm | *50.0 (9.5 to 90.5)* | 100.0 (34.2 to 100.0) |
     """
     header = ["model", "attack", *(f"made on {maker}" for maker in scores.makers)]
     rows = []
@@ -78,7 +84,8 @@ def by_source(scores: Scores) -> str:
         for attack in scores.attacks:
             row = []
             for maker in scores.makers:
-                cell = _percent(scores.robust_accuracy(target, [maker], [attack]))
+                share = scores.robust_accuracy(target, [maker], [attack])
+                cell = statistics.format_accuracy(share, scores.clean.shape[1])
                 row.append(f"*{cell}*" if maker == target and cell != "-" else cell)
             rows.append([target, attack, *row])
     return markdown(header, rows)
@@ -94,7 +101,8 @@ def in_turn(values: dict[str, Any]) -> str:
     ''
     """
     rows = [
-        [name, *(_percent(rung["robust_accuracy"]) for rung in target["in_turn"]),
+        [name, *(statistics.format_accuracy(rung["robust_accuracy"], values["data"]["count"])
+                 for rung in target["in_turn"]),
          f"{sum(rung['seconds'] for rung in target['in_turn']):.0f}"]
         for name, target in values["targets"].items() if target["in_turn"]
     ]  # fmt: skip
@@ -102,6 +110,23 @@ def in_turn(values: dict[str, Any]) -> str:
         return ""
     first = next(target["in_turn"] for target in values["targets"].values() if target["in_turn"])
     return markdown(["model", *(rung["attack"] for rung in first), "seconds"], rows)
+
+
+def paired_comparisons(values: dict[str, Any]) -> str:
+    """Returns the comparisons of two models on the same images as Markdown; empty where there is one model.
+
+    Args:
+        values: What `record` returned.
+
+    >>> row = {"first": "a", "second": "b", "under": "fgsm", "difference": 0.25, "interval": [-0.25, 0.5],
+    ...        "first_only": 1, "second_only": 0, "p_value": 1.0}
+    >>> print(paired_comparisons({"paired": [row]}))
+    | models  | under | difference |  95 % interval | first alone | second alone | McNemar p |
+    |---------|------:|-----------:|---------------:|------------:|-------------:|----------:|
+    | a and b |  fgsm |      +25.0 | -25.0 to +50.0 |           1 |            0 |     1.000 |
+    """
+    rows = statistics.paired_cells(values["paired"])
+    return markdown(statistics.PAIRED_HEADER, rows) if rows else ""
 
 
 def alarms_told(values: dict[str, Any]) -> str:
@@ -141,10 +166,12 @@ def record(
         curve: Robust accuracy against epsilon, where it was traced.
 
     Returns:
-        The record; accuracies are shares of all images. The worst cases in the open count attacks in turn too.
+        The record; accuracies are shares of all images, each with its 95 % interval. The worst cases in the open count
+        attacks in turn too.
     """
     targets: dict[str, Any] = {}
     standing, in_turn, alarms = standing or {}, in_turn or {}, alarms or {}
+    count = scores.clean.shape[1]
     for target in scores.targets:
         by_attack: dict[str, dict[str, float | None]] = {}
         for _, maker, attack in (key for key in scores.robust if key[0] == target):
@@ -158,9 +185,14 @@ def record(
                 "black_box": scores.robust_accuracy(target, others),
                 "all": scores.robust_accuracy(target, scores.makers, also=standing.get(target)),
             },
-            "in_turn": [rung._asdict() for rung in in_turn.get(target, [])],
+            "in_turn": [
+                rung._asdict() | {"interval": statistics.interval_of(rung.robust_accuracy, count)}
+                for rung in in_turn.get(target, [])
+            ],
             "alarms": [alarm._asdict() for alarm in alarms.get(target, [])],
         }
+        accuracies = ("clean_accuracy", "robust_accuracy", "worst_case")
+        targets[target]["intervals"] = _intervals({name: targets[target][name] for name in accuracies}, count)
     return {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -169,7 +201,8 @@ def record(
         "attacks": list(scores.attacks),
         "models": models,
         "targets": targets,
-        "curve": None if curve is None else curve._asdict(),
+        "paired": _paired(scores, standing),
+        "curve": None if curve is None else curve._asdict() | {"intervals": _intervals(curve.robust_accuracy, count)},
         "settings": settings,
         "seconds": round(seconds, 2),
         "images_per_second": round(_attacked(scores, in_turn) / max(seconds, 1e-9), 1),
@@ -198,13 +231,17 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
     if values["settings"].get("batch_norm") == "batch":
         conditions += " " + BATCH_STATISTICS
     text = [
-        "# Evaluation", conditions, "Robust accuracy in % of all images; robust is right clean and under attack.",
+        "# Evaluation", conditions,
+        f"Robust accuracy in % of all {data['count']} images; robust is right clean and under attack; "
+        f"{statistics.INTERVALS}.",
         "## White box and black box", white_and_black_box(scores),
         "Black box: the worst case, image by image, over attacks made on all the other models.",
         "## By source", by_source(scores), "Italics: white box.",
     ]  # fmt: skip
     if table := in_turn(values):
         text += ["## Attacks in turn", "Each on the images that all before it left standing.", table]
+    if table := paired_comparisons(values):
+        text += ["## Paired comparisons", statistics.PAIRED, table]
     text += ["## Alarms", alarms_told(values)]
     (folder / CARDS).mkdir(exist_ok=True)
     for name in values["targets"]:
@@ -252,6 +289,12 @@ def card(values: dict[str, Any], target: str) -> dict[str, Any]:
     model, found = values["models"].get(target, {}), values["targets"][target]
     in_turn = [rung["attack"] for rung in found["in_turn"]]
     is_autoattack = tuple(in_turn[1:]) == VERSIONS["standard"]
+    shares = {
+        "clean_acc": found["clean_accuracy"],
+        "autoattack_acc": found["in_turn"][-1]["robust_accuracy"] if is_autoattack else None,
+        "best_known_robust_acc": found["worst_case"]["all"],
+    }
+    count = values["data"]["count"]
     return {
         "name": target,
         "architecture": model.get("network"),
@@ -260,9 +303,12 @@ def card(values: dict[str, Any], target: str) -> dict[str, Any]:
         "images": values["data"]["count"],
         "threat_model": values["threat"]["norm"],
         "eps": values["threat"]["epsilon"],
-        "clean_acc": _percent(found["clean_accuracy"]),
-        "autoattack_acc": _percent(found["in_turn"][-1]["robust_accuracy"]) if is_autoattack else None,
-        "best_known_robust_acc": _percent(found["worst_case"]["all"]),
+        **{name: None if share is None else f"{100 * share:.1f}" for name, share in shares.items()},
+        "confidence_intervals": {
+            name: [f"{100 * end:.1f}" for end in statistics.interval_of(share, count)]
+            for name, share in shares.items()
+            if share is not None
+        },
         "additional_data": False if model.get("checkpoint") else None,
         "trained_with": model.get("trained_with"),
         "alarms": [alarm["name"] for alarm in found["alarms"] if alarm["fired"]],
@@ -275,8 +321,37 @@ def _attacked(scores, in_turn):
     return made + sum(rung.attacked for rungs in in_turn.values() for rung in rungs[1:])
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+def _intervals(shares: Any, count: int) -> Any:
+    """Puts an interval in the place of each share, however they are nested; None stays."""
+    if isinstance(shares, Mapping):
+        return {name: _intervals(part, count) for name, part in shares.items()}
+    if isinstance(shares, Sequence):
+        return [_intervals(part, count) for part in shares]
+    return None if shares is None else statistics.interval_of(shares, count)
+
+
+def _paired(scores: Scores, standing: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Compares the first models pair by pair on clean images, under each white-box attack, and in the worst cases."""
+    right: dict[str, dict[str, np.ndarray]] = {}
+    for index, target in enumerate(scores.targets[:_MOST_PAIRED]):
+        found: dict[str, np.ndarray | None] = {"clean": scores.clean[index]}
+        found |= {attack: scores.robust_images(target, [target], [attack]) for attack in scores.attacks}
+        found["attacks in turn"] = standing.get(target)
+        if sum(images is not None for images in found.values()) > 2:  # Else it is the one attack over again.
+            found[statistics.WORST_WHITE] = scores.robust_images(target, [target], also=standing.get(target))
+        others = [maker for maker in scores.makers if maker != target]
+        found[statistics.WORST_BLACK] = scores.robust_images(target, others)
+        right[target] = {under: images for under, images in found.items() if images is not None}
+    rows = []
+    for first, second in itertools.combinations(right, 2):
+        for under in (name for name in right[first] if name in right[second]):
+            found_pair = statistics.paired_difference(right[first][under], right[second][under])
+            rows.append(
+                {"first": first, "second": second, "under": under, "difference": found_pair.difference,
+                 "interval": (found_pair.low, found_pair.high), "first_only": found_pair.first_only,
+                 "second_only": found_pair.second_only, "p_value": found_pair.p_value}
+            )  # fmt: skip
+    return rows
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

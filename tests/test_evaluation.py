@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_gan import LinfThreat, attacks, evaluation, losses, parallel, pictures, report
+from robust_gan import LinfThreat, attacks, evaluation, losses, parallel, pictures, report, statistics
 from robust_gan.data import batching
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import Model
@@ -204,10 +204,10 @@ def test_the_tables_hold_the_figures_and_a_dash_where_there_is_none(tmp_path):
     assert cells[0] == ["model", "clean", "fgsm, white box", "generator, white box",
                         "fgsm, black box", "generator, black box"]  # fmt: skip
     alpha = dict(zip(cells[0], cells[2], strict=True))
-    assert alpha["clean"] == "100.0"
+    assert alpha["clean"] == "100.0 (91.2 to 100.0)"
     assert alpha["generator, black box"] == "-"
-    assert alpha["fgsm, white box"] == f"{100 * scores.robust['alpha', 'alpha', 'fgsm'].mean():.1f}"
-    assert alpha["fgsm, black box"] == f"{100 * scores.robust['alpha', 'beta', 'fgsm'].mean():.1f}"
+    assert alpha["fgsm, white box"] == statistics.format_accuracy(scores.robust["alpha", "alpha", "fgsm"].mean(), 40)
+    assert alpha["fgsm, black box"] == statistics.format_accuracy(scores.robust["alpha", "beta", "fgsm"].mean(), 40)
     values = report.record(
         scores, THREAT, data={"name": "x", "split": "test", "count": 40}, models={}, settings={"seed": 0}, seconds=1.0
     )
@@ -275,3 +275,29 @@ def test_a_suite_attacks_in_turn_and_its_report_says_what_stood_and_what_the_ala
 def test_every_suite_names_attacks_that_there_are():
     for suite in evaluation.SUITES.values():
         assert any(evaluation.attack_names(text) for text in suite)
+
+
+def test_the_report_compares_models_pair_by_pair_on_the_same_images():
+    models = [linear(seed) for seed in range(10)]
+    images, labels = data(50)
+    scores = evaluation.evaluate(models, images, labels, THREAT, attacks=["fgsm", "uniform_noise"])
+    values = report.record(
+        scores, THREAT, data={"name": "x", "split": "test", "count": 50}, models={}, settings={"seed": 0}, seconds=1.0
+    )
+    pairs = {(row["first"], row["second"]) for row in values["paired"]}
+    assert len(pairs) == 8 * 7 / 2
+    for row in values["paired"]:
+        one, other = row["first"], row["second"]
+        if row["under"] in scores.attacks:
+            first, second = (scores.robust[name, name, row["under"]] for name in (one, other))
+            assert row["p_value"] == statistics.mcnemar(first, second)
+        elif row["under"] == statistics.WORST_WHITE:
+            shares = [values["targets"][name]["worst_case"]["white_box"] for name in (one, other)]
+            assert row["difference"] == pytest.approx(shares[0] - shares[1])
+    found = {row["under"] for row in values["paired"]}
+    assert found == {"clean", "fgsm", "uniform_noise", statistics.WORST_WHITE, statistics.WORST_BLACK}
+    # The table of many pairs shows the worst cases only.
+    assert report.paired_comparisons(values).count("\n") == 1 + 28 * 3
+    target = values["targets"]["linear3"]
+    share = target["robust_accuracy"]["fgsm"]["linear5"]
+    assert target["intervals"]["robust_accuracy"]["fgsm"]["linear5"] == statistics.interval_of(share, 50)

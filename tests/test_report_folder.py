@@ -93,7 +93,7 @@ def test_the_report_is_what_its_schema_says_and_the_schema_refuses_others(evalua
     validator.check_schema(report.schema())
     values = json.loads(json.dumps(values))
     validator.validate(values)
-    for name, value in (("schema", "robust_gan.evaluation/2"), ("threat", {"norm": "linf"}), ("more", 1)):
+    for name, value in (("schema", "robust_gan.evaluation/3"), ("threat", {"norm": "linf"}), ("more", 1)):
         with pytest.raises(jsonschema.ValidationError):
             validator.validate(values | {name: value})
     values["targets"]["tiny"]["clean_accuracy"] = 98.0
@@ -186,6 +186,7 @@ def test_a_card_holds_autoattack_where_it_was_made():
     }  # fmt: skip
     assert report.card(values, "a")["autoattack_acc"] == "44.4"
     assert report.card(values, "a")["best_known_robust_acc"] == "44.0"
+    assert report.card(values, "a")["confidence_intervals"]["clean_acc"] == ["82.6", "94.5"]
 
 
 def test_a_curve_ends_where_nothing_stands_and_a_rising_one_is_an_alarm():

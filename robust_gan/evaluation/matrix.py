@@ -68,6 +68,28 @@ class Scores:
         Returns:
             The share in [0, 1], or None where no such attack exists (a generator that a model does not have).
         """
+        robust = self.robust_images(target, makers, attacks, also=also)
+        return None if robust is None else float(robust.mean())
+
+    def robust_images(
+        self,
+        target: str,
+        makers: Sequence[str],
+        attacks: Sequence[str] | None = None,
+        *,
+        also: np.ndarray | None = None,
+    ) -> np.ndarray | None:
+        """Returns which images are right clean and under every attack made on any of the makers, bool `[N]`.
+
+        Args:
+            target: The model under attack.
+            makers: On whom the attacks are made; `[target]` for white box.
+            attacks: Which attacks; None for all.
+            also: bool `[N]`, what stood under further attacks.
+
+        Returns:
+            The images, or None where no such attack exists.
+        """
         rows = [
             self.robust[target, maker, attack]
             for maker in makers
@@ -76,7 +98,7 @@ class Scores:
         ]
         if also is not None:
             rows.append(also)
-        return float(np.all(rows, axis=0).mean()) if rows else None
+        return np.all(rows, axis=0) if rows else None
 
 
 def evaluate(
