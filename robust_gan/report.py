@@ -31,8 +31,8 @@ BATCH_STATISTICS = (
 RECORD, TABLES, EXAMPLES = "report.json", "report.md", "examples.png"
 CURVE, TRANSFER, ADVERSARIAL, CARDS = "curve.png", "transfer.png", "adversarial.npz", "cards"
 
-_MOST_PAIRED = 8
-"""Models that are compared pair by pair."""
+_MOST_PAIRED = 16
+"""Models that are compared pair by pair: 120 pairs."""
 
 
 def white_and_black_box(scores: Scores) -> str:

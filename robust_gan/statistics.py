@@ -21,6 +21,7 @@ PAIRED_HEADER = ("models", "under", "difference", "95 % interval", "first alone"
 WORST_WHITE, WORST_BLACK = "worst case, white box", "worst case, black box"
 
 _FEW_PAIRS = 3
+_MOST_MODELS = 8
 
 
 class PairedDifference(NamedTuple):
@@ -239,12 +240,16 @@ def paired_cells(paired: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Returns the cells of the table of paired comparisons, under `PAIRED_HEADER`.
 
     Args:
-        paired: Of `report.json`. Of more than three pairs only clean images and the worst cases are shown.
+        paired: Of `report.json`. Of more than three pairs only clean images and the worst cases are shown, of all
+            pairs those of the first eight models, and those that all have one model in common.
 
     >>> paired_cells([])
     []
     """
     pairs = {(row["first"], row["second"]) for row in paired}
+    names = list(dict.fromkeys(name for row in paired for name in (row["first"], row["second"])))
+    shared = set.intersection(*map(set, pairs)) if pairs else set()
+    left_out = set() if shared else set(names[_MOST_MODELS:])
     # The worst case over a single attack is not in the report: then that attack is shown.
     is_long = len(pairs) > _FEW_PAIRS and any(row["under"] == WORST_WHITE for row in paired)
     return [
@@ -257,7 +262,8 @@ def paired_cells(paired: Sequence[dict[str, Any]]) -> list[list[str]]:
             format_p(row["p_value"]),
         ]
         for row in paired
-        if not is_long or row["under"] in ("clean", WORST_WHITE, WORST_BLACK)
+        if (not is_long or row["under"] in ("clean", WORST_WHITE, WORST_BLACK))
+        and not left_out & {row["first"], row["second"]}
     ]
 
 

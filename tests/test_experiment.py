@@ -127,8 +127,8 @@ def test_losses_are_those_at_the_end(tmp_path):
 
 
 def test_figures_by_hand():
-    assert tables.figure([0.8125]) == "81.2"
-    assert tables.figure([0.7, 0.8, 0.9]) == "80.0 ± 10.0"
+    assert tables.figure([0.8125], 160) == "81.2 (74.5 to 86.5)"
+    assert tables.figure([0.7, 0.8, 0.9], 160) == "80.0 ± 10.0"
 
 
 def test_the_tables_hold_what_the_reports_say():
@@ -166,7 +166,10 @@ def test_the_tables_hold_what_the_reports_say():
     assert [cell.strip() for cell in black.split("|")[:-1]] == [
         "-", "60.0 ± 14.1", "70.0 ± 14.1", "80.0 ± 14.1", "55.0 ± 14.1",
     ]  # fmt: skip
-    assert "| generator  | 91.32 |" in text  # The paper's own.
+    assert "| generator  | 91.32 |" in text  # As others cite it.
+    assert re.search(r"\| image-only generator \(\+ exact penalty\) \| +90.0 ± 0.0 \|", text)
+    # Equal in each seed: no deviation, no test.
+    assert text.count("+0.0 (-), p - |") == 3
     assert re.search(r"Losses at the end.*\n\| pgd +\|\s+0.5 ± 0 \| +- \|", text, re.S)
 
 

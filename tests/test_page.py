@@ -54,6 +54,8 @@ def write_evaluation(folder, targets=("<standard>", "pgd"), with_details=True, f
         "models": {name: {} for name in (*targets, "stranger")},
         "targets": {}, "settings": {"seed": 0}, "created": "2026-11-27T00:00:00+00:00", "device": "cpu",
         "versions": {"robust_gan": "0", "jax": "0"},
+        "paired": [{"first": targets[0], "second": targets[-1], "under": "fgsm", "difference": -0.25,
+                    "interval": [-0.5, 0.01], "first_only": 2, "second_only": 12, "p_value": 0.013}],
         "curve": {"attack": "pgd10", "epsilons": [0, 0.1, 0.2], "robust_accuracy": {n: [1, 0.5, 0] for n in targets}},
     }  # fmt: skip
     stood, predicted, shown = {}, {}, {}
@@ -89,6 +91,7 @@ def write_reproduction(folder):
         "budget": "smoke",
         "seeds": [0, 1],
         "attacks": "fgsm",
+        "images": 360,
         "contestants": {"none": contestant},
     }
     (folder / "reproduction.json").write_text(json.dumps(values))
@@ -113,7 +116,8 @@ def test_everything_is_found_and_drawn(written):
         "Overview", "Reproduction digits", "Training", "Evaluation quick/report", "The generator's noise",
         "Confusion under pgd10", "Examples under pgd10", "Robust accuracy of each class", "Loss of the generator",
         "Robust accuracy against what training took", "Transfer of fgsm", "Robust accuracy against epsilon",
-        "What stands after each of the attacks in turn",
+        "What stands after each of the attacks in turn", "Paired comparisons", "McNemar", "-50.0 to +1.0",
+        "90.0 (76.9 to 96.0)", "<small>10.5 to 34.8</small>",
     ):  # fmt: skip
         assert heading in text
     assert "1 of 2 alarms fired" in text

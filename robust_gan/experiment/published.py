@@ -1,6 +1,9 @@
-"""The figures of the paper, as they are cited by others: its own text was not at hand."""
+"""Figures of Wang and Yu as others cite them: the paper's text was not at hand, and none was checked against it."""
 
-REFERENCE = "Wang and Yu, ICLR 2019; cited second-hand, its classifier normalised by batch statistics at test"
+REFERENCE = (
+    "Wang and Yu, ICLR 2019, as others cite it: the paper's text was not at hand. The released code normalises its "
+    "classifier by batch statistics at test, which is lenient; the numbers of images and of seeds are not known"
+)
 
 WHITE_BOX: dict[str, dict[str, dict[str, float]]] = {
     "cifar10": {

@@ -13,7 +13,7 @@ from robust_gan.experiment import cost, planning, tables
 from robust_gan.experiment.planning import Plan
 
 RECORD, TABLES, PICTURE, COSTS = "reproduction.json", "reproduction.md", "reproduction.png", "costs.png"
-SCHEMA = "robust_gan.reproduction/1"
+SCHEMA = "robust_gan.reproduction/2"
 
 _KEY = "key.json"
 
@@ -87,6 +87,7 @@ def run(
         "budget": plan.budget,
         "seeds": list(plan.seeds),
         "attacks": plan.attacks,
+        "images": reports[plan.seeds[0]]["data"]["count"],
         "contestants": table,
         "reports": {str(seed): f"seed-{seed}/{report.RECORD}" for seed in plan.seeds},
     }
@@ -117,8 +118,10 @@ def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
     if (output / _KEY).exists() and (output / report.RECORD).exists():
         try:
             if json.loads((output / _KEY).read_text()) == json.loads(json.dumps(key)):
-                return json.loads((output / report.RECORD).read_text())
-        except ValueError:
+                values = json.loads((output / report.RECORD).read_text())
+                if values["schema"] == report.SCHEMA:
+                    return values
+        except (ValueError, KeyError):
             pass  # Cut while it was written: evaluated anew.
     _, values = comparison.compare(
         [str(where) for where in targets],

@@ -1,14 +1,17 @@
-"""The paper's tables over several seeds: white box, black box by source, cost; and a picture of them."""
+"""Tables over several seeds: white box, black box by source, paired comparisons, cost; and a picture of them."""
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from robust_gan import report
+import numpy as np
+
+from robust_gan import report, statistics
 from robust_gan.experiment import cost, planning, published
 from robust_gan.experiment.planning import Plan
 
 WORST = "worst case"
+_BASELINE = "pgd"
+"""The others are compared with it; without it, with the first contestant."""
 
 
 def summarise(plan: Plan, reports: dict[int, dict[str, Any]], costs: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -63,27 +66,31 @@ def write_up(plan: Plan, table: dict[str, Any], reports: dict[int, dict[str, Any
         f"{threat['epsilon']:g} for pixels in [0, 1]; budget {plan.budget}; seeds {', '.join(map(str, plan.seeds))}; "
         f"{first['created'][:10]}; {first['device']}; jax {first['versions']['jax']}."
     )
-    spread = "Mean and standard deviation over the seeds. " if len(plan.seeds) > 1 else ""
+    spread = (
+        "Mean and standard deviation over the seeds" if len(plan.seeds) > 1 else f"One seed; {statistics.INTERVALS}"
+    )
+    count = data["count"]
     return (
         "\n\n".join(
             [
                 f"# {plan.dataset}",
                 conditions,
-                f"{spread}Robust accuracy in % of all images; robust is right clean and under attack. The worst case "
-                "is taken image by image over all attacks.",
+                f"{spread}. Robust accuracy in % of all {count} images; robust is right clean and under attack. The "
+                f"worst case is taken image by image over all attacks.{_naming(plan)}",
                 "## White box",
-                _white_box(plan, table),
+                _white_box(plan, table, count),
                 "## Black box, by source",
                 f"Attack {_strongest(first['attacks'])}, made on the model of the column; the last column is the worst "
                 "case over all attacks and all of these sources.",
-                _black_box(plan, table, _strongest(first["attacks"])),
+                _black_box(plan, table, _strongest(first["attacks"]), count),
+                *_paired(plan, table, first),
                 "## Cost",
                 _cost(plan, table),
                 "## Losses at the end of training",
                 "Of the classifier on clean and on adversarial images, of the generator, and the gradient penalty "
                 "before its coefficient: means over the last fifth of what was logged, with the batch's statistics.",
                 _losses(plan, table),
-                *_of_the_paper(plan),
+                *_second_hand(plan),
             ]
         )
         + "\n"
@@ -102,16 +109,47 @@ def columns(plan: Plan, table: dict[str, Any]) -> dict[str, dict[str, Sequence[f
     }
 
 
-def figure(values: Sequence[float]) -> str:
-    """Returns shares in % as a mean, with the standard deviation where there are several.
+def figure(values: Sequence[float | None], count: int) -> str:
+    """Returns shares in %: one with its interval, of several the mean and the standard deviation.
 
-    >>> figure([0.5]), figure([0.5, 0.6])
-    ('50.0', '55.0 ± 7.1')
+    Args:
+        values: One for each seed; a dash is returned where one is missing.
+        count: Of how many images.
+
+    >>> figure([0.5], 100), figure([0.5, 0.6], 100), figure([None], 100)
+    ('50.0 (40.4 to 59.6)', '55.0 ± 7.1', '-')
     """
-    percent = [100 * value for value in values]
-    if len(percent) == 1:
-        return f"{percent[0]:.1f}"
-    return f"{statistics.mean(percent):.1f} ± {statistics.stdev(percent):.1f}"
+    given = [value for value in values if value is not None]
+    if len(given) < len(values):
+        return "-"
+    if len(given) == 1:
+        return statistics.format_accuracy(given[0], count)
+    return f"{100 * np.mean(given):.1f} ± {100 * np.std(given, ddof=1):.1f}"
+
+
+def label(plan: Plan, name: str) -> str:
+    """Returns the name of a contestant in the tables: the plain generator's says what it sees, and its penalty.
+
+    Args:
+        plan: The experiment.
+        name: Of the contestant. `released` is the one with the networks, optimisers and sign of the released code.
+
+    >>> from robust_gan import recipes
+    >>> from robust_gan.config import Config, PenaltyConfig
+    >>> recipe = lambda choice: recipes.contestant(Config(penalty=PenaltyConfig(0.1)), recipes.read(choice)[0])
+    >>> label(planning.plan(recipe, "digits", "smoke", "out", contestants=["generator"]), "generator")
+    'image-only generator (+ exact penalty)'
+    """
+    if name != "generator":
+        return name
+    penalty = plan.runs[plan.seeds[0], name].penalty
+    sign = "+" if penalty.coefficient > 0 else "-"
+    told = f"{sign} {penalty.form.replace('_', ' ')} penalty" if penalty.coefficient else "no penalty"
+    return f"image-only generator ({told})"
+
+
+def _naming(plan):
+    return " The image-only generator is the contestant `generator`." if "generator" in plan.contestants else ""
 
 
 def _strongest(attacks: Sequence[str]) -> str:
@@ -120,26 +158,61 @@ def _strongest(attacks: Sequence[str]) -> str:
     return ([attack for attack in on_all if attack.startswith("pgd")] or on_all)[-1]
 
 
-def _white_box(plan, table):
+def _white_box(plan, table, count):
     attacks = list(dict.fromkeys(attack for row in table.values() for attack in row["white_box"]))
     attacks = [*(attack for attack in attacks if attack != WORST), WORST]
     rows = [
-        [name, figure(table[name]["clean"])]
-        + [figure(table[name]["white_box"][a]) if a in table[name]["white_box"] else "-" for a in attacks]
-        + [figure(table[name]["all"])]
+        [label(plan, name), figure(table[name]["clean"], count)]
+        + [figure(table[name]["white_box"].get(attack, [None]), count) for attack in attacks]
+        + [figure(table[name]["all"], count)]
         for name in plan.contestants
     ]
     return report.markdown(["contestant", "clean", *attacks, "and black box"], rows)
 
 
-def _black_box(plan, table, attack):
+def _black_box(plan, table, attack, count):
     makers = [*plan.contestants, *(name for name in planning.STRANGERS if name != planning.SOURCE)]
     rows = []
     for name in plan.contestants:
         by_maker = table[name]["black_box"][attack]
-        cells = [figure(by_maker[maker]) if maker in by_maker else "-" for maker in makers]
-        rows.append([name, *cells, figure(table[name]["black_box"][WORST])])
-    return report.markdown(["contestant", *makers, WORST], rows)
+        cells = [figure(by_maker.get(maker, [None]), count) for maker in makers]
+        rows.append([label(plan, name), *cells, figure(table[name]["black_box"][WORST], count)])
+    names = [label(plan, maker) if maker in plan.contestants else maker for maker in makers]
+    return report.markdown(["contestant", *names, WORST], rows)
+
+
+def _paired(plan, table, first):
+    """Compares each contestant with the baseline: over the images of one seed, or over several seeds."""
+    base = _BASELINE if _BASELINE in plan.contestants else plan.contestants[0]
+    others = [name for name in plan.contestants if name != base]
+    if not others:
+        return []
+    if len(plan.seeds) == 1:
+        told = f"Each contestant and {label(plan, base)}. {statistics.PAIRED}"
+        cells = statistics.paired_cells(
+            [row for row in first.get("paired", ()) if base in (row["first"], row["second"])]
+        )
+        return ["## Paired comparisons", told, report.markdown(statistics.PAIRED_HEADER, cells)] if cells else []
+    kinds = {
+        "clean": lambda row: row["clean"],
+        f"{WORST}, white box": lambda row: row["white_box"][WORST],
+        f"{WORST}, black box": lambda row: row["black_box"][WORST],
+    }
+    told = (
+        f"Accuracy minus that of {label(plan, base)} trained with the same seed, in points: mean over the seeds, its "
+        "95 % interval, and the p-value of the paired t-test, not corrected for the number of contestants."
+    )
+
+    def against_base(name, of):
+        pair = of(table[name]), of(table[base])
+        if any(share is None for shares in pair for share in shares):
+            return "-"
+        *interval, p_value = statistics.paired_over_seeds(*pair)
+        difference, ends = statistics.format_difference(*interval)
+        return f"{difference} ({ends}), p {statistics.format_p(p_value)}"
+
+    rows = [[label(plan, name), *(against_base(name, of) for of in kinds.values())] for name in others]
+    return ["## Paired comparisons", told, report.markdown(["contestant", *kinds], rows)]
 
 
 def _cost(plan, table):
@@ -150,8 +223,8 @@ def _cost(plan, table):
         parameters = costs[0]["parameters"]
         rows.append(
             [
-                name,
-                f"{statistics.mean(seconds):.0f}",
+                label(plan, name),
+                f"{np.mean(seconds):.0f}",
                 str(costs[0]["updates"]),
                 str(costs[0]["gradient_evaluations"]),
                 f"{parameters['classifier']:,}",
@@ -166,26 +239,31 @@ def _losses(plan, table):
     rows = []
     for name in plan.contestants:
         ends = [paid["losses"] for paid in table[name]["cost"]]
-        rows.append([name, *(_spread([end[loss] for end in ends]) if loss in ends[0] else "-" for loss in cost.LOSSES)])
+        rows.append(
+            [
+                label(plan, name),
+                *(_spread([end[loss] for end in ends]) if loss in ends[0] else "-" for loss in cost.LOSSES),
+            ]
+        )
     return report.markdown(["contestant", *(loss.replace("_", " ") for loss in cost.LOSSES)], rows)
 
 
 def _spread(values):
-    mean = f"{statistics.mean(values):.3g}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2g}"
+    mean = f"{np.mean(values):.3g}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2g}"
 
 
-def _of_the_paper(plan):
+def _second_hand(plan):
     white, black = published.WHITE_BOX.get(plan.dataset), published.BLACK_BOX.get(plan.dataset)
     if not white or not black:
-        return ["No figures of the paper on these data were at hand."]
+        return ["No published figures on these data were at hand."]
     attacks = list(dict.fromkeys(a for part in (white, black) for row in part.values() for a in row if a != "clean"))
     rows = [
         [name, _cell(white[name], "clean"), *(_cell(part[name], a) for part in (white, black) for a in attacks)]
         for name in white
     ]
     header = ["contestant", "clean", *(f"{a}, white box" for a in attacks), *(f"{a}, black box" for a in attacks)]
-    return ["## The paper's own figures", f"{published.REFERENCE}.", report.markdown(header, rows)]
+    return ["## Published figures, second-hand", f"{published.REFERENCE}.", report.markdown(header, rows)]
 
 
 def _cell(row, attack):

@@ -75,6 +75,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
  background:color-mix(in oklab,var(--heat) var(--v,0%),var(--ground))}
 .heat td.wrong{background:color-mix(in oklab,var(--wrong) var(--v,0%),var(--ground))}
 .heat td.high{color:#fff}
+.heat small{display:block;font-size:10.5px;opacity:.8;white-space:nowrap}
 .heat td.own{outline:2px solid var(--ink);outline-offset:-3px}
 .film th{color:var(--soft);font-weight:500;padding:2px 4px;text-align:center}
 .film td{padding:3px 4px;text-align:center;vertical-align:top}
@@ -90,6 +91,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
 .line{stroke:var(--c);stroke-width:2;fill:none;stroke-linejoin:round}
 .series circle,.key circle,.dots circle{fill:var(--c)}
 .dots circle{stroke:var(--card);stroke-width:1.5}.dots .single{opacity:.45;stroke:none}
+.dots .error{stroke:var(--c);stroke-width:2;opacity:.55;fill:none}
 .dots .ring{fill:none;stroke:var(--c);stroke-width:2.5}
 .band{fill:var(--c);opacity:.15;stroke:none}
 .series:hover .line{stroke-width:4}

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from robust_gan import details as details_lib
+from robust_gan import statistics
 from robust_gan.details import Details
 from robust_gan.page import parts, pixels, svg
 from robust_gan.page.finding import Evaluation
 from robust_gan.page.parts import Palette
 
+_BOXES = ("white_box", "black_box", "all")
 _MOST_CLASSES = 20
 _MOST_EXAMPLES = 8
 
@@ -31,7 +33,8 @@ def curves(evaluations: Sequence[Evaluation], palette: Palette) -> str:
             continue
         key = (data["name"], data["split"], threat["norm"], curve["attack"])
         for name, row in curve["robust_accuracy"].items():
-            line = svg.Series(name, palette[name], curve["epsilons"], row)
+            ends = zip(*(statistics.interval_of(share, data["count"]) for share in row), strict=True)
+            line = svg.Series(name, palette[name], curve["epsilons"], row, *ends)
             if line not in pictures.setdefault(key, []):
                 pictures[key].append(line)
         marks[key] = threat["epsilon"]
@@ -43,7 +46,8 @@ def curves(evaluations: Sequence[Evaluation], palette: Palette) -> str:
             mark=(marks[key], f"{marks[key]:.3g}"),
         )  # fmt: skip
         title = f"Robust accuracy against epsilon, {attack} in the open, {data_name} {split}"
-        drawn.append(parts.figure(title, chart + svg.legend([(one.name, one.colour) for one in series])))
+        key_of = svg.legend([(one.name, one.colour) for one in series])
+        drawn.append(parts.figure(title, chart + key_of, "Bands: the 95 % interval of each accuracy."))
     return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
 
 
@@ -60,6 +64,11 @@ def section(evaluation: Evaluation, palette: Palette) -> str:
     figures += [_in_turn(report)] if any(target["in_turn"] for target in report["targets"].values()) else []
     figures += _transfer(report)
     pieces.append(f'<div class="figures">{"".join(figures)}</div>')
+    if cells := statistics.paired_cells(report["paired"]):
+        pieces += [
+            f"<h3>Paired comparisons</h3><p>{html.escape(statistics.PAIRED)}</p>",
+            parts.table(statistics.PAIRED_HEADER, cells, text=2),
+        ]
     if found is None:
         pieces.append("<p>An older version wrote this evaluation: classes and examples are not known.</p>")
         return "".join(pieces)
@@ -74,17 +83,17 @@ def summary(evaluations: Sequence[Evaluation]) -> str:
             name,
             f"{one.report['data']['name']} {one.report['data']['split']}, {one.report['data']['count']}",
             f"{one.report['threat']['norm']} {one.report['threat']['epsilon']:.3g}",
-            parts.percent(target["clean_accuracy"]),
-            parts.percent(target["worst_case"]["white_box"]),
-            parts.percent(target["worst_case"]["black_box"]),
-            parts.percent(target["worst_case"]["all"]),
+            *(
+                statistics.format_accuracy(share, one.report["data"]["count"])
+                for share in (target["clean_accuracy"], *(target["worst_case"][box] for box in _BOXES))
+            ),
         ]
         for one in evaluations
         for name, target in one.report["targets"].items()
     ]
-    return parts.table(
-        ["model", "images", "threat", "clean", "white box", "black box", "worst of both"], rows, text=3
-    )  # fmt: skip
+    header = ["model", "images", "threat", "clean", "white box", "black box", "worst of both"]
+    note = f'<p class="note">Accuracy in %; {statistics.INTERVALS}.</p>'
+    return parts.table(header, rows, text=3) + note
 
 
 def _conditions(report: dict[str, Any]) -> str:
@@ -126,8 +135,9 @@ def _accuracies(report: dict[str, Any]) -> str:
         rows.append((name, [(kind, colours[kind], [share]) for kind, share in shares.items() if share is not None]))
     shown = [kind for kind in kinds if any(kind == mark[0] for _, marks in rows for mark in marks)]
     key = svg.legend([(kind, colours[kind]) for kind in shown])
-    return parts.figure("Accuracy under each attack, made in the open", svg.dots(rows) + key,
-                        "Robust: right clean and under attack, of all images.")  # fmt: skip
+    count = report["data"]["count"]
+    note = f"Robust: right clean and under attack, of all {count} images; lines are 95 % intervals."
+    return parts.figure("Accuracy under each attack, made in the open", svg.dots(rows, count) + key, note)
 
 
 def _in_turn(report: dict[str, Any]) -> str:
@@ -138,7 +148,8 @@ def _in_turn(report: dict[str, Any]) -> str:
         for rungs in targets.values()
     ]
     return parts.figure(
-        "What stands after each of the attacks in turn, in %", parts.heat(list(targets), attacks, shares)
+        "What stands after each of the attacks in turn, in %",
+        parts.heat(list(targets), attacks, shares, counts=[report["data"]["count"]] * len(attacks)),
     )
 
 
@@ -150,7 +161,8 @@ def _transfer(report: dict[str, Any]) -> list[str]:
         by = {target: report["targets"][target]["robust_accuracy"].get(attack, {}) for target in targets}
         shown = [maker for maker in makers if any(maker in row for row in by.values())]
         shares = [[by[target].get(maker) for maker in shown] for target in targets]
-        content = parts.heat(targets, shown, shares, corner="of \\ made on", framed=True)
+        counts = [report["data"]["count"]] * len(shown)
+        content = parts.heat(targets, shown, shares, corner="of \\ made on", framed=True, counts=counts)
         figures.append(parts.figure(f"Transfer of {attack}: robust accuracy in %", content, "Framed: white box."))
     return figures
 
@@ -165,8 +177,9 @@ def _classes(report: dict[str, Any], found: Details) -> str:
         shown = order[:_MOST_CLASSES].tolist()
         note += f" The {_MOST_CLASSES} least robust of {len(names)} classes."
     shares = [[robust[target][index] for index in shown] for target in targets]
-    heat = parts.heat(targets, [names[index] for index in shown], shares)
-    return parts.figure("Robust accuracy of each class, in %", heat, note).replace(
+    counts = [int(np.sum(found.labels == index)) for index in shown]
+    heat = parts.heat(targets, [names[index] for index in shown], shares, counts=counts)
+    return parts.figure("Robust accuracy of each class, in %", heat, f"{note} Below: 95 % intervals.").replace(
         "<figure>", '<figure class="wide">', 1
     )
 

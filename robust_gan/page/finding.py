@@ -13,7 +13,7 @@ from robust_gan.errors import UserError
 from robust_gan.filmstrip import Film
 
 REPORT, REPRODUCTION = "report.json", "reproduction.json"
-SCHEMAS = {REPORT: "robust_gan.evaluation/4", REPRODUCTION: "robust_gan.reproduction/1"}
+SCHEMAS = {REPORT: "robust_gan.evaluation/4", REPRODUCTION: "robust_gan.reproduction/2"}
 """Those of `report` and `experiment`, whose modules load jax."""
 
 _DEPTH = 4

@@ -4,6 +4,8 @@ import html
 import math
 from collections.abc import Sequence
 
+from robust_gan import statistics
+
 
 class Palette:
     """Gives every name a colour of its own, the same wherever it is drawn.
@@ -80,6 +82,7 @@ def heat(
     corner: str = "",
     framed: bool = False,
     errors: bool = False,
+    counts: Sequence[int] = (),
 ) -> str:
     """Returns a heat map of shares, as a table.
 
@@ -90,8 +93,9 @@ def heat(
         corner: What rows and columns are.
         framed: Frame the cells whose row and column have one name.
         errors: Off the diagonal is another colour, and nothing is written where it is 0.
+        counts: For each column of how many images its shares are: each cell then has its 95 % interval below.
 
-    >>> heat(["a"], ["a"], [[0.5]], framed=True).count("own")
+    >>> heat(["a"], ["a"], [[0.5]], framed=True, counts=[360]).count("44.9 to 55.1")
     1
     """
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
@@ -108,6 +112,9 @@ def heat(
             kinds = [kind for kind, there in known if there]
             kind = f' class="{" ".join(kinds)}"' if kinds else ""
             written = "" if wrong and share < 0.005 else f"{100 * share:.0f}" if errors else f"{100 * share:.1f}"
+            if counts:
+                low, high = statistics.interval_of(share, counts[column])
+                written += f"<small>{100 * low:.1f} to {100 * high:.1f}</small>"
             cells.append(f'<td{kind} style="--v:{100 * share:.1f}%">{written}</td>')
         body.append(f"<tr><th>{html.escape(name)}</th>{''.join(cells)}</tr>")
     return (

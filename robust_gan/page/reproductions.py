@@ -1,9 +1,11 @@
 """The part of the page on reproductions: what stands of every contestant, over all seeds."""
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from robust_gan import statistics
 from robust_gan.page import parts, svg
 
 WORST = "worst case"
@@ -21,26 +23,34 @@ def section(values: dict[str, Any]) -> str:
         shares = (found["clean"], found["black_box"].get(WORST, []), found["white_box"].get(WORST, []))
         given = [[share for share in row if share is not None] for row in shares]
         marks.append((name, [(kind, index, row) for (kind, index), row in zip(kinds.items(), given, strict=True)]))
-        seconds = statistics.mean(cost["seconds"] for cost in found["cost"])
+        seconds = float(np.mean([cost["seconds"] for cost in found["cost"]]))
         rows.append(
-            [name, *map(_spread, given), parts.duration(seconds), str(found["cost"][0]["gradient_evaluations"])]
+            [
+                name,
+                *(_spread(row, values["images"]) for row in given),
+                parts.duration(seconds),
+                str(found["cost"][0]["gradient_evaluations"]),
+            ]
         )
     header = ["contestant", "clean", "black box", "white box", "time", "gradients per update"]
-    picture = parts.figure("Every contestant, worst cases", svg.dots(marks) + svg.legend(list(kinds.items())))
+    picture = parts.figure(
+        "Every contestant, worst cases", svg.dots(marks, values["images"]) + svg.legend(list(kinds.items()))
+    )
     seeds = ", ".join(map(str, values["seeds"]))
+    spread = "mean and standard deviation over the seeds" if len(values["seeds"]) > 1 else statistics.INTERVALS
     return (
-        f"<p>{values['dataset']}, budget {values['budget']}, seeds {seeds}; attacks {values['attacks']}.</p>"
+        f"<p>{values['dataset']}, budget {values['budget']}, seeds {seeds}; attacks {values['attacks']}; "
+        f"{values['images']} images; {spread}.</p>"
         f'<div class="figures">{picture}</div>{parts.table(header, rows)}'
     )
 
 
-def _spread(shares: Sequence[float]) -> str:
-    """Writes the mean, and the standard deviation where there are several.
+def _spread(shares: Sequence[float], count: int) -> str:
+    """Writes one share with its interval, or the mean and the standard deviation of several.
 
-    >>> _spread([0.5]), _spread([0.5, 0.6]), _spread([])
-    ('50.0', '55.0 ± 7.1', '-')
+    >>> _spread([0.5], 100), _spread([0.5, 0.6], 100), _spread([], 100)
+    ('50.0 (40.4 to 59.6)', '55.0 ± 7.1', '-')
     """
-    if not shares:
-        return "-"
-    mean = parts.percent(statistics.mean(shares))
-    return mean if len(shares) == 1 else f"{mean} ± {100 * statistics.stdev(shares):.1f}"
+    if len(shares) < 2:
+        return statistics.format_accuracy(shares[0] if shares else None, count)
+    return f"{parts.percent(float(np.mean(shares)))} ± {100 * np.std(shares, ddof=1):.1f}"

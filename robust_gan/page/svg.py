@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from robust_gan import statistics
+
 COLOURS = 10
 """Of the theme, `--c0` to `--c9`; further series are dashed."""
 
@@ -111,11 +113,12 @@ def lines(
     return "".join([*parts, "</svg>"])
 
 
-def dots(rows: Sequence[tuple[str, Sequence[tuple[str, int, Sequence[float]]]]]) -> str:
+def dots(rows: Sequence[tuple[str, Sequence[tuple[str, int, Sequence[float]]]]], count: int = 0) -> str:
     """Draws a row of marks for each model: its accuracies under this and that, from 0 to 100 %.
 
     Args:
         rows: For each model what, the index of its colour, and shares: their mean is the mark, and each a dot.
+        count: Of how many images the shares are; a single share then has its 95 % interval as a line.
 
     >>> dots([("a", [("clean", 0, [0.5, 0.75])])]).count("<circle")
     3
@@ -146,7 +149,12 @@ def dots(rows: Sequence[tuple[str, Sequence[tuple[str, int, Sequence[float]]]]])
             parts.append(f'<g {_style(colour)} class="dots">')
             if len(shares) > 1:
                 parts += [f'<circle class="single" cx="{across(share):.1f}" cy="{top}" r="2.5"/>' for share in shares]
-            told = html.escape(f"{name}, {what}: {100 * mean:.1f} %")
+            value = f"{100 * mean:.1f}"
+            if len(shares) == 1 and count:
+                low, high = statistics.interval_of(mean, count)
+                value = statistics.format_accuracy(mean, count)
+                parts.append(f'<path class="error" d="M{across(low):.1f} {top}H{across(high):.1f}"/>')
+            told = html.escape(f"{name}, {what}: {value} %")
             kind = 'class="ring" r="8"' if what.startswith("worst") else 'r="5"'  # It is one of the others as well.
             parts.append(f'<circle {kind} cx="{across(mean):.1f}" cy="{top}"><title>{told}</title></circle></g>')
     return "".join([*parts, "</svg>"])
