@@ -86,28 +86,30 @@ def unrolled(played: game.Game, config: Config, carried: stepping.Carried, array
 
 
 def prepare(given: argparse.Namespace):
-    """Compiles; returns the facts and the function that times."""
-    config = config_of(given)
+    """Compiles the game's step; see `compiled_step`."""
+    flops = counting.step(given.classifier, given.batch, generator_steps=given.generator_steps, penalty=given.penalty)
+    return compiled_step(config_of(given), given.steps, unroll=given.unrolled, flops=flops)
+
+
+def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: float):
+    """Compiles the step of a run; returns the facts, with those that are given, and the function that times."""
     devices = parallel.find_devices(num_devices=1)
     play, carried, arrays = start(config, (32, 32, 3), devices)
 
     def orders(count: int) -> stepping.Orders:
-        return stepping.orders(config, 0, count, given.steps, NUM_IMAGES, devices)
+        return stepping.orders(config, 0, count, steps, NUM_IMAGES, devices)
 
     began, cpu = time.perf_counter(), time.process_time()
-    if given.unrolled:
+    if unroll:
         play = functools.partial(unrolled, game.from_config(config, num_classes=10, channels=3), config)
     compiled = parallel.compile_step(play, devices, carried, arrays, orders(1))
     compile_seconds, compile_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     memory, text = compiled.memory_analysis(), compiled.as_text()
     convolutions = [line for line in text.splitlines() if " convolution(" in line]
-    facts = {
+    facts |= {
         "device": devices[0].device_kind,
         "compile_seconds": compile_seconds,
         "compile_cpu_seconds": compile_cpu_seconds,
-        "flops": counting.step(
-            given.classifier, given.batch, generator_steps=given.generator_steps, penalty=given.penalty
-        ),
         # A loop's body counts once here, however often it runs.
         "xla_flops": compiled.cost_analysis()["flops"],
         # On a CPU all must be in the form that is fast in loops, see robust_gan/networks/convolution.py.
@@ -115,14 +117,17 @@ def prepare(given: argparse.Namespace):
         "of_slow_form": sum("b01f_01io->b01f" not in line or "rhs_reversal" in line for line in convolutions),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "matmul_flops_per_second": measuring.jax_matmul_rate(dtype=given.precision),
+        "peak_bytes_with_compiler": measuring.peak_host_bytes(),
+        "matmul_flops_per_second": measuring.jax_matmul_rate(dtype=config.precision),
     }
+    del text, convolutions
+    measuring.forget_peak()
 
     def measure(count: int = 0, matmul: bool = False) -> dict[str, float]:
         """Times `count` calls of one step each; 0 for one call of all steps; or a matrix product."""
         if matmul:
-            return {"flops_per_second": measuring.jax_matmul_rate(dtype=given.precision)}
-        share, calls = (orders(given.steps), 1) if count == 0 else (orders(1), count)
+            return {"flops_per_second": measuring.jax_matmul_rate(dtype=config.precision)}
+        share, calls = (orders(steps), 1) if count == 0 else (orders(1), count)
 
         def run():
             nonlocal carried
@@ -130,7 +135,7 @@ def prepare(given: argparse.Namespace):
                 carried, measured = compiled(carried, arrays, share)
             jax.block_until_ready(measured)
 
-        times = measuring.timed(run, given.steps if count == 0 else count)
+        times = measuring.timed(run, steps if count == 0 else count)
         peak = (devices[0].memory_stats() or {}).get("peak_bytes_in_use", measuring.peak_host_bytes())
         return times | {"peak_bytes": peak}
 

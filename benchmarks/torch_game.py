@@ -64,8 +64,8 @@ class Game:
                 module.moves = False
         self.tie()
         fused = {"fused": True} if device == "cuda" else {}
-        self.generator_optimizer = torch.optim.Adam(_decayed(self.generator), lr=0.002, betas=(0.5, 0.999), **fused)
-        self.classifier_optimizer = torch.optim.SGD(_decayed(self.classifier), lr=0.1, momentum=0.9, **fused)
+        self.generator_optimizer = torch.optim.Adam(decayed(self.generator), lr=0.002, betas=(0.5, 0.999), **fused)
+        self.classifier_optimizer = torch.optim.SGD(decayed(self.classifier), lr=0.1, momentum=0.9, **fused)
         self._autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=autocast)
         wrap = compiled or (lambda function: function)
         self.generator_loss = wrap(self._generator_loss)
@@ -141,8 +141,8 @@ class Game:
         return (loss, *losses)
 
 
-def _decayed(module: nn.Module) -> list[dict]:
-    """Weight decay on the kernels alone."""
+def decayed(module: nn.Module, weight_decay: float = 1e-5) -> list[dict]:
+    """Returns an optimiser's groups: weight decay on the kernels alone."""
     kernels = [p for p in module.parameters() if p.ndim > 1]
     others = [p for p in module.parameters() if p.ndim == 1]
-    return [{"params": kernels, "weight_decay": 1e-5}, {"params": others, "weight_decay": 0.0}]
+    return [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -5,6 +5,7 @@ with operations of its own, so that the same weights give the same outputs; `ali
 PyTorch: the same work without those operations, and so what is timed.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -136,16 +137,24 @@ class MnistCNN(nn.Module):
 
 
 class Generator(nn.Module):
-    """The generator `resnet_generator`: images in [0, 1] to noise in [-1, 1]."""
+    """The generator `resnet_generator`, and its lighter forms: what it sees, in [0, 1], to noise in [-1, 1]."""
 
-    def __init__(self, widths: Sequence[int] = (64, 128, 256), blocks: int = 6, *, aligned: bool):
+    def __init__(
+        self,
+        widths: Sequence[int] = (64, 128, 256),
+        blocks: int = 6,
+        *,
+        inputs: int = 3,
+        project_first: bool = True,
+        aligned: bool,
+    ):
         super().__init__()
-        self.layers, inputs = [], 3
+        self.layers = []
         for level, width in enumerate(widths):
             self._add(f"Conv_{level}", Conv(inputs, width, 3, 2 if level else 1, aligned=aligned), level, width)
             inputs = width
         for block in range(blocks):
-            made = ResidualBlock(inputs, inputs, 1, project=not block, aligned=aligned)
+            made = ResidualBlock(inputs, inputs, 1, project=project_first and not block, aligned=aligned)
             setattr(self, f"ResidualBlock_{block}", made)
             self.layers.append((f"ResidualBlock_{block}", None))
         for level, width in enumerate(reversed(widths[:-1])):
@@ -161,7 +170,7 @@ class Generator(nn.Module):
         self.layers.append((name, f"BatchNorm_{norm}"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps `[B, 3, H, W]` to `[B, 3, H, W]`."""
+        """Maps `[B, inputs, H, W]` to `[B, 3, H, W]`."""
         x = 2 * x - 1
         for name, norm in self.layers:
             x = getattr(self, name)(x)
@@ -211,6 +220,16 @@ def as_flax(path: str, gradient: torch.Tensor) -> tuple[str, np.ndarray]:
     if "TransposedConv" in layer:
         return f"{layer}.kernel", array[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
     return f"{layer}.kernel", array.transpose(2, 3, 1, 0)
+
+
+def differences(module: nn.Module, gradient: Mapping) -> list[float]:
+    """Returns how far its gradients are from those of a flax tree, each beside the largest element of its tensor."""
+    found = []
+    for path, parameter in module.named_parameters():
+        name, theirs = as_flax(path, parameter.grad)
+        ours = np.asarray(functools.reduce(lambda tree, part: tree[part], name.split("."), gradient))
+        found.append(float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(ours)), 1e-6)))
+    return found
 
 
 def _of_flax(path: str, array: np.ndarray) -> np.ndarray:

@@ -80,6 +80,7 @@ def prepare(given: argparse.Namespace):
         ),
         "matmul_flops_per_second": measuring.torch_matmul_rate(dtype=given.precision),
     }
+    measuring.forget_peak()
 
     def measure(count: int = 0, matmul: bool = False) -> dict[str, float]:
         """Times `count` steps; 0 for the number that was given; or a matrix product."""
@@ -153,23 +154,11 @@ def check(given: argparse.Namespace) -> float:
         lambda classifier, adversary: game.classifier_gradient(played, classifier, adversary, batch, None)
     )(state.classifier, state.adversary)
     differences = [abs(float(loss) - float(twin.generator_gradient(theirs_images, theirs_labels)))]
-    differences += _compare(twin.generator, gradient)
+    differences += torch_networks.differences(twin.generator, gradient)
     clean, adversarial = twin.classifier_gradient(theirs_images, theirs_labels)
     differences.append(abs(float(measured["clean_loss"]) - float(clean)))
     differences.append(abs(float(measured["adversarial_loss"]) - float(adversarial)))
-    return max(differences + _compare(twin.classifier, of_classifier))
-
-
-def _compare(module: torch.nn.Module, gradient) -> list[float]:
-    differences = []
-    for path, parameter in module.named_parameters():
-        name, theirs = torch_networks.as_flax(path, parameter.grad)
-        ours = gradient
-        for part in name.split("."):
-            ours = ours[part]
-        ours = np.asarray(ours)
-        differences.append(float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(ours)), 1e-6)))
-    return differences
+    return max(differences + torch_networks.differences(twin.classifier, of_classifier))
 
 
 def main() -> None:

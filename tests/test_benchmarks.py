@@ -1,5 +1,6 @@
 """What the benchmarks count on paper is what XLA counts; how they talk to each other; never how fast anything is."""
 
+import argparse
 import doctest
 import importlib
 import json
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from robust_gan import networks, parallel, stepping
+from robust_gan import networks, parallel, recipes, stepping
 from robust_gan.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -80,6 +81,32 @@ def test_the_step_that_is_timed_is_that_of_a_run(benchmark, monkeypatch):
     assert "generator_loss" in measured.metrics
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["none", "n_fgsm", "trades", "generator_hops"])
+def test_the_training_step_that_is_timed_is_that_of_a_method(benchmark, monkeypatch, method):
+    jax_step, jax_train, train = (benchmark(name) for name in ("jax_step", "jax_train", "train"))
+    assert set(train.METHODS) <= set(recipes.CONTESTANTS)
+    monkeypatch.setattr(jax_step, "NUM_IMAGES", 20)
+    given = train.arguments(argparse.ArgumentParser()).parse_args([f"--method={method}", "--batch=4"])
+    config = jax_train.config_of(given)
+    assert (config.batch_size, config.classifier.network, config.precision) == (4, "resnet20", "float32")
+    devices = parallel.find_devices(num_devices=1)
+    play, carried, arrays = jax_step.start(config, (8, 8, 3), devices)
+    orders = stepping.orders(config, 0, 1, 2, 20, devices)
+    after, measured = jax.eval_shape(parallel.map_step(play, devices), carried, arrays, orders)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, carried)
+    assert ("adversarial_loss" in measured.metrics) == (method != "none")
+    assert ("generator_loss" in measured.metrics) == (method == "generator_hops")
+
+
+def test_a_peak_can_be_forgotten(benchmark):
+    measuring = benchmark("measuring")
+    assert len(bytearray(2**26)) == 2**26
+    before = measuring.peak_host_bytes()
+    measuring.forget_peak()
+    assert 0 < measuring.peak_host_bytes() <= before
+
+
 def test_peers_answer_in_turns(benchmark, tmp_path):
     serving = benchmark("serving")
     program = "import serving; serving.serve(lambda: ({'a': 1}, lambda factor: {'seconds': factor * %d}))"
@@ -121,7 +148,7 @@ def test_a_report_is_whole_after_every_row(benchmark, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == ["# some rows", "one: seconds 1.5"]
 
 
-@pytest.mark.parametrize("script", ["step", "attack", "evaluate", "gpu"])
+@pytest.mark.parametrize("script", ["step", "attack", "train", "evaluate", "gpu"])
 def test_every_script_says_what_it_is_for(script):
     program = [sys.executable, str(FOLDER / f"{script}.py"), "--help"]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)

@@ -1,0 +1,36 @@
+"""Serves a training step of `robust_gan` to `train.py`."""
+
+import argparse
+
+from robust_gan.command_line import compiler
+
+compiler.set_flags()
+
+import jax_step
+import serving
+import train
+from robust_gan import recipes
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
+
+
+def config_of(given: argparse.Namespace) -> Config:
+    """Returns the recipe of a method in the schedule of `configs/cifar10_resnet18.py`, in float32."""
+    config = recipes.resnet_game(
+        given.method,
+        data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=4),
+        epsilon=train.RADIUS,
+        classifier=given.classifier,
+        classifier_optimizer=OptimizerConfig(name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=5e-4),
+        generator_optimizer=OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5),
+        penalty=PenaltyConfig(),
+        batch_size=given.batch,
+        num_steps=10_000,
+        generator="resnet_generator_light",
+    )
+    config.classifier.attacked_batch_norm = given.statistics
+    return config
+
+
+if __name__ == "__main__":
+    given = train.arguments(argparse.ArgumentParser(description=__doc__)).parse_args()
+    serving.serve(lambda: jax_step.compiled_step(config_of(given), given.steps))
