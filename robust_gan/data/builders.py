@@ -1,8 +1,8 @@
-"""The stock builders of TensorFlow Datasets, made to write array_record without TensorFlow.
+"""Builders of TensorFlow Datasets that write array_record without TensorFlow.
 
-The stock builders parse files and encode images with TensorFlow. These have the same names, versions and features, so
-that the stock reader opens what they write; the files are parsed by `published`, and the images encoded by Pillow.
-Importing this module imports tensorflow_datasets.
+Those of TensorFlow Datasets parse files and encode images with TensorFlow, and importing them imports all of its data
+sets. These have the same names, versions and features, so that its reader opens what they write; the files are parsed
+by `published`, and the images encoded by Pillow. Importing this module imports tensorflow_datasets.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,108 +10,56 @@ from typing import Any
 
 import PIL.Image
 import tensorflow_datasets as tfds
-from tensorflow_datasets.datasets.svhn_cropped import svhn_cropped_dataset_builder
-from tensorflow_datasets.image_classification import cifar, mnist
 from tqdm import tqdm
 
 from robust_gan.data.parsing import Contents, Examples
+from robust_gan.data.published import SETS
 
 
-class _FromContents:
-    """Generates the examples out of `contents`, which is set after the builder is made.
+def build(dataset: str, contents: Contents, progress: bool = False) -> type[tfds.core.GeneratorBasedBuilder]:
+    """Returns the class of the builder of a data set.
 
-    Attributes:
+    Args:
+        dataset: One of `published.SETS`.
         contents: What to write.
         progress: Whether to show a progress bar on stderr.
-        stock: The stock builder, which knows the addresses and hashes of the published files.
-        id_format: How the feature `id` is made of the name of the split and the number of the image, if there is one.
     """
+    known = SETS[dataset]
 
-    contents: Contents
-    progress: bool = False
-    id_format: str | None = None
-    stock: type[tfds.core.GeneratorBasedBuilder]
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = dataset
+        VERSION = tfds.core.Version(known.version)
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        info = super()._info()
-        # It would ask a bucket on the Internet for the statistics of the split, and leave a temporary folder behind.
-        info.initialize_from_bucket = lambda: None
-        return info
+        def _info(self) -> tfds.core.DatasetInfo:
+            features: dict[str, Any] = {"image": tfds.features.Image(shape=known.image_shape)}
+            for label, count in known.num_classes.items():
+                names = contents.names.get(label)
+                features[label] = tfds.features.ClassLabel(names=names, num_classes=None if names else count)
+            info = tfds.core.DatasetInfo(
+                builder=self,
+                description=known.description,
+                features=tfds.features.FeaturesDict(
+                    features | ({"id": tfds.features.Text()} if known.id_format else {})
+                ),
+                supervised_keys=("image", "label"),
+                homepage=known.homepage,
+            )
+            # It would ask a bucket on the Internet for the statistics of the split, and leave a temporary folder.
+            info.initialize_from_bucket = lambda: None
+            return info
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, Iterator]:
-        for feature, names in self.contents.names.items():
-            self.info.features[feature].names = list(names)
-        return {split: self._generate_examples(split) for split in self.contents.splits}
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, Iterator]:
+            return {split: self._generate_examples(split) for split in contents.splits}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        examples: Examples = self.contents.splits[split]()
-        numbers = tqdm(range(len(examples.images)), f"{self.name} {split}", unit=" images", disable=not self.progress)
-        for number in numbers:
-            image = examples.images[number]
-            record: dict[str, Any] = {key: int(labels[number]) for key, labels in examples.labels.items()}
-            record["image"] = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            if self.id_format:
-                record["id"] = self.id_format.format(split, number)
-            yield number, record
+        def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+            examples: Examples = contents.splits[split]()
+            numbers = range(len(examples.images))
+            for number in tqdm(numbers, f"{dataset} {split}", unit=" images", disable=not progress):
+                image = examples.images[number]
+                record: dict[str, Any] = {key: int(labels[number]) for key, labels in examples.labels.items()}
+                record["image"] = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+                if known.id_format:
+                    record["id"] = known.id_format.format(split, number)
+                yield number, record
 
-
-class Mnist(_FromContents, mnist.MNIST, skip_registration=True):
-    """MNIST as array_record."""
-
-    name = "mnist"
-    stock = mnist.MNIST
-
-
-class Cifar10(_FromContents, cifar.Cifar10, skip_registration=True):
-    """CIFAR-10 as array_record."""
-
-    name = "cifar10"
-    stock = cifar.Cifar10
-    id_format = "{}_{:05d}"
-
-
-class Cifar100(_FromContents, cifar.Cifar100, skip_registration=True):
-    """CIFAR-100 as array_record."""
-
-    name = "cifar100"
-    stock = cifar.Cifar100
-    id_format = "{}_{:05d}"
-
-
-class SvhnCropped(_FromContents, svhn_cropped_dataset_builder.Builder, skip_registration=True):
-    """SVHN (cropped digits) as array_record."""
-
-    name = "svhn_cropped"
-    stock = svhn_cropped_dataset_builder.Builder
-    id_format = "{}_{:06d}"
-    # The stock method looks for the description and the citation beside the class, which would be here.
-    get_metadata = staticmethod(svhn_cropped_dataset_builder.Builder.get_metadata)
-
-
-class _DigitsInfo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="The 1,797 handwritten digits that scikit-learn carries along, 8x8 pixels.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(8, 8, 1)),
-                    "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://doi.org/10.24432/C50P49",
-        )
-
-
-class Digits(_FromContents, _DigitsInfo, skip_registration=True):
-    """scikit-learn's digits as array_record."""
-
-    name = "digits"
-
-
-BUILDERS: Mapping[str, type[tfds.core.GeneratorBasedBuilder]] = {
-    builder.name: builder for builder in (Cifar10, Cifar100, Digits, Mnist, SvhnCropped)
-}
+    return Builder

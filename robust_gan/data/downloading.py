@@ -1,25 +1,25 @@
-"""Downloads the published files, or says quickly that it cannot and what to do instead."""
+"""Downloads the published archives, or says quickly that it cannot and what to do instead."""
 
-import os
+import contextlib
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 
-from tqdm import tqdm
+import pooch
 
-from robust_gan.data.published import PublishedFile, verify
-from robust_gan.errors import DataError
+from robust_gan.data.published import PublishedSet
+from robust_gan.errors import DataError, one_line
 
-# Looking up a name has no time limit of its own, so the whole attempt gets one.
+# Looking up a name has no time limit of its own, so asking whether the host answers gets one.
 _PATIENCE = 8.0
 _TIMEOUT = (5.0, 30.0)
+_RETRIES = 2
 
 
-def download(files: Mapping[str, PublishedFile], folder: Path, progress: bool = False) -> None:
-    """Downloads the files that are not in the folder yet, and verifies them.
+def download(known: PublishedSet, folder: Path, progress: bool = False) -> None:
+    """Downloads the archives that are not in the folder yet, and verifies them.
 
     Args:
-        files: The published files by name.
+        known: Whose archives.
         folder: Where to; it is made.
         progress: Whether to show a progress bar on stderr.
 
@@ -27,51 +27,28 @@ def download(files: Mapping[str, PublishedFile], folder: Path, progress: bool = 
         DataError: The host cannot be reached within seconds, the transfer breaks off, or the file is not the published
             one; nothing is left under the name of a file that did not arrive whole.
     """
-    missing = {name: file for name, file in files.items() if not (folder / name).is_file()}
-    if missing and not _reachable(next(iter(missing.values())).url):
+    pooch.get_logger().setLevel("WARNING")
+    missing = [archive for archive in known.hashes if not (folder / archive).is_file()]
+    archives = pooch.create(folder, known.url, registry=dict(known.hashes), retry_if_failed=_RETRIES)
+    if missing and not _is_reachable(archives, missing[0]):
         raise DataError(
-            f"{next(iter(missing.values())).url} cannot be reached: get "
-            f"{', '.join(file.url for file in missing.values())} on a machine that can, put them into a folder, "
+            f"{known.url}{missing[0]} cannot be reached: get "
+            f"{', '.join(known.url + archive for archive in missing)} on a machine that can, put them into a folder, "
             "and run again with --source=FOLDER"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, file in missing.items():
-        _download(name, file, folder, progress)
+    for archive in known.hashes:
+        try:
+            archives.fetch(archive, downloader=pooch.HTTPDownloader(progressbar=progress, timeout=_TIMEOUT))
+        except (OSError, ValueError) as error:  # Those of requests are the former, another hash is the latter.
+            raise DataError(f"{known.url}{archive} could not be downloaded ({one_line(error)}): try again") from error
 
 
-def _download(name: str, file: PublishedFile, folder: Path, progress: bool) -> None:
-    import requests
-
-    part = folder / f".{name}.{os.getpid()}"
-    try:
-        with (
-            requests.get(file.url, stream=True, timeout=_TIMEOUT) as response,
-            part.open("wb") as output,
-            tqdm(total=file.size, desc=name, unit="B", unit_scale=True, disable=not progress) as bar,
-        ):
-            response.raise_for_status()
-            for block in response.iter_content(1 << 16):
-                output.write(block)
-                bar.update(len(block))
-        verify(part, file, name=f"the download of {name}")
-        part.replace(folder / name)
-    except requests.RequestException as error:
-        raise DataError(f"{file.url} could not be downloaded ({type(error).__name__}): try again") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _reachable(url: str) -> bool:
-    import requests
-
+def _is_reachable(archives: pooch.Pooch, archive: str) -> bool:
     answers = []
 
     def ask() -> None:
-        try:
-            with requests.get(url, stream=True, timeout=_TIMEOUT[0]) as response:
-                answers.append(response.ok)
-        except requests.RequestException:
-            answers.append(False)
+        with contextlib.suppress(OSError):
+            answers.append(archives.is_available(archive, pooch.HTTPDownloader(timeout=_PATIENCE)))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

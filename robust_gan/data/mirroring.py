@@ -3,9 +3,9 @@
 import hashlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
+import filelock
 from etils import epath
 
 from robust_gan import places
@@ -31,29 +31,20 @@ def mirrored(name: str, directory: epath.PathLike) -> Path | None:
     found = find_prepared(name, remote)
     if found is None:
         return None
-    target = _cache() / hashlib.sha256(os.fspath(remote).encode()).hexdigest()[:16]
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    target = Path(home, "robust_gan", "data", hashlib.sha256(os.fspath(remote).encode()).hexdigest()[:16])
     target = target.joinpath(*found.parts[len(remote.parts) :])
     files = [path for path in found.iterdir() if not path.is_dir()]
-    if all((target / path.name).is_file() and (target / path.name).stat().st_size == path.stat().length
-           for path in files):  # fmt: skip
-        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            for path in files:
-                with path.open("rb") as source, (staging / path.name).open("wb") as copy:
-                    shutil.copyfileobj(source, copy, 1 << 24)
-            shutil.rmtree(target, ignore_errors=True)
-            staging.rename(target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        # One process copies, and the others of this machine wait for it; fsspec's own cache writes in place without.
+        with filelock.FileLock(target.parent / f".{target.name}.lock"):
+            if not all((target / path.name).is_file() and (target / path.name).stat().st_size == path.stat().length
+                       for path in files):  # fmt: skip
+                shutil.rmtree(target, ignore_errors=True)  # A process that is killed from here on leaves too little.
+                target.mkdir()
+                for path in files:
+                    path.copy(target / path.name)
     except OSError as error:
-        if not target.is_dir():  # Else another process was faster.
-            raise DataError(f"{found} cannot be copied to {target} ({error})") from error
+        raise DataError(f"{found} cannot be copied to {target} ({error})") from error
     return target
-
-
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home, "robust_gan", "data")

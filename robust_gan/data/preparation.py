@@ -1,9 +1,7 @@
 """Prepares data sets as array_record files: all of it or nothing, also where two processes do it at once."""
 
 import os
-import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,64 +105,38 @@ def _contents(name: str, source: str | os.PathLike | None, directory: Path, prog
         from robust_gan.data.digits import read_digits
 
         return read_digits()
-    genuine = _published_files(name)
     if source is not None:
-        files = published.find(name, Path(source).expanduser())
-    else:
-        files = _downloaded(name, genuine, directory / "downloads" / "manual", progress)
-    for path in dict.fromkeys(files.values()):
-        if path.name in genuine:  # Extracted files have no published hash.
-            published.verify(path, genuine[path.name])
-    return published.contents(name, files)
-
-
-def _downloaded(
-    name: str, genuine: Mapping[str, published.PublishedFile], folder: Path, progress: bool
-) -> dict[str, Path]:
-    """Returns the files in the folder where TensorFlow Datasets looks for them as well; downloads them if need be."""
-    from robust_gan.data.downloading import download
-
+        return published.contents(name, published.find(name, Path(source).expanduser()))
+    folder = directory / "downloads" / "manual"  # Where TensorFlow Datasets looks for files as well.
     try:
-        return published.find(name, folder)
+        files = published.find(name, folder)
     except DataError:
-        download(genuine, folder, progress)
-    return published.find(name, folder)
+        from robust_gan.data.downloading import download
 
-
-def _published_files(name: str) -> dict[str, published.PublishedFile]:
-    """Returns the addresses, lengths and hashes that TensorFlow Datasets has registered."""
-    from robust_gan.data.builders import BUILDERS
-
-    return {
-        Path(url).name: published.PublishedFile(url, int(info.size), info.checksum)
-        for url, info in BUILDERS[name].stock.url_infos.items()
-        if Path(url).name in published.LAYOUTS[name].archives
-    }
+        download(published.SETS[name], folder, progress)
+        files = published.find(name, folder)
+    return published.contents(name, files)
 
 
 def _write(name: str, contents: Contents, directory: Path, progress: bool) -> str:
     """Writes under a temporary name beside the target and renames it, so that nobody ever sees half of it."""
     import tensorflow_datasets as tfds
 
-    from robust_gan.data.builders import BUILDERS
+    from robust_gan.data.builders import build
 
     tfds.disable_progress_bar()
     directory.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=directory))
-    try:
-        builder = BUILDERS[name](data_dir=staging)
-        builder.contents, builder.progress = contents, progress
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=directory, ignore_cleanup_errors=True) as staging:
+        builder = build(name, contents, progress)(data_dir=staging)
         with quiet():
             builder.download_and_prepare(file_format="array_record")
         version = str(builder.version)
         target = directory / name / version
         target.parent.mkdir(exist_ok=True)
         try:
-            (staging / name / version).rename(target)
+            Path(staging, name, version).rename(target)
         except OSError:
             # Another process was faster, which is as good.
             if not is_prepared(f"{name}:{version}", directory):
                 raise
         return version
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -22,66 +22,84 @@ from robust_gan.data.parsing import (
 )
 from robust_gan.errors import DataError, one_line
 
-# The published numbers of images. Tests make smaller sets by the same rules.
-COUNTS = {
-    "mnist": {"train": 60_000, "test": 10_000},
-    "cifar10": {"train": 50_000, "test": 10_000},
-    "cifar100": {"train": 50_000, "test": 10_000},
-    "svhn_cropped": {"train": 73_257, "test": 26_032, "extra": 531_131},
-}
+
+class PublishedSet(NamedTuple):
+    """A data set as its authors publish it, and as TensorFlow Datasets registers it.
+
+    Attributes:
+        version: Of TensorFlow Datasets.
+        description: One sentence.
+        homepage: A URL.
+        image_shape: (H, W, C).
+        num_classes: K by the name of the label feature, in the order of the records.
+        counts: The number of images by the name of the split.
+        url: Where the archives are.
+        hashes: The SHA-256 of each archive; one that is not named is not verified.
+        archives: The members of each archive; a file that is not packed is its own member.
+        folder: The folder of the members inside the archive, and where the archive was extracted; may be empty.
+        id_format: How the feature `id` is made of the name of the split and the number of the image, if there is one.
+    """
+
+    version: str
+    description: str
+    homepage: str
+    image_shape: tuple[int, int, int]
+    num_classes: Mapping[str, int]
+    counts: Mapping[str, int]
+    url: str = ""
+    hashes: Mapping[str, str] = {}
+    archives: Mapping[str, tuple[str, ...]] = {}
+    folder: str = ""
+    id_format: str = ""
+
 
 _CIFAR10_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-
-
-class PublishedFile(NamedTuple):
-    """A file as its authors publish it.
-
-    Attributes:
-        url: Where.
-        size: Its length in bytes.
-        sha256: Its hash, as TensorFlow Datasets registers it.
-    """
-
-    url: str
-    size: int
-    sha256: str
-
-
-class Layout(NamedTuple):
-    """How the files of a set are packed.
-
-    Attributes:
-        archives: The members of each published archive; a file that is not packed is its own member.
-        folder: The folder of the members inside the archive, and where the archive was extracted; may be empty.
-    """
-
-    archives: Mapping[str, tuple[str, ...]]
-    folder: str = ""
-
-
-LAYOUTS = {
-    "mnist": Layout(
-        {
-            f"{member}.gz": (member,)
-            for member in (
-                "train-images-idx3-ubyte",
-                "train-labels-idx1-ubyte",
-                "t10k-images-idx3-ubyte",
-                "t10k-labels-idx1-ubyte",
-            )
-        }
-    ),
-    "cifar10": Layout(
-        {"cifar-10-binary.tar.gz": (*_CIFAR10_TRAIN, "test_batch.bin", "batches.meta.txt")}, "cifar-10-batches-bin"
-    ),
-    "cifar100": Layout(
-        {"cifar-100-binary.tar.gz": ("train.bin", "test.bin", "coarse_label_names.txt", "fine_label_names.txt")},
-        "cifar-100-binary",
-    ),
-    "svhn_cropped": Layout(
-        {f"{split}_32x32.mat": (f"{split}_32x32.mat",) for split in ("train", "test", "extra")},
-    ),
+_CIFAR = "https://www.cs.toronto.edu/~kriz/"
+_MNIST = {
+    "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
+_SVHN = {
+    "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+    "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+    "extra_32x32.mat": "a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3",
+}
+
+SETS = {
+    "cifar10": PublishedSet(
+        "3.0.2", "CIFAR-10: 60,000 colour images, 32x32 pixels, of 10 classes.", f"{_CIFAR}cifar.html",
+        (32, 32, 3), {"label": 10}, {"train": 50_000, "test": 10_000}, _CIFAR,
+        {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
+        {"cifar-10-binary.tar.gz": (*_CIFAR10_TRAIN, "test_batch.bin", "batches.meta.txt")},
+        "cifar-10-batches-bin", "{}_{:05d}",
+    ),
+    "cifar100": PublishedSet(
+        "3.0.2", "CIFAR-100: 60,000 colour images, 32x32 pixels, of 100 classes in 20 groups.", f"{_CIFAR}cifar.html",
+        (32, 32, 3), {"coarse_label": 20, "label": 100}, {"train": 50_000, "test": 10_000}, _CIFAR,
+        {"cifar-100-binary.tar.gz": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"},
+        {"cifar-100-binary.tar.gz": ("train.bin", "test.bin", "coarse_label_names.txt", "fine_label_names.txt")},
+        "cifar-100-binary", "{}_{:05d}",
+    ),
+    "digits": PublishedSet(
+        "1.0.0", "The 1,797 handwritten digits that scikit-learn carries along, 8x8 pixels.",
+        "https://doi.org/10.24432/C50P49", (8, 8, 1), {"label": 10}, {"train": 1_437, "test": 360},
+    ),
+    "mnist": PublishedSet(
+        "3.0.1", "The MNIST database of handwritten digits.", "http://yann.lecun.com/exdb/mnist/",
+        (28, 28, 1), {"label": 10}, {"train": 60_000, "test": 10_000},
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        {f"{member}.gz": digest for member, digest in _MNIST.items()},
+        {f"{member}.gz": (member,) for member in _MNIST},
+    ),
+    "svhn_cropped": PublishedSet(
+        "3.1.0", "The Street View House Numbers (SVHN), digits cropped to 32x32 pixels.",
+        "http://ufldl.stanford.edu/housenumbers/", (32, 32, 3), {"label": 10},
+        {"train": 73_257, "test": 26_032, "extra": 531_131}, "http://ufldl.stanford.edu/housenumbers/",
+        _SVHN, {name: (name,) for name in _SVHN}, id_format="{}_{:06d}",
+    ),
+}  # fmt: skip
 
 # No member is longer than this; it bounds what a forged archive can unpack to.
 _MAX_MEMBER = 200_000_000
@@ -91,7 +109,7 @@ def find(name: str, folder: Path) -> dict[str, Path]:
     """Finds the files of a published set in a folder, packed or extracted.
 
     Args:
-        name: One of `LAYOUTS`.
+        name: One of `SETS`.
         folder: Holds the published archives, or their extracted files, or the folder that extracting made.
 
     Returns:
@@ -107,20 +125,18 @@ def find(name: str, folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder" if folder.exists() else f"the folder {folder} does not exist")
-    layout, found, missing = LAYOUTS[name], {}, []
-    for archive, members in layout.archives.items():
-        if (folder / archive).is_file():
-            found.update(dict.fromkeys(members, folder / archive))
-            continue
+    known, found, missing = SETS[name], {}, []
+    for archive, members in known.archives.items():
         for member in members:
-            places = [place for place in (folder / member, folder / layout.folder / member) if place.is_file()]
-            if places:
-                found[member] = places[0]
+            places = (folder / archive, folder / member, folder / known.folder / member)
+            place = next((place for place in places if place.is_file()), None)
+            if place is not None:
+                found[member] = place
             else:
                 missing.append(archive if len(members) == 1 else member)
     if missing and not found:
         raise DataError(
-            f"{folder} holds none of the files of {name}: it must hold {', '.join(layout.archives)}, "
+            f"{folder} holds none of the files of {name}: it must hold {', '.join(known.archives)}, "
             "or the files that extracting makes of them"
         )
     if missing:
@@ -128,65 +144,54 @@ def find(name: str, folder: Path) -> dict[str, Path]:
     return found
 
 
-def verify(path: Path, expected: PublishedFile, name: str | None = None) -> None:
-    """Refuses an archive that is not byte for byte the one its authors published.
-
-    Args:
-        path: The file.
-        expected: What it must be.
-        name: What to call it in errors, its path where it is not given.
-
-    Raises:
-        DataError: Its length or its hash is another.
-    """
-    name, remedy = name or str(path), f"get it again from {expected.url}"
-    size = path.stat().st_size
-    if size != expected.size:
-        raise DataError(f"{name} has {size:,} bytes, and the published file has {expected.size:,}: {remedy}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != expected.sha256:
-        raise DataError(
-            f"{name} is damaged: its SHA-256 is {digest}, and that of the published file is {expected.sha256}: {remedy}"
-        )
-
-
 def contents(name: str, files: Mapping[str, Path]) -> Contents:
     """Reads the files that `find` found; the large ones of SVHN only when their split is asked for.
 
     Args:
-        name: One of `LAYOUTS`.
+        name: One of `SETS`.
         files: By the name of each member, the file it is in.
 
     Returns:
         The splits and the names of the classes.
 
     Raises:
-        DataError: A file is damaged, or is not what its name says.
+        DataError: An archive is not byte for byte the published one, a file is damaged, or is not what its name says.
     """
-    counts = COUNTS[name]
+    known, parse, names = SETS[name], functools.partial, {}
+    _verify(known, set(files.values()))
     if name == "svhn_cropped":
-        return Contents(
-            {split: functools.partial(read_svhn, files[f"{split}_32x32.mat"], counts[split]) for split in counts}, {}
-        )
-    data = _read_members(files, LAYOUTS[name].folder)
+        read = {split: parse(read_svhn, files[f"{split}_32x32.mat"], count) for split, count in known.counts.items()}
+        return Contents(read, {})
+    data = _read_members(files, known.folder)
     if name == "mnist":
-        splits = {
-            split: _mnist(data, files, prefix, counts[split])
-            for split, prefix in (("train", "train"), ("test", "t10k"))
-        }
-        return Contents({split: functools.partial(splits.__getitem__, split) for split in splits}, {})
+        prefixes = {"train": "train", "test": "t10k"}
+        read = {split: parse(_mnist, data, files, prefixes[split], count) for split, count in known.counts.items()}
+        return Contents(read, {})
     if name == "cifar10":
-        members, classes = {"train": _CIFAR10_TRAIN, "test": ("test_batch.bin",)}, {"label": 10}
-        names = {"label": parse_names(data["batches.meta.txt"], str(files["batches.meta.txt"]), 10)}
+        members, named = {"train": _CIFAR10_TRAIN, "test": ("test_batch.bin",)}, {"label": "batches.meta.txt"}
     else:
-        members, classes = {"train": ("train.bin",), "test": ("test.bin",)}, {"coarse_label": 20, "label": 100}
-        names = {
-            feature: parse_names(data[member], str(files[member]), classes[feature])
-            for feature, member in (("coarse_label", "coarse_label_names.txt"), ("label", "fine_label_names.txt"))
-        }
-    splits = {split: _cifar(data, files, members[split], counts[split], classes) for split in counts}
-    return Contents({split: functools.partial(splits.__getitem__, split) for split in splits}, names)
+        members = {"train": ("train.bin",), "test": ("test.bin",)}
+        named = {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"}
+    for feature, member in named.items():
+        names[feature] = parse_names(data[member], str(files[member]), known.num_classes[feature])
+    read = {
+        split: parse(_cifar, data, files, members[split], count, known.num_classes)
+        for split, count in known.counts.items()
+    }
+    return Contents(read, names)
+
+
+def _verify(known: PublishedSet, files: set[Path]) -> None:
+    """Refuses an archive that is not the published one; extracted files have no published hash."""
+    for path in sorted(files):
+        if expected := known.hashes.get(path.name):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != expected:
+                raise DataError(
+                    f"{path} is damaged: its SHA-256 is {digest}, and that of the published file is {expected}: get it "
+                    f"again from {known.url}{path.name}"
+                )
 
 
 def _mnist(data: Mapping[str, bytes], files: Mapping[str, Path], prefix: str, count: int) -> Examples:
@@ -226,11 +231,8 @@ def _read_members(files: Mapping[str, Path], folder: str) -> dict[str, bytes]:
         try:
             if path.name.endswith(".tar.gz"):
                 data.update(_read_tar(path, folder, members))
-            elif path.suffix == ".gz":
-                with gzip.open(path) as file:
-                    data[members[0]] = file.read(_MAX_MEMBER)
             else:
-                with path.open("rb") as file:
+                with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                     data[members[0]] = file.read(_MAX_MEMBER)
         except (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
             raise DataError(f"{path} is damaged or cut off: {one_line(error)}") from error
