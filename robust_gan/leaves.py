@@ -25,29 +25,15 @@ def named(tree: PyTree) -> dict[str, Any]:
     >>> named({"a": {"b": 1, "c": (2, 3)}})
     {'a/b': 1, 'a/c/0': 2, 'a/c/1': 3}
     """
-    leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = "/".join(_key_name(key) for key in path)
-        if name in leaves:
-            raise ValueError(f"two leaves are called {name}")
-        leaves[name] = leaf
+    paths = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    leaves = dict(paths)
+    if len(leaves) < len(paths):
+        names = [name for name, _ in paths]
+        raise ValueError(f"two leaves are called {next(name for name in names if names.count(name) > 1)}")
     return leaves
-
-
-def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Returns named leaves as nested dictionaries, which any library can store.
-
-    >>> nested({"a/b": 1, "a/c/0": 2})
-    {'a': {'b': 1, 'c': {'0': 2}}}
-    """
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
 
 
 def to_host(leaf: Any) -> np.ndarray:
@@ -90,13 +76,6 @@ def digest(leaf: np.ndarray) -> str:
     False
     """
     return hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
-
-
-def _key_name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    raise TypeError(f"no name for {key!r}")
 
 
 def _is_key(leaf: Any) -> bool:

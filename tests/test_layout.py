@@ -28,7 +28,7 @@ FLOORS = {
 
 # Libraries that one module alone may know.
 ONLY_IN = {
-    "flax": ("networks",),
+    "flax": ("networks", "checkpoint"),
     "orbax": ("checkpoint",),
     "tensorflow_datasets": ("data",),
     "matplotlib": ("pictures",),

@@ -13,7 +13,7 @@ from etils import epath
 
 from robust_gan import config as config_lib
 from robust_gan import leaves as leaves_lib
-from robust_gan.checkpoint import folders, storage
+from robust_gan.checkpoint import folders
 from robust_gan.config import Config
 from robust_gan.errors import CheckpointError, UserError
 from robust_gan.version import __version__
@@ -171,7 +171,7 @@ def read_step(folder: epath.Path, step: int) -> Record:
     """
     where = f"the checkpoint {folder / str(step)}"
     try:
-        saved = storage.read_json(folder / str(step) / "config")
+        saved = json.loads((folder / str(step) / "config" / "metadata").read_text())
         if _DIGEST in saved and saved != signed(saved):
             raise ValueError("it is not what was saved")
         if saved["format"] != FORMAT:

@@ -8,6 +8,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 
 from robust_gan import leaves as leaves_lib
 from robust_gan import places
@@ -80,7 +81,7 @@ class Writer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(leaves_lib.nested(leaves)), config=ocp.args.JsonSave(record)
+                    state=ocp.args.StandardSave(traverse_util.unflatten_dict(leaves, sep="/")), config=ocp.args.JsonSave(record)
                 ),
                 force=True,
             )

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 
-from robust_gan import leaves as leaves_lib
 from robust_gan.errors import one_line
 
 _LONGEST = 120
@@ -31,18 +31,6 @@ def alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def read_json(item: epath.Path) -> Any:
-    """Reads an item that holds JSON.
-
-    Args:
-        item: Its folder.
-
-    Raises:
-        ValueError: It cannot be read; one line of what Orbax says.
-    """
-    return _read(item, ocp.JsonCheckpointHandler(multiprocessing_options=alone()), ocp.args.JsonRestore())
-
-
 def read_arrays(item: epath.Path, layouts: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
     """Reads an item that holds arrays.
 
@@ -57,9 +45,22 @@ def read_arrays(item: epath.Path, layouts: dict[str, dict[str, Any]]) -> dict[st
         ValueError: It cannot be read; one line of what Orbax says.
     """
     target = {name: np.empty(layout["shape"], layout["dtype"]) for name, layout in layouts.items()}
+    args = ocp.args.StandardRestore(traverse_util.unflatten_dict(target, sep="/"))
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone())
-    restored = _read(item, handler, ocp.args.StandardRestore(leaves_lib.nested(target)))
-    return {name: np.asarray(leaf) for name, leaf in leaves_lib.named(restored).items()}
+    restored, failure = None, ""
+    with quiet(), late_reports_dropped():
+        try:
+            with ocp.Checkpointer(handler, multiprocessing_options=alone()) as reader:
+                restored = reader.restore(item, args=args)
+        except Exception as error:
+            failure = one_line(error)[:_LONGEST]
+        if failure:
+            # The other reads report a little later, and those that nobody waits for when they are collected.
+            time.sleep(LATE)
+            gc.collect()
+    if failure:
+        raise ValueError(failure)
+    return {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(restored, sep="/").items()}
 
 
 @contextlib.contextmanager
@@ -93,20 +94,3 @@ def late_reports_dropped() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
-
-
-def _read(item: epath.Path, handler: ocp.CheckpointHandler, args: Any) -> Any:
-    restored, failure = None, ""
-    with quiet(), late_reports_dropped():
-        try:
-            with ocp.Checkpointer(handler, multiprocessing_options=alone()) as reader:
-                restored = reader.restore(item, args=args)
-        except Exception as error:
-            failure = one_line(error)[:_LONGEST]
-        if failure:
-            # The other reads report a little later, and those that nobody waits for when they are collected.
-            time.sleep(LATE)
-            gc.collect()
-    if failure:
-        raise ValueError(failure)
-    return restored
