@@ -77,14 +77,12 @@ class Writer:
         metrics = {name: float(value) if math.isfinite(value) else -1.0 for name, value in metrics.items()}
         self._selection[step] = metrics[SELECTION]
         record = records.to_json(step, self._config, self._data, metrics, leaves)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(traverse_util.unflatten_dict(leaves, sep="/")),
+            config=ocp.args.JsonSave(record),
+        )  # fmt: skip
         with self._writing():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(traverse_util.unflatten_dict(leaves, sep="/")), config=ocp.args.JsonSave(record)
-                ),
-                force=True,
-            )
+            self._manager.save(step, args=items, force=True)
 
     def restore_latest(self, like: PyTree, warn: Callable[[str], Any] = print) -> tuple[PyTree, int] | None:
         """Restores the newest step that is whole; sets damaged newer ones aside and says so.
