@@ -1,8 +1,8 @@
 """The networks of `robust_gan.networks` in PyTorch, for images `[B, C, H, W]`, with the weights of a flax tree.
 
-TensorFlow and flax pad a convolution of stride 2 at the end, PyTorch on both sides. `aligned=True` pads as flax does,
-with operations of its own, so that the same weights give the same outputs; `aligned=False` is what one writes in
-PyTorch: the same work without those operations, and so what is timed.
+TensorFlow and flax pad a convolution of stride 2 at the end, PyTorch and the released networks of the paper on both
+sides. `aligned=True` pads as the flax network does, with operations of its own, so that the same weights give the same
+outputs; `aligned=False` is what one writes in PyTorch: the same work without those operations, and so what is timed.
 """
 
 import functools
@@ -78,7 +78,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The classifiers `resnet20`, `resnet20_wide` and `resnet18`: images in [0, 1] to logits."""
+    """The classifiers `resnet20`, `resnet20_wide` and `resnet18` (`aligned`): images in [0, 1] to logits."""
 
     def __init__(self, stem: int, widths: Sequence[int], blocks: int, *, project_first: bool, aligned: bool):
         super().__init__()
@@ -150,11 +150,12 @@ class Generator(nn.Module):
     ):
         super().__init__()
         self.layers = []
+        shifted = aligned and not project_first  # The paper's own pads as PyTorch does.
         for level, width in enumerate(widths):
-            self._add(f"Conv_{level}", Conv(inputs, width, 3, 2 if level else 1, aligned=aligned), level, width)
+            self._add(f"Conv_{level}", Conv(inputs, width, 3, 2 if level else 1, aligned=shifted), level, width)
             inputs = width
         for block in range(blocks):
-            made = ResidualBlock(inputs, inputs, 1, project=project_first and not block, aligned=aligned)
+            made = ResidualBlock(inputs, inputs, 1, project=project_first and not block, aligned=shifted)
             setattr(self, f"ResidualBlock_{block}", made)
             self.layers.append((f"ResidualBlock_{block}", None))
         for level, width in enumerate(reversed(widths[:-1])):
@@ -191,7 +192,7 @@ def classifier(name: str, *, aligned: bool = False) -> nn.Module:
     if name in _SMALL:
         return _SMALL[name](aligned=aligned)
     stem, widths, blocks, project_first = _CLASSIFIERS[name]
-    return ResNet(stem, widths, blocks, project_first=project_first, aligned=aligned)
+    return ResNet(stem, widths, blocks, project_first=project_first, aligned=aligned and name == "resnet18")
 
 
 def load(module: nn.Module, params: Mapping, batch_stats: Mapping) -> None:

@@ -23,6 +23,7 @@ def get_config(choice: str = "generator") -> Config:
         data=DataConfig(name="svhn_cropped", validation_size=1_000, extra_size=80_000),
         epsilon=0.05,
         classifier="resnet20_svhn",
+        generator="resnet_generator_svhn",
         classifier_optimizer=OptimizerConfig(
             name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4, decay_steps=(100_000,)
         ),

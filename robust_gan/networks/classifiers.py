@@ -23,8 +23,10 @@ from robust_gan.networks.layers import (
     ResidualBlock,
     as_network,
     batch_norm,
+    glorot_uniform,
     he_normal,
     inner_dtype,
+    lecun_normal,
     max_pool,
     small_normal,
 )
@@ -48,6 +50,7 @@ class ResNet(nn.Module):
         project_first: Whether the first stage has a projection too.
         norm_first: BatchNorm and ReLU after the first convolution (CIFAR-10) or after the last block (SVHN).
         kernel_init: Initialiser of all kernels.
+        padding: Of the 3x3 convolutions, see `ResidualBlock`.
 
     >>> import jax, jax.numpy as jnp
     >>> net = ResNet(num_classes=10, train=False, axis_name=None)
@@ -64,7 +67,8 @@ class ResNet(nn.Module):
     blocks: int = 3
     project_first: bool = True
     norm_first: bool = True
-    kernel_init: Initializer = he_normal
+    kernel_init: Initializer = lecun_normal
+    padding: int | str = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -77,9 +81,9 @@ class ResNet(nn.Module):
             for block in range(self.blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 project = block == 0 and (stage > 0 or self.project_first)
-                x = ResidualBlock(width, norm, stride, project=project, kernel_init=self.kernel_init, dtype=self.dtype)(
-                    x
-                )
+                x = ResidualBlock(
+                    width, norm, stride, project, kernel_init=self.kernel_init, padding=self.padding, dtype=self.dtype
+                )(x)
         if not self.norm_first:
             x = nn.relu(norm()(x))
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
@@ -110,10 +114,10 @@ class MnistCNN(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
         for features, dtype in ((32, None), (64, self.dtype)):
-            x = nn.relu(Conv(features, (5, 5), use_bias=True, dtype=dtype)(x))
+            x = nn.relu(Conv(features, (5, 5), use_bias=True, kernel_init=glorot_uniform, dtype=dtype)(x))
             x = max_pool(x)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
-        return nn.Dense(self.num_classes, kernel_init=he_normal)(x)
+        return nn.Dense(self.num_classes, kernel_init=glorot_uniform)(x)
 
 
 class StridedCNN(nn.Module):
@@ -187,7 +191,16 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
     "resnet20": ResNet,
     "resnet20_wide": functools.partial(ResNet, widths=(160, 320, 640)),
     "resnet20_svhn": functools.partial(ResNet, norm_first=False, kernel_init=small_normal),
-    "resnet18": functools.partial(ResNet, stem=64, widths=(64, 128, 256, 512), blocks=2, project_first=False),
+    # Not of the paper: the released initial weights and padding are not for it.
+    "resnet18": functools.partial(
+        ResNet,
+        stem=64,
+        widths=(64, 128, 256, 512),
+        blocks=2,
+        project_first=False,
+        kernel_init=he_normal,
+        padding="SAME",
+    ),
     "mnist_cnn": MnistCNN,
     "mnist_cnn_strided": StridedCNN,
     "digits_cnn": DigitsCNN,
@@ -218,6 +231,8 @@ def build_classifier(name: str, num_classes: int, dtype: str = "float32") -> Net
 
     Guarantees:
         test_parameter_counts
+        test_initial_weights_are_those_of_the_released_networks
+        test_strided_convolutions_pad_as_the_released_networks_do
         test_eval_output_does_not_depend_on_the_batch
         test_statistics_are_global_over_the_axis
 
