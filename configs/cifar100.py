@@ -3,7 +3,8 @@
     python launch/train.py --config=configs/cifar100.py --workdir=runs/cifar100
     python launch/train.py --config=configs/cifar100.py:pgd --workdir=runs/cifar100_pgd
 
-The set is in the paper's experiments, but missing from its released code: this is the recipe of CIFAR-10. 1,000
+The set is named among the paper's experiments, but missing from its released code: this recipe, that of CIFAR-10, is a
+guess. 1,000
 training images are held out to choose the best checkpoint.
 
 What the released code computes as its gradient regulariser is --config.penalty.coefficient=-0.01

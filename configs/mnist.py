@@ -9,7 +9,7 @@ classifier steps.
 What the released code computes as its gradient regulariser is --config.penalty.coefficient=-0.01
 --config.penalty.form=finite_difference; here the sign damps the game and the gradient is exact.
 
-Measured: the budget cpu, 3,000 updates of light networks, see the README; the paper's 40,000: not run.
+Measured: the budget cpu, 3,000 updates of light networks, see the README; the released code's 40,000: not run.
 """
 
 from robust_gan import recipes

@@ -1,4 +1,4 @@
-"""Trains every contestant of the paper, attacks each from all the others, and writes the paper's tables.
+"""Trains every contestant, attacks each from all the others, and writes tables of what came out.
 
     python launch/reproduce.py --dataset=digits --budget=cpu --seeds=0,1,2 --output=runs/reproduce_digits
     python launch/reproduce.py --dataset=cifar10 --budget=paper --contestants=pgd,generator --output=runs/cifar10
@@ -22,7 +22,7 @@ _DATASET = flags.DEFINE_string("dataset", None, f"The recipe: {', '.join(_NAMES)
 _BUDGET = flags.DEFINE_string(
     "budget",
     "cpu",
-    "smoke: some steps, to see that it works; cpu: an evening on two cores; paper: as published.",
+    "smoke: some steps, to see that it works; cpu: an evening on two cores; paper: as long as the released code.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs, the evaluations and the tables.")
 _CONTESTANTS = flags.DEFINE_list("contestants", [], "Names of robust_gan.recipes.CONTESTANTS; by default the paper's.")

@@ -33,8 +33,8 @@ def build(config: OptimizerConfig) -> optax.GradientTransformation:
         config: Validated already.
 
     Returns:
-        The optax transformation. For sgd and adam the decay is part of the gradient, as in the paper's loss, so that
-        momentum and Adam's scaling see it; for adamw it is decoupled.
+        The optax transformation. For sgd and adam the decay is part of the gradient, as in the released code's loss, so
+        that momentum and Adam's scaling see it; for adamw it is decoupled.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}

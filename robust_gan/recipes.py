@@ -19,7 +19,7 @@ from robust_gan.config import (
 from robust_gan.errors import UserError
 
 BUDGETS = ("paper", "cpu", "smoke")
-"""How long a recipe runs: as published, an evening on two cores, or some steps that only show that all is in place."""
+"""How long a recipe runs: as in the released code, an evening on two cores, or some steps that show that all is there."""
 
 
 def read(choice: str, budgets: Sequence[str] = BUDGETS) -> tuple[str, str]:
@@ -51,7 +51,7 @@ def contestant(config: Config, name: str) -> Config:
 
     All have the same schedule, weight decay and number of classifier updates. They differ in the adversary, and in how
     their authors weigh clean and adversarial images: PGD and FGSM training, and `generator_hops_alone` like them, learn
-    from adversarial images alone, the paper's ensemble from three to a clean one, the others from one to one.
+    from adversarial images alone, the released ensemble from three to a clean one, the others from one to one.
 
     Args:
         config: The recipe of `generator`, with its penalty.
@@ -164,7 +164,7 @@ CONTESTANTS: dict[str, Callable[[Config], None]] = {
     "generator_finite_difference": _penalty(1.0, "finite_difference"),
     "released": _penalty(-1.0, "finite_difference"),
 }
-"""What each contestant changes in the recipe of `generator`, the paper's game. `ensemble` and `ensemble_tramer` need
+"""What each contestant changes in the recipe of the image-only `generator`. `ensemble` and `ensemble_tramer` need
 `--config.adversary.ensemble.sources`; `released` is the game with the penalty that the released code computes."""
 
 
@@ -182,7 +182,7 @@ def resnet_game(
     generator: str = "resnet_generator",
     validation_every: int = 5_000,
 ) -> Config:
-    """Returns a recipe of the paper's game on 32x32 images, which its released code plays alike on all of them.
+    """Returns a recipe of the game on 32x32 images, which the released code plays alike on all of them.
 
     That is: in L-infinity, against its residual generator, which takes 5 steps on each minibatch. PGD takes 10 steps;
     1,000 images are validated.

@@ -1,4 +1,4 @@
-"""A generator network as the adversary: the paper's game, and what was added to it since."""
+"""A generator network as the adversary: the game of Wang and Yu, and what was added to it since."""
 
 import jax
 import jax.numpy as jnp

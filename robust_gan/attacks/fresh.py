@@ -17,7 +17,7 @@ DESIGNS = {
     "fresh_generator_label": Design(sees=("label",)),
     "fresh_generator_hops": Design(sees=("gradient", "perturbation", "label"), hops=2, final_step=0.5),
 }
-"""The forms that evaluations know by name: the paper's, one that is told the label, and one that sees the gradient."""
+"""The forms that evaluations know by name: one sees the image alone, one the label too, and one the gradient."""
 
 
 class Trained(NamedTuple):

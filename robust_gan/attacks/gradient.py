@@ -100,7 +100,7 @@ def pgd(
         threat: The threat model.
         num_steps: Gradient steps of each restart.
         step_size: Length of a step in the unit of epsilon; by default 2.5 epsilon / num_steps, which for 10 steps is
-            the paper's epsilon / 4.
+            the released code's epsilon / 4.
         num_restarts: Independent runs, until one has broken the image; the best over all is kept. With more than one
             the classifier must treat each image for itself, so no statistics of the batch.
         random_start: Start uniformly in the ball, otherwise at the image.

@@ -1,6 +1,7 @@
 """A trained generator as an attack: what it sees, how often it looks, and how its noise becomes a perturbation.
 
-The paper's generator sees the image alone, once. What later work adds are options of `Design`, all off by default.
+The generator of Wang and Yu sees the image alone, once. What later work adds are options of `Design`, off by
+default.
 """
 
 import functools
@@ -19,7 +20,7 @@ SIGHTS = ("gradient", "perturbation", "label")
 
 
 class Design(NamedTuple):
-    """How a generator attacks. The default is the paper's.
+    """How a generator attacks. The default sees the image alone.
 
     Attributes:
         sees: Any of `SIGHTS`: the gradient of the classifier's loss in the pixels at the point reached so far, the
@@ -72,7 +73,7 @@ def generator(
         labels: int32 `[B]`, the true labels; used only where the classifier is looked at or the label is seen.
         threat: The threat model.
         noise_fn: What the generator sees `[B, H, W, C']` to noise in [-1, 1] `[B, H, W, C]`, as
-            `checkpoint.load_generator` returns it; for the paper's design it sees the images.
+            `checkpoint.load_generator` returns it; for the image-only design it sees the images.
         design: How it attacks.
         num_classes: K; used only where the label is seen.
 

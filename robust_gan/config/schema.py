@@ -1,4 +1,4 @@
-"""The typed configuration of a run: nested dataclasses, whose defaults are the paper's game on digits."""
+"""The typed configuration of a run: nested dataclasses, whose defaults are the game on digits."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ class OptimizerConfig:
         b1: Of adam and adamw.
         b2: Of adam and adamw.
         weight_decay: On kernels alone, never on biases or BatchNorm. For sgd and adam it is the gradient of
-            `weight_decay / 2 * ||w||^2` (the paper's loss term); for adamw it is decoupled.
+            `weight_decay / 2 * ||w||^2` (the released code's loss term); for adamw it is decoupled.
         schedule: `piecewise`: the rate is multiplied by `decay_factor` after each of `decay_steps`; `cosine`: half a
             cosine down to 0 at `schedule_steps`; `cyclic`: up in a straight line to `learning_rate` at 40 % of
             `schedule_steps`, and down to 0 at their end.
@@ -89,7 +89,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass
 class ClassifierConfig:
-    """The classifier (the paper's discriminator) and how it learns.
+    """The classifier (the released code's discriminator) and how it learns.
 
     Attributes:
         network: A name of `networks.CLASSIFIERS`.
@@ -167,7 +167,7 @@ class EnsembleConfig:
 
 @dataclasses.dataclass
 class GeneratorConfig:
-    """The generator as the adversary of training: the paper's game by default, and what was added to it since.
+    """The generator as the adversary of training: image-only by default, and what was added to it since.
 
     Attributes:
         network: A name of `networks.GENERATORS`.

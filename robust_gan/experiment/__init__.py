@@ -1,4 +1,4 @@
-"""The paper's experiments: every contestant trained alike, attacked by all others, and put into the paper's tables."""
+"""The experiments: every contestant trained alike, attacked by all others, and put into tables."""
 
 from robust_gan.experiment.planning import OF_THE_PAPER, Plan, plan
 from robust_gan.experiment.running import InterruptedRunError, run
