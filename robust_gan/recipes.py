@@ -19,7 +19,7 @@ from robust_gan.config import (
 from robust_gan.errors import UserError
 
 BUDGETS = ("paper", "cpu", "smoke")
-"""How long a recipe runs: as in the released code, an evening on two cores, or some steps that show that all is there."""
+"""How long a recipe runs: as the released code, an evening on two cores, or some steps that show that all is there."""
 
 
 def read(choice: str, budgets: Sequence[str] = BUDGETS) -> tuple[str, str]:
