@@ -1,14 +1,13 @@
 """What an evaluation found image by image, kept beside its figures: what each was taken for, and some to look at."""
 
 import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from robust_gan import workdir
+from robust_gan import files, workdir
 from robust_gan.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,8 +110,7 @@ def read(directory: epath.PathLike) -> Details | None:
     if not path.exists():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            arrays = {name: np.array(file[name]) for name in file.files}
+        arrays = files.read_arrays(path)
         stood, predicted, shown = {}, {}, {}
         for name, array in arrays.items():
             if name.startswith("stood: "):
@@ -126,7 +124,7 @@ def read(directory: epath.PathLike) -> Details | None:
             arrays["labels"], tuple(map(str, arrays["label_names"])), stood, predicted, arrays["images"],
             arrays["positions"], shown, str(arrays["attack"]),
         )  # fmt: skip
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (files.UnreadableError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it, and evaluate again with --overwrite") from error
 
 

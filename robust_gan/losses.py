@@ -196,7 +196,7 @@ def generator_loss(adversarial_logits: jax.Array, labels: jax.Array) -> jax.Arra
 
 
 def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Tells which images are classified right; never where a logit is not finite.
+    """Tells which images are classified right; never where a logit is NaN or +inf. A class at -inf is masked out.
 
     Args:
         logits: `[B, K]`.
@@ -208,7 +208,23 @@ def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> is_correct(jnp.array([[0.0, 1.0], [jnp.nan, jnp.nan]]), jnp.array([1, 0])).tolist()
     [True, False]
     """
-    return (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
+    return (jnp.argmax(logits, axis=-1) == labels) & has_class(logits)
+
+
+def has_class(logits: jax.Array) -> jax.Array:
+    """Tells which images have logits that name a class: no NaN, no +inf, and not -inf throughout.
+
+    Args:
+        logits: `[B, K]`.
+
+    Returns:
+        bool `[B]`.
+
+    >>> has_class(jnp.array([[0.0, -jnp.inf], [0.0, jnp.nan], [0.0, jnp.inf], [-jnp.inf, -jnp.inf]])).tolist()
+    [True, False, False, False]
+    """
+    # Not by the largest logit: a maximum may drop NaN.
+    return jnp.all((logits < jnp.inf), axis=-1) & jnp.any(logits > -jnp.inf, axis=-1)
 
 
 def _widen(logits: jax.Array) -> jax.Array:

@@ -139,11 +139,14 @@ def alarms_told(values: dict[str, Any]) -> str:
     >>> alarms_told({"targets": {"a": {"alarms": alarms}}})
     '- a: **probabilities**: outputs lie in [0, 1] and sum to 1'
     """
-    lines, asked = [], 0
+    lines, silent, asked = [], [], 0
     for name, target in values["targets"].items():
-        asked += len(target["alarms"])
+        asked += sum(alarm.get("asked", True) for alarm in target["alarms"])
         lines += [f"- {name}: **{alarm['name']}**: {alarm['finding']}" for alarm in target["alarms"] if alarm["fired"]]
-    return "\n".join(lines) or f"None of {asked} fired."
+        silent += [f"- {name}: {alarm['name']}: {alarm['finding']}" for alarm in target["alarms"]
+                   if not alarm.get("asked", True)]  # fmt: skip
+    found = "\n".join(lines) or (f"None of {asked} fired." if asked else "No alarm was asked.")
+    return found if not silent else "\n".join([*([found] if lines else [found, ""]), *silent])
 
 
 def record(

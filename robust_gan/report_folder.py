@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from robust_gan import places, workdir
+from robust_gan import files, places, workdir
 from robust_gan.entrants import Chosen, Entrant
 from robust_gan.errors import UserError
 from robust_gan.evaluation import Kept
@@ -101,8 +101,8 @@ def claim(
     file, scores = path / SUBJECT, path / SCORES
     if file.exists():
         try:
-            there = json.loads(file.read_text())
-        except (ValueError, OSError):
+            there = files.read_json(file)
+        except files.UnreadableError:
             there = {}
         if there != json.loads(json.dumps(what)):
             if not overwrite:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -88,6 +89,21 @@ def scaled(threat: ThreatModel, factor: float | jax.Array) -> ThreatModel:
     LinfThreat(epsilon=0.5, bounds=(0.0, 1.0))
     """
     return dataclasses.replace(threat, epsilon=threat.epsilon * factor)  # type: ignore[type-var]  # They all are such.
+
+
+def whole_range(threat: ThreatModel, image_shape: Sequence[int]) -> ThreatModel:
+    """Returns the threat model with the smallest radius that allows every image whatever.
+
+    Args:
+        threat: Its norm and bounds count.
+        image_shape: `[H, W, C]`.
+
+    >>> whole_range(L2Threat(0.5), (8, 8, 1)), whole_range(LinfThreat(0.5, bounds=(-1.0, 1.0)), (8, 8, 1)).epsilon
+    (L2Threat(epsilon=8.0, bounds=(0.0, 1.0)), 2.0)
+    """
+    low, high = map(float, threat.bounds)
+    farthest = (high - low) * (1.0 if threat.norm == "linf" else math.prod(image_shape) ** 0.5)
+    return dataclasses.replace(threat, epsilon=farthest)  # type: ignore[type-var]  # They all are such.
 
 
 def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:

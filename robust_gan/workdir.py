@@ -12,7 +12,7 @@ from typing import IO, Any
 from etils import epath
 
 from robust_gan import config as config_lib
-from robust_gan import places
+from robust_gan import files, places
 from robust_gan.config import Config
 from robust_gan.errors import UserError
 from robust_gan.version import __version__
@@ -134,7 +134,7 @@ def check(directory: epath.PathLike, config: Config) -> epath.Path:
     try:
         if not places.is_remote(file) and file.stat().length > _LARGEST_CONFIG:
             raise ValueError("it is too large")
-        values = json.loads(file.read_text())
+        values = files.read_json(file)
         version = str(values.pop(_VERSION, "")) if isinstance(values, dict) else ""
         there = config_lib.from_dict(values)
     except (ValueError, OSError, RecursionError) as error:

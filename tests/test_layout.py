@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "robust_gan"
 
 FLOORS = {
-    "version": 0, "errors": 0, "config": 0, "types": 0, "random": 0, "statistics": 0, "places": 0.5,
+    "version": 0, "errors": 0, "config": 0, "types": 0, "random": 0, "statistics": 0, "places": 0.5, "files": 0.6,
     "threat_model": 1, "losses": 1, "optimizers": 1, "weights": 1,
     "recipes": 1, "networks": 2, "attacks": 2,
     "adversaries": 3, "players": 3.2, "objective": 3.4, "game": 3.5,

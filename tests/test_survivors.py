@@ -306,7 +306,7 @@ def test_alarms_of_scores():
         [model], images, labels, THREAT, attacks=["fgsm", "pgd10"], sources=[Model("b", make_model(0))]
     )
     found = {alarm.name: alarm for alarm in alarms.of_scores(scores, "a")}
-    assert set(found) == {"black_box_beats_white", "one_step_beats_many"}
+    assert set(found) == {"nan_logits_under_attack", "black_box_beats_white", "one_step_beats_many"}
     assert not alarms.fired(list(found.values()))
     broken = {key: value.copy() for key, value in scores.robust.items()}
     broken["a", "a", "fgsm"] |= broken["a", "a", "pgd10"]

@@ -1,12 +1,11 @@
 """Where the prepared data sets lie: DATA_DIR/NAME[/CONFIG]/VERSION, as TensorFlow Datasets arranges them."""
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import TypeVar
 
-from robust_gan import places
+from robust_gan import files, places
 from robust_gan.errors import DataError
 
 KNOWN = ("cifar10", "cifar100", "digits", "mnist", "svhn_cropped")
@@ -99,9 +98,9 @@ def is_array_record(prepared: Path) -> bool:
     """
     path = prepared / "dataset_info.json"
     try:
-        info = json.loads(path.read_text())
+        info = files.read_json(path)
         return "array_record" in (info.get("fileFormat"), *info.get("alternativeFileFormats", ()))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (FileNotFoundError, files.UnreadableError, AttributeError, TypeError) as error:
         raise DataError(f"{path} is damaged: remove {prepared} and prepare the data set again") from error
 
 

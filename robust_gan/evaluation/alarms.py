@@ -7,32 +7,29 @@ References:
     Croce and Hein, AutoAttack's flags, https://github.com/fra31/auto-attack/blob/master/flags_doc.md
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import random
-from robust_gan.attacks import input_gradient, pgd
+from robust_gan import threat_model
 from robust_gan.evaluation.curve import Curve
 from robust_gan.evaluation.matrix import Scores
-from robust_gan.evaluation.models import GENERATOR, to_unit
-from robust_gan.evaluation.running import as_pytree
-from robust_gan.losses import is_correct
+from robust_gan.evaluation.models import CLEAN, GENERATOR, check_images
+from robust_gan.evaluation.probes import Probe, draw, invalid
 from robust_gan.types import LogitsFn, ThreatModel
 
-TOLERANCE = {"logits": 1e-4, "points": 0.5, "black_box_points": 0.2}
-"""By how much normalised logits may differ between passes, and robust accuracy (in points) between attacks."""
+TOLERANCE = {"points": 0.5, "black_box_points": 0.2}
+"""By how many points robust accuracy may differ between attacks."""
 
 _QUERY = ("square", "spsa")
 _STEPS = 40
 _PASSES = 5
-_DEVIATIONS = 3
-"""Standard deviations of the share that guessing gets."""
+_TIES = 0.01
+"""The share of predictions that may change where no logit changes beyond rounding."""
+_SIGNIFICANCE = 0.00135
+"""Of the test against guessing: three standard deviations, one-sided."""
 
 
 class Alarm(NamedTuple):
@@ -42,30 +39,47 @@ class Alarm(NamedTuple):
         name: Of the rule.
         fired: Whether the figures are to be distrusted.
         finding: One sentence, whether it fired or not.
+        asked: Whether the rule could be asked at all; the finding says why not.
     """
 
     name: str
     fired: bool
     finding: str
+    asked: bool = True
 
 
 def of_model(
-    logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, threat: ThreatModel, *, count: int = 128, seed: int = 0
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    threat: ThreatModel,
+    *,
+    count: int = 128,
+    batch_size: int = 500,
+    seed: int = 0,
 ) -> list[Alarm]:
     """Examines a classifier by itself: its outputs, its gradients, and whether attacks on it do what they must.
+
+    The logits of all images are computed once; what costs more is asked of a draw over the classes.
 
     Args:
         logits_fn: The classifier.
         images: uint8 or float `[N, H, W, C]`.
         labels: `[N]`.
         threat: The threat model.
-        count: Only so many of the images, the first.
-        seed: Of the attacks and the orders.
+        count: How many images are drawn.
+        batch_size: Images that the classifier is given at once, at most.
+        seed: Of the attacks, the orders and the draw.
 
     Returns:
-        The alarms `randomised`, `probabilities`, `near_chance`, `zero_gradients`, `not_converged` and
-        `does_not_reach_0`.
+        The alarms `randomised`, `probabilities`, `near_chance`, `nan_logits`, `zero_gradients`, `nan_gradients`,
+        `not_converged` and `does_not_reach_0`. The last four are not asked of a classifier without a derivative.
 
+    Raises:
+        DataError: The images or labels are none that can be scored (`evaluation.check_images`).
+        ValueError: `count` or `batch_size` is below 1.
+
+    >>> import jax.numpy as jnp
     >>> images = np.random.default_rng(0).uniform(size=(16, 2, 2, 1))
     >>> from robust_gan import LinfThreat
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 4 - x.sum((1, 2, 3))], -1)
@@ -73,19 +87,32 @@ def of_model(
     >>> [alarm.name for alarm in of_model(logits_fn, images, labels, LinfThreat(0.1)) if alarm.fired]
     []
     """
-    logits_fn = as_pytree(logits_fn)
-    x, y = jnp.asarray(to_unit(images[:count])), jnp.asarray(labels[:count], jnp.int32)
+    images, labels = np.asarray(images), np.asarray(labels)
+    if count < 1 or batch_size < 1:
+        raise ValueError(f"count and batch_size must be at least 1, not {count} and {batch_size}")
+    every = Probe(logits_fn, batch_size, images, labels)
+    logits = every.logits()
+    check_images(images, labels, logits.shape[-1])
+    drawn = draw(labels, count, seed)
+    probe, some = every.part(drawn), logits[drawn]
+    chosen = f"of {len(drawn)} images" + (f" drawn over the classes of {len(images)}" * (len(drawn) < len(images)))
     return [
-        _randomised(logits_fn, x, seed),
-        _probabilities(logits_fn, x),
-        _near_chance(logits_fn, x, y),
-        _zero_gradients(logits_fn, x, y),
-        *_attacks_reach(logits_fn, x, y, threat, seed),
+        _randomised(probe, seed),
+        _probabilities(logits),
+        _near_chance(logits, labels),
+        _nan_logits(logits),
+        *_of_gradients(probe, some, threat, seed, chosen),
     ]
 
 
-def of_scores(scores: Scores, target: str, in_turn: Mapping[str, np.ndarray] = MappingProxyType({})) -> list[Alarm]:
-    """Looks for attacks that find what stronger ones miss.
+def of_scores(
+    scores: Scores,
+    target: str,
+    in_turn: Mapping[str, np.ndarray] = MappingProxyType({}),
+    *,
+    predicted: Mapping[tuple[str, str], np.ndarray] | None = None,
+) -> list[Alarm]:
+    """Looks for attacks that find what stronger ones miss, and for adversarial images that no class is named for.
 
     Args:
         scores: Of an evaluation.
@@ -93,9 +120,12 @@ def of_scores(scores: Scores, target: str, in_turn: Mapping[str, np.ndarray] = M
         in_turn: For each attack made in turn, `clean` among them and in their order, bool `[N]`: what it broke. A query
             attack counts as a black-box one where no attack that differentiates comes after it: what it broke, no such
             attack has seen.
+        predicted: For each (target, attack), `clean` among them, the classes that images are taken for, -1 for none;
+            by default those of the scores.
 
     Returns:
-        The alarms `black_box_beats_white` and `one_step_beats_many`, where their attacks were made.
+        The alarms `nan_logits_under_attack`, `black_box_beats_white` and `one_step_beats_many`, where their attacks
+        were made.
 
     >>> robust = {("a", "a", "fgsm"): np.array([False, True]), ("a", "a", "pgd10"): np.array([True, True])}
     >>> scores = Scores(("a",), ("a",), ("fgsm", "pgd10"), np.array([[True, True]]), robust)
@@ -109,7 +139,7 @@ def of_scores(scores: Scores, target: str, in_turn: Mapping[str, np.ndarray] = M
                if place > last and attack.startswith(_QUERY)}  # fmt: skip
     differentiate = [kept for attack, kept in white.items() if _differentiates(attack)]
     others = [~broke for attack, broke in in_turn.items() if attack not in queries]
-    alarms = []
+    alarms = _nan_under_attack(scores.predicted if predicted is None else predicted, target)
     black = queries | {f"{attack} made on {maker}": kept for (name, maker, attack), kept in scores.robust.items()
                        if name == target and (maker != target or attack.startswith(_QUERY))}  # fmt: skip
     if black and (differentiate or last >= 0):
@@ -130,6 +160,23 @@ def of_scores(scores: Scores, target: str, in_turn: Mapping[str, np.ndarray] = M
         finding = f"fgsm breaks {lost:.1f} points of images that {', '.join(many)} leave standing"
         alarms.append(Alarm("one_step_beats_many", _is_more_than_chance(lost, len(strongest)), finding))
     return alarms
+
+
+def _nan_under_attack(predicted, target):
+    rows = {attack: row < 0 for (name, attack), row in predicted.items() if name == target}
+    clean = rows.pop(CLEAN, np.False_)
+    if not rows:
+        return []
+    counts = {attack: int((row & ~clean).sum()) for attack, row in rows.items()}
+    worst = max(counts, key=counts.__getitem__)
+    finding = f"{counts[worst]} of {len(rows[worst])} images have logits that are NaN or infinite under {worst} alone"
+    return [
+        Alarm(
+            "nan_logits_under_attack",
+            counts[worst] > 0,
+            finding + (": they count as misclassified" if counts[worst] else ""),
+        )
+    ]
 
 
 def _differentiates(attack):
@@ -156,110 +203,164 @@ def of_curve(curve: Curve, target: str, count: int) -> list[Alarm]:
     return [Alarm("robustness_rises_with_epsilon", _is_more_than_chance(rise, count), finding)]
 
 
-def _randomised(logits_fn, images, seed):
-    """The same images in other orders, in batches of other sizes, and alone: nothing may change."""
-    first = _normalised(logits_fn(images))
-    changed, largest = 0, 0.0
-    rng = np.random.default_rng(seed)
+def _randomised(probe, seed):
+    """Gives the same images again, in other orders, in batches of other sizes, and alone: nothing may change."""
+    everyone = np.arange(len(probe.labels))
+    first = probe.uncompiled(everyone, len(everyone))
+    few = everyone[: min(16, probe.width)]
+    repeats = [
+        (everyone, probe.uncompiled(everyone, len(everyone)), first),
+        # Chance that is drawn while a function is traced is frozen in what is compiled, until it is compiled again.
+        (few, *(probe.recompiled(few) for _ in range(2))),
+    ]
+    rng, others = np.random.default_rng(seed), []
     for index in range(_PASSES):
-        order = rng.permutation(len(images))
+        order = rng.permutation(everyone)
         if index == _PASSES - 1:
             order = order[:16]
-            again = np.concatenate([_normalised(logits_fn(images[i : i + 1])) for i in order])
-        else:
-            size = max(1, len(images) // (index + 1))
-            parts = [order[start : start + size] for start in range(0, len(order), size)]
-            again = np.concatenate([_normalised(logits_fn(images[part])) for part in parts])
-        changed += int((again.argmax(-1) != first[order].argmax(-1)).sum())
-        largest = max(largest, float(np.abs(again - first[order]).max()))
+        size = 1 if index == _PASSES - 1 else len(everyone) // (index + 1)
+        others.append((order, probe.uncompiled(order, size), first[order]))
+    others.append((few, repeats[1][1], first[few]))
+    allowed = [probe.allowance(first, repeated=repeated) for repeated in (False, True)]
+    changed, beyond, share, compared = [0, 0], 0, 0.0, 0
+    for repeated, passes in enumerate((others, repeats)):
+        for order, again, before in passes:
+            apart = _apart(again, before)
+            beyond += int((apart > allowed[repeated][order]).sum())
+            changed[repeated] += int((again.argmax(-1) != before.argmax(-1)).sum())
+            share = max(share, float(np.max(apart / np.maximum(_size(before), 1e-30), initial=0.0)))
+            compared += len(order)
+    # In another batch rounding decides between two logits that are as good as equal, but not in the same batch.
+    fired = bool(beyond or changed[True] or changed[False] > _TIES * compared)
+    how = f"in {compared} comparisons over other batches and compilations"
+    if not fired:
+        return Alarm(
+            "randomised", False, f"{how} an image's logits differ by rounding alone ({share:.1g} of the largest)"
+        )
     return Alarm(
         "randomised",
-        bool(changed or not largest <= TOLERANCE["logits"]),
-        f"over {_PASSES} passes in other batches {changed} predictions change and normalised logits by up to "
-        f"{largest:.1g}: attacks see another classifier than is scored"
-        if changed or not largest <= TOLERANCE["logits"]
-        else f"an image's logits do not depend on its batch (normalised, to {largest:.1g})",
+        True,
+        f"{how} {sum(changed)} predictions change, and logits by up to {share:.1g} of the largest, beyond rounding "
+        f"{beyond} times: attacks see another classifier than is scored",
     )
 
 
-def _normalised(logits):
-    """Logits less their mean, by their largest: a pass through another batch size rounds them in proportion."""
-    logits = np.asarray(logits, np.float64)
-    centred = logits - logits.mean(-1, keepdims=True)
-    size = np.abs(centred).max(-1, keepdims=True)
-    return centred / np.where(size > 0, size, 1.0)
+def _apart(again, before):
+    """Returns by how much the logits of each image differ, `[N]`; the same NaN or infinity is no difference."""
+    again, before = np.asarray(again, np.float64), np.asarray(before, np.float64)
+    same = (again == before) | (np.isnan(again) & np.isnan(before))
+    with np.errstate(invalid="ignore"):
+        differences = np.where(same, 0.0, np.abs(again - before))
+    return np.where(np.isnan(differences), np.inf, differences).max(-1)
 
 
-def _probabilities(logits_fn, images):
-    logits = np.asarray(logits_fn(images), np.float64)
-    fired = bool(logits.min() >= 0 and logits.max() <= 1 and np.abs(logits.sum(-1) - 1).max() < 1e-3)
+def _size(logits):
+    logits = np.abs(np.asarray(logits, np.float64))
+    return np.where(np.isfinite(logits), logits, 0.0).max(-1)
+
+
+def _probabilities(logits):
+    logits = np.asarray(logits, np.float64)[~invalid(logits)]
+    within = len(logits) > 0 and logits.min() >= 0 and logits.max() <= 1
+    fired = bool(within and np.abs(logits.sum(-1) - 1).max() < 1e-2)
     finding = "outputs lie in [0, 1] and sum to 1: give logits, for after a softmax gradients vanish"
     return Alarm("probabilities", fired, finding if fired else "outputs are no probabilities")
 
 
-def _near_chance(logits_fn, images, labels):
-    """What was loaded wrongly is robust to nothing, and no attack will say why."""
-    logits = np.asarray(logits_fn(images))
-    right, count, num_classes = np.mean(logits.argmax(-1) == np.asarray(labels)), len(images), logits.shape[-1]
-    chance = 1 / num_classes
-    fired = bool(right <= chance + _DEVIATIONS * (chance * (1 - chance) / count) ** 0.5)
-    return Alarm(
-        "near_chance",
-        fired,
-        f"{100 * right:.1f} % of {count} clean images are right, where guessing gets {100 * chance:.1f} %"
-        + (": are the weights, the normalisation and the order of the classes right?" if fired else ""),
-    )
+def _near_chance(logits, labels):
+    """Tests all images: a classifier that was loaded wrongly is robust to nothing, and no attack says why."""
+    import scipy.stats
+
+    predicted = np.where(invalid(logits), -1, np.argmax(logits, axis=-1))
+    right, count, chance = int((predicted == labels).sum()), len(labels), 1 / logits.shape[-1]
+    # As good as guessing, and worse than a classifier half-way between guessing and all right.
+    no_better = scipy.stats.binom.sf(right - 1, count, chance) > _SIGNIFICANCE
+    no_good = scipy.stats.binom.cdf(right, count, (1 + chance) / 2) < 0.05
+    several = int((np.bincount(labels) >= 5).sum()) > 1
+    constant = several and len(np.unique(predicted)) == 1
+    fired = bool((no_better and no_good) or constant)
+    finding = f"{100 * right / count:.1f} % of {count} clean images are right, where guessing gets {100 * chance:.1f} %"
+    if constant:
+        finding += f", and all are taken for class {predicted[0]}" if predicted[0] >= 0 else ", and none for any class"
+    if fired:
+        finding += ": are the weights, the normalisation and the order of the classes right?"
+    return Alarm("near_chance", fired, finding)
 
 
-def _zero_gradients(logits_fn, images, labels):
-    gradient = np.asarray(_gradient(logits_fn, images, labels))
-    zero = np.abs(gradient).reshape(len(images), -1).max(-1) == 0
-    # Where the probability of the label is 1 in float32, the gradient is 0 or what rounding makes of it.
-    logits = np.asarray(logits_fn(images), np.float64)
-    margins = logits - np.take_along_axis(logits, np.asarray(labels)[:, None], -1)
-    others = np.exp(np.minimum(margins, 30.0))  # Far above the label is far enough, and no overflow.
-    saturated = others.sum(-1) - 1 < 2.0**-24
-    count = int((zero | saturated).sum())
-    return Alarm(
-        "zero_gradients",
-        count > 0,
-        f"{count} of {len(images)} images have an input gradient of 0 or of rounding errors alone: attacks on the "
-        "cross-entropy stand still there",
-    )
+def _nan_logits(logits):
+    bad = np.flatnonzero(invalid(logits))
+    finding = f"{len(bad)} of {len(logits)} clean images have logits that are NaN or infinite{_which(bad)}"
+    return Alarm("nan_logits", len(bad) > 0, finding + (": they count as misclassified" if len(bad) else ""))
 
 
-def _attacks_reach(logits_fn, images, labels, threat, seed):
-    keys = random.per_image_keys(jax.random.key(seed), len(images))
-
-    def robust(threat, num_steps, num_restarts=1):
-        right = _survives(logits_fn, keys, images, labels, threat, num_steps=num_steps, num_restarts=num_restarts)
-        return 100 * float(np.mean(right))
-
-    once, twice = robust(threat, _STEPS), robust(threat, 2 * _STEPS, 2)
-    wide = robust(type(threat)(1.0 if threat.norm == "linf" else 10.0, bounds=threat.bounds), _STEPS)
-    few = f"on {len(images)} images"
+def _of_gradients(probe, logits, threat, seed, chosen):
+    """Asks for gradients, and how far attacks come that follow them."""
+    names = "zero_gradients", "nan_gradients", "not_converged", "does_not_reach_0"
+    if why := probe.underivable():
+        return [Alarm(name, False, f"not asked: no derivative ({why})", asked=False) for name in names]
+    gradients = probe.gradients()
+    found, once, twice, wide = _attacks_reach(probe, threat, seed)
+    attacked = probe.gradients(found)
     return [
+        _zero_gradients(probe, logits, gradients, chosen),
+        _nan_gradients(gradients, attacked, chosen),
         Alarm(
             "not_converged",
-            _is_more_than_chance(once - twice, len(images)),
-            f"twice the steps and restarts of pgd{_STEPS} move robust accuracy from {once:.1f} to {twice:.1f} % {few}",
+            _is_more_than_chance(100 * float(once.mean() - twice.mean()), len(once)),
+            f"{once.sum()} {chosen} stand under pgd{_STEPS}, {twice.sum()} with twice the steps and restarts "
+            f"({100 * once.mean():.1f} and {100 * twice.mean():.1f} %)",
         ),
         Alarm(
             "does_not_reach_0",
-            wide > 0,
-            f"with the whole range of pixels allowed, robust accuracy under pgd{_STEPS} is {wide:.1f} % {few}",
+            bool(wide.any()),
+            f"{wide.sum()} {chosen} stand under pgd{_STEPS} with the whole range of pixels allowed"
+            f"{_which(probe.positions[wide])}",
         ),
     ]
 
 
-# The classifier is an argument, so that models of one architecture share what is compiled.
-_gradient = jax.jit(input_gradient)
+def _zero_gradients(probe, logits, gradients, chosen):
+    zero = (np.asarray(gradients) == 0).reshape(len(gradients), -1).all(-1)
+    # Where the probability of the label is 1 in float32, the gradient is 0 or what rounding makes of it.
+    logits = np.asarray(logits, np.float64)
+    with np.errstate(invalid="ignore"):
+        margins = logits - np.take_along_axis(logits, probe.labels[:, None], -1)
+    others = np.exp(np.minimum(margins, 30.0))  # Far above the label is far enough, and no overflow.
+    saturated = others.sum(-1) - 1 < 2.0**-24
+    bad = zero | saturated
+    return Alarm(
+        "zero_gradients",
+        bool(bad.any()),
+        f"{bad.sum()} {chosen} have an input gradient of 0 or of rounding errors alone{_which(probe.positions[bad])}"
+        ": attacks on the cross-entropy stand still there",
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "num_restarts"))
-def _survives(logits_fn, keys, images, labels, threat, *, num_steps, num_restarts):
-    attacked = pgd(logits_fn, keys, images, labels, threat, num_steps=num_steps, num_restarts=num_restarts)
-    return is_correct(logits_fn(attacked), labels) & is_correct(logits_fn(images), labels)
+def _nan_gradients(gradients, attacked, chosen):
+    clean, moved = (~np.isfinite(np.asarray(found, np.float64)).reshape(len(found), -1).all(-1)
+                    for found in (gradients, attacked))  # fmt: skip
+    fired = bool(clean.any() or moved.any())
+    return Alarm(
+        "nan_gradients",
+        fired,
+        f"{clean.sum()} {chosen} have an input gradient that is NaN or infinite, {moved.sum()} after pgd{_STEPS}"
+        + (": attacks go nowhere there, whatever the logits (often jnp.where over a root or a quotient)" * fired),
+    )
+
+
+def _attacks_reach(probe, threat, seed):
+    """Returns the images after PGD, and which stand under it, under more of it, and with the whole range allowed."""
+    once = probe.attack(threat, seed, num_steps=_STEPS)
+    twice = probe.attack(threat, seed, num_steps=2 * _STEPS, num_restarts=2)
+    wide = probe.attack(threat_model.whole_range(threat, probe.images.shape[1:]), seed, num_steps=_STEPS)
+    return *once, twice[1], wide[1]
+
+
+def _which(positions):
+    """Names images by their positions, the first few of many."""
+    if not len(positions):
+        return ""
+    return f" (numbers {', '.join(map(str, positions[:3]))}{', ...' * (len(positions) > 3)})"
 
 
 def _is_more_than_chance(points: float, count: int) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from robust_gan import parallel, workdir
+from robust_gan import files, parallel, workdir
 from robust_gan.errors import UserError
 from robust_gan.evaluation.models import Model, answers
 from robust_gan.types import ThreatModel
@@ -41,8 +41,8 @@ class Kept:
         self._prefix = ""
         if self._path is not None and self._path.exists():
             try:
-                self._arrays = _unpacked(self._path.read_bytes())
-            except (ValueError, OSError, EOFError, KeyError) as error:
+                self._arrays = files.read_arrays(self._path)
+            except files.UnreadableError as error:
                 raise UserError(
                     f"{self._path} is damaged ({error}): remove it, and the evaluation begins anew"
                 ) from error
@@ -147,7 +147,7 @@ class Kept:
             return self
         content = parallel.bytes_from_first(self._packed)
         if not parallel.is_first():
-            self._path, self._arrays = None, _unpacked(content)
+            self._path, self._arrays = None, files.unpack_arrays(content)
         return self
 
     def _packed(self) -> bytes:
@@ -160,8 +160,3 @@ def _digest(array: np.ndarray) -> np.ndarray:
     layout = f"{array.dtype} {array.shape}".encode()
     digest = hashlib.sha256(layout + np.ascontiguousarray(array).tobytes()).digest()
     return np.frombuffer(digest, np.uint8).astype(np.int16)
-
-
-def _unpacked(content: bytes) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        return {name: np.array(file[name]) for name in file.files}

@@ -14,7 +14,7 @@ from robust_gan import networks, parallel, random
 from robust_gan.attacks import learned
 from robust_gan.attacks.fresh import DESIGNS
 from robust_gan.evaluation.models import FRESH, GENERATOR, Model, to_unit
-from robust_gan.losses import is_correct
+from robust_gan.losses import has_class, is_correct
 from robust_gan.networks import inference
 from robust_gan.types import Attack, ThreatModel
 
@@ -76,7 +76,7 @@ class Placed:
         return self._fresh[found]
 
     def score(self, images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Tells which images are classified right, and as what: bool and int32 `[B]` on the host."""
+        """Tells which images are classified right, and as what (-1 where logits are NaN): bool and int32 `[B]`."""
         right, predicted = self._score(self._logits_fn, (images, labels))
         return parallel.join(right), parallel.join(predicted)
 
@@ -108,7 +108,8 @@ def as_pytree(function: Callable) -> Callable:
 def _score(logits_fn, batch):
     images, labels = batch
     logits = logits_fn(images)
-    return is_correct(logits, labels), jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    classes = jnp.where(has_class(logits), jnp.argmax(logits, axis=-1), -1)
+    return is_correct(logits, labels), classes.astype(jnp.int32)
 
 
 @functools.cache

@@ -1,13 +1,12 @@
 """What training was: time, gradients of the classifier for each of its updates, parameters, and where losses ended."""
 
-import json
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from robust_gan import adversaries, checkpoint, networks, workdir
+from robust_gan import adversaries, checkpoint, files, networks, workdir
 from robust_gan.config import Config, adversarial_weight
 
 LOSSES = ("clean_loss", "adversarial_loss", "generator_loss", "penalty")
@@ -115,7 +114,7 @@ def measure(config: Config, folder: epath.Path, info: checkpoint.DataInfo) -> di
 
 
 def _lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return files.read_lines(path)
 
 
 def _count(network, shape):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from robust_gan import checkpoint, comparison, pictures, report, starting, training, workdir
+from robust_gan import checkpoint, comparison, files, pictures, report, starting, training, workdir
 from robust_gan.errors import CheckpointError
 from robust_gan.experiment import cost, planning, tables
 from robust_gan.experiment.planning import Plan
@@ -117,11 +117,11 @@ def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
     }
     if (output / _KEY).exists() and (output / report.RECORD).exists():
         try:
-            if json.loads((output / _KEY).read_text()) == json.loads(json.dumps(key)):
-                values = json.loads((output / report.RECORD).read_text())
+            if files.read_json(output / _KEY) == json.loads(json.dumps(key)):
+                values = files.read_json(output / report.RECORD)
                 if values["schema"] == report.SCHEMA:
                     return values
-        except (ValueError, KeyError):
+        except (files.UnreadableError, KeyError, TypeError):
             pass  # Cut while it was written: evaluated anew.
     _, values = comparison.compare(
         [str(where) for where in targets],

@@ -1,13 +1,12 @@
 """What lies in folders: runs, evaluations and reproductions."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from robust_gan import details, filmstrip, workdir
+from robust_gan import details, files, filmstrip, workdir
 from robust_gan.details import Details
 from robust_gan.errors import UserError
 from robust_gan.filmstrip import Film
@@ -156,8 +155,8 @@ def _of_schema(path: epath.Path) -> dict[str, Any]:
 
 def _json(path: epath.Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+        values = files.read_json(path)
+    except (files.UnreadableError, FileNotFoundError) as error:
         raise UserError(f"{path} is damaged ({error}): leave its folder out") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged (it holds no object): leave its folder out")
@@ -166,12 +165,8 @@ def _json(path: epath.Path) -> dict[str, Any]:
 
 def _lines(path: epath.Path) -> list[dict[str, Any]]:
     """Reads JSON lines; the last may be cut where training goes on meanwhile."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and isinstance(value.get("step"), int):
-            lines.append(value)
-    return lines
+    try:
+        lines = files.read_lines(path)
+    except files.UnreadableError as error:
+        raise UserError(f"{path} is damaged ({error}): leave its folder out") from error
+    return [line for line in lines if isinstance(line.get("step"), int)]

@@ -1,0 +1,201 @@
+"""Asks a classifier about images for the alarms: logits, input gradients and short attacks, in batches of one size."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_gan import random
+from robust_gan.attacks import input_gradient, pgd
+from robust_gan.data import batching
+from robust_gan.errors import one_line
+from robust_gan.evaluation.models import to_unit
+from robust_gan.evaluation.running import as_pytree
+from robust_gan.losses import is_correct
+from robust_gan.types import LogitsFn, ThreatModel
+
+_RELATIVE = 1e-4
+"""By how much the logits of one image may differ between batches of different sizes, relative to the largest: float32
+sums of 30,000 products, of which a large common part cancels, differ by 1e-5."""
+_ROUNDING = 16
+"""The same in units of rounding, for classifiers that compute in float16 or bfloat16."""
+_REPEATED = 4
+"""The same for the same batch given twice: only a device that sums in no fixed order rounds differently there."""
+
+
+def draw(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Draws images over the classes: as many of each class as of every other, as far as there are such.
+
+    Args:
+        labels: `[N]`.
+        count: How many images to draw at most.
+        seed: Of the draw.
+
+    Returns:
+        Positions in increasing order, `[min(count, N)]`.
+
+    >>> labels = np.repeat([0, 1, 2], [90, 8, 2])
+    >>> np.bincount(labels[draw(labels, 12, seed=0)]).tolist()
+    [5, 5, 2]
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    starts = np.searchsorted(labels[by_class], labels[by_class], side="left")
+    place_within_class = np.arange(len(labels)) - starts
+    return np.sort(by_class[np.argsort(place_within_class, kind="stable")][:count])
+
+
+def invalid(logits: np.ndarray) -> np.ndarray:
+    """Returns which images have logits that name no class: a NaN, +inf, or -inf throughout; bool `[N]`.
+
+    A single -inf is legal: that class is masked out.
+
+    Args:
+        logits: `[N, K]`.
+
+    >>> invalid(np.array([[0.0, -np.inf], [0.0, np.nan], [0.0, np.inf]])).tolist()
+    [False, True, True]
+    """
+    logits = np.asarray(logits, np.float64)
+    return np.isnan(logits).any(-1) | ~np.isfinite(logits.max(-1))
+
+
+class Probe:
+    """A classifier that is never given more images at once than it takes, and always copies of them.
+
+    Args:
+        logits_fn: The classifier.
+        batch_size: Images at once.
+        images: All images of the evaluation, uint8 or float `[N, H, W, C]`.
+        labels: `[N]`.
+    """
+
+    def __init__(self, logits_fn: LogitsFn, batch_size: int, images: np.ndarray, labels: np.ndarray) -> None:
+        """Compiles nothing yet."""
+        self._logits_fn, self.width = as_pytree(logits_fn), min(batch_size, len(images))
+        self.images, self.labels, self.positions = images, labels.astype(np.int32), np.arange(len(images))
+        # Models of one architecture, whose arrays are arguments, share what is compiled; a plain function is compiled
+        # here alone, and forgotten with this object.
+        shared = bool(jax.tree.leaves(self._logits_fn))
+        self._gradient = _gradient if shared else _anew(_gradient)
+        self._robust = _robust if shared else _anew(_robust, static_argnames=("num_steps", "num_restarts"))
+        self._predict = _predict if shared else _anew(_predict)
+
+    def part(self, positions: np.ndarray) -> "Probe":
+        """Returns the same classifier with a part of the images."""
+        part = Probe(self._logits_fn, self.width, self.images[positions], self.labels[positions])
+        part.positions = positions
+        return part
+
+    def logits(self) -> np.ndarray:
+        """Returns the logits of all images as compiled code computes them, `[N, K]`."""
+        return self._batched(lambda x, _: self._predict(self._logits_fn, x))
+
+    def uncompiled(self, order: np.ndarray, size: int) -> np.ndarray:
+        """Returns the logits of images in an order and in batches of a size, without compiling, `[len(order), K]`."""
+        size = max(1, min(size, self.width))
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        return np.concatenate([np.asarray(self._logits_fn(jnp.array(to_unit(self.images[part])))) for part in parts])
+
+    def recompiled(self, positions: np.ndarray) -> np.ndarray:
+        """Returns the logits of images, at most a batch, from code that is compiled for this call: `[B, K]`."""
+        return np.asarray(_anew(_predict)(self._logits_fn, jnp.array(to_unit(self.images[positions]))))
+
+    def underivable(self) -> str:
+        """Returns why the classifier has no derivative, in a phrase; empty where it has one."""
+        one = jax.ShapeDtypeStruct((1, *self.images.shape[1:]), jnp.float32)
+        try:
+            jax.eval_shape(_anew(_gradient), self._logits_fn, one, jax.ShapeDtypeStruct((1,), jnp.int32))
+        except Exception as error:  # It is the user's own program, and may raise anything.
+            return f"{type(error).__name__}: {one_line(error)}"
+        return ""
+
+    def gradients(self, images: np.ndarray | None = None) -> np.ndarray:
+        """Returns the gradients of the cross-entropy at the images, or at others of the same labels, `[N, H, W, C]`."""
+        return self._batched(lambda x, rows: self._gradient(self._logits_fn, x, jnp.array(self.labels[rows])), images)
+
+    def attack(self, threat: ThreatModel, seed: int, **settings: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images after PGD, `[N, H, W, C]`, and which are classified right before and after it, `[N]`.
+
+        Args:
+            threat: The threat model.
+            seed: Of the attack.
+            **settings: `num_steps` and `num_restarts` of `attacks.pgd`.
+        """
+        keys = random.per_image_keys(jax.random.key(seed), len(self.images))
+
+        def attack(images, rows):
+            return self._robust(self._logits_fn, keys[rows], images, jnp.array(self.labels[rows]), threat, **settings)
+
+        return self._batched(attack)
+
+    def allowance(self, logits: np.ndarray, *, repeated: bool = False) -> np.ndarray:
+        """Returns by how much rounding alone may change the logits of each image, `[N]`.
+
+        The unit of rounding is that of the narrowest floats that the classifier computes in, relative to the largest
+        logit of the image: the common part of the logits is rounded too.
+
+        Args:
+            logits: Of all images, `[N, K]`.
+            repeated: Whether the batches were the same, so that only the order of sums can differ.
+        """
+        finite = np.where(np.isfinite(logits), np.asarray(logits, np.float64), 0.0)
+        size = np.abs(finite).max(-1)
+        if repeated and jax.default_backend() == "cpu":  # The same program sums in the same order there.
+            return _REPEATED * float(jnp.finfo(jnp.float32).eps) * size
+        unit = _unit_of_rounding(self._logits_fn, (self.width, *self.images.shape[1:]))
+        return (_REPEATED * unit if repeated else max(_ROUNDING * unit, _RELATIVE)) * size
+
+    def _batched(self, function: Callable[..., Any], images: np.ndarray | None = None) -> Any:
+        images = self.images if images is None else images
+        parts = []
+        for rows, mask in batching.padded_batches(len(images), self.width):
+            found = function(jnp.array(to_unit(images[rows])), rows)
+            parts.append(jax.tree.map(lambda array, mask=mask: np.asarray(array)[mask], found))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _unit_of_rounding(logits_fn, shape):
+    """The epsilon of the narrowest float type in the program, or of the products of the device where that is larger."""
+    try:
+        program = jax.make_jaxpr(lambda x: logits_fn(x))(jax.ShapeDtypeStruct(shape, jnp.float32)).jaxpr
+    except Exception:  # A classifier that cannot be traced is asked all the same: its floats are those of its outputs.
+        return float(jnp.finfo(jnp.float32).eps)
+    kinds = {kind for kind in _float_types(program) if jnp.finfo(kind).bits >= 16} or {jnp.dtype(jnp.float32)}
+    products = {"cpu": 0.0, "gpu": 2.0**-11}.get(jax.default_backend(), 2.0**-8)  # TF32 and bfloat16 passes.
+    if getattr(jax.config, "jax_default_matmul_precision", None) in ("highest", "float32"):
+        products = 0.0
+    return max(*(float(jnp.finfo(kind).eps) for kind in kinds), products)
+
+
+def _float_types(program: Any) -> Iterator[Any]:
+    for equation in program.eqns:
+        for variable in equation.outvars:
+            if jnp.issubdtype(getattr(variable.aval, "dtype", np.int32), jnp.floating):
+                yield jnp.dtype(variable.aval.dtype)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")):
+            if hasattr(inner := getattr(inner, "jaxpr", inner), "eqns"):
+                yield from _float_types(inner)
+
+
+def _anew(function: Callable, **settings: Any) -> Callable:
+    """Compiles a function of this module as if it were another one, with a cache of its own."""
+    inner = function.__wrapped__  # type: ignore[attr-defined]  # What `jax.jit` wraps.
+    return jax.jit(lambda *arguments, **keywords: inner(*arguments, **keywords), **settings)
+
+
+_gradient = jax.jit(input_gradient)
+
+
+@jax.jit
+def _predict(logits_fn, images):
+    return logits_fn(images)
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps", "num_restarts"))
+def _robust(logits_fn, keys, images, labels, threat, *, num_steps, num_restarts=1):
+    attacked = pgd(logits_fn, keys, images, labels, threat, num_steps=num_steps, num_restarts=num_restarts)
+    return attacked, is_correct(logits_fn(attacked), labels) & is_correct(logits_fn(images), labels)
