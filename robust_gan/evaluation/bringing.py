@@ -184,9 +184,9 @@ def load_arrays(path: epath.PathLike, *, channels: str = "") -> Arrays:
         raise DataError(
             f"the images of {path} are uint8 in 0..1, all but black: give 0..255, 255 * images, or floats in [0, 1]"
         )
-    if np.issubdtype(images.dtype, np.floating) and images.size and 0 < np.nanmax(images) <= 1.001 / 255:
+    if np.issubdtype(images.dtype, np.floating) and images.size and 0 < images.max() <= 1.001 / 255:
         raise DataError(
-            f"the images of {path} are all but black, at most {np.nanmax(images):.3g}: they were divided by 255 twice"
+            f"the images of {path} are all but black, at most {images.max():.3g}: they were divided by 255 twice"
         )
     if channels != "last" and _looks_channels_first(images.shape):
         raise DataError(
