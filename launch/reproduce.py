@@ -25,7 +25,11 @@ _BUDGET = flags.DEFINE_string(
     "smoke: some steps, to see that it works; cpu: an evening on two cores; paper: as long as the released code.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs, the evaluations and the tables.")
-_CONTESTANTS = flags.DEFINE_list("contestants", [], "Names of robust_gan.recipes.CONTESTANTS; by default the paper's.")
+_CONTESTANTS = flags.DEFINE_list(
+    "contestants",
+    [],
+    "Names of robust_gan.recipes.CONTESTANTS; without it those of the released code and what came after.",
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the contestants, from 0 to 99.")
 _ATTACKS = flags.DEFINE_string("attacks", "", "See evaluate.py; empty for those of the budget.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for the recipe's.")

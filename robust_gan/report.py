@@ -121,9 +121,9 @@ def paired_comparisons(values: dict[str, Any]) -> str:
     >>> row = {"first": "a", "second": "b", "under": "fgsm", "difference": 0.25, "interval": [-0.25, 0.5],
     ...        "first_only": 1, "second_only": 0, "p_value": 1.0}
     >>> print(paired_comparisons({"paired": [row]}))
-    | models  | under | difference |  95 % interval | first alone | second alone | McNemar p |
-    |---------|------:|-----------:|---------------:|------------:|-------------:|----------:|
-    | a and b |  fgsm |      +25.0 | -25.0 to +50.0 |           1 |            0 |     1.000 |
+    | models    | under | difference |  95 % interval | first alone | second alone | McNemar p |
+    |-----------|------:|-----------:|---------------:|------------:|-------------:|----------:|
+    | a minus b |  fgsm |      +25.0 | -25.0 to +50.0 |           1 |            0 |     1.000 |
     """
     rows = statistics.paired_cells(values["paired"])
     return markdown(statistics.PAIRED_HEADER, rows) if rows else ""

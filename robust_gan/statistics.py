@@ -254,7 +254,7 @@ def paired_cells(paired: Sequence[dict[str, Any]]) -> list[list[str]]:
     is_long = len(pairs) > _FEW_PAIRS and any(row["under"] == WORST_WHITE for row in paired)
     return [
         [
-            f"{row['first']} and {row['second']}",
+            f"{row['first']} minus {row['second']}",
             row["under"],
             *format_difference(row["difference"], *row["interval"]),
             str(row["first_only"]),

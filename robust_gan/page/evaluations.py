@@ -137,7 +137,8 @@ def _accuracies(report: dict[str, Any]) -> str:
     key = svg.legend([(kind, colours[kind]) for kind in shown])
     count = report["data"]["count"]
     note = f"Robust: right clean and under attack, of all {count} images; lines are 95 % intervals."
-    return parts.figure("Accuracy under each attack, made in the open", svg.dots(rows, count) + key, note)
+    title = "Accuracy clean, under each attack in the open, and in the worst cases"
+    return parts.figure(title, svg.dots(rows, count) + key, note)
 
 
 def _in_turn(report: dict[str, Any]) -> str:

@@ -111,6 +111,7 @@ def heat(
             known = (("own", framed and name == other), ("wrong", wrong), ("high", share > 0.8))
             kinds = [kind for kind, there in known if there]
             kind = f' class="{" ".join(kinds)}"' if kinds else ""
+            kind += f' title="of {counts[column]} images"' if counts else ""
             written = "" if wrong and share < 0.005 else f"{100 * share:.0f}" if errors else f"{100 * share:.1f}"
             if counts:
                 low, high = statistics.interval_of(share, counts[column])
