@@ -27,7 +27,7 @@ from robust_gan.config.schema import (
     ThreatConfig,
     ValidationConfig,
 )
-from robust_gan.config.serialization import differences, from_dict, to_dict
+from robust_gan.config.serialization import differences, flatten, from_dict, to_dict
 from robust_gan.config.validation import adversarial_weight, check_epsilon, validate
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "adversarial_weight",
     "check_epsilon",
     "differences",
+    "flatten",
     "from_dict",
     "to_dict",
     "validate",

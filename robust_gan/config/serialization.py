@@ -40,7 +40,7 @@ def differences(left: Config, right: Config) -> list[str]:
     >>> differences(Config(), Config(batch_size=32, num_steps=5))
     ['batch_size: 64 != 32']
     """
-    flat_left, flat_right = _flatten(to_dict(left)), _flatten(to_dict(right))
+    flat_left, flat_right = flatten(to_dict(left)), flatten(to_dict(right))
     return [
         f"{name}: {flat_left[name]!r} != {flat_right[name]!r}"
         for name in flat_left
@@ -71,8 +71,13 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested dictionaries as one, with names such as `a.b`.
+
+    >>> flatten({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

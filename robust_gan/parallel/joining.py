@@ -45,10 +45,9 @@ def connect(
     _check(coordinator, num_processes, process_id, timeout)
     # It would take SIGTERM for itself, and never act on it before the first step.
     jax.config.update("jax_enable_preemption_service", False)
-    arrived = threading.Event()
-    threading.Thread(
-        target=_give_up, args=(arrived, coordinator, num_processes, process_id, timeout), daemon=True
-    ).start()
+    watchdog = threading.Timer(timeout, _give_up, (coordinator, num_processes, process_id, timeout))
+    watchdog.daemon = True
+    watchdog.start()
     try:
         jax.distributed.initialize(
             coordinator or None,
@@ -72,7 +71,7 @@ def connect(
             "there"
         ) from error
     finally:
-        arrived.set()
+        watchdog.cancel()
     _herald = subprocess.Popen(
         [
             sys.executable, "-I", "-S", "-c", _HERALD,
@@ -138,12 +137,8 @@ def _check(coordinator: str, num_processes: int | None, process_id: int | None, 
         raise UserError(f"the time to wait for the other processes must be at least 1 s, not {timeout}")
 
 
-def _give_up(
-    arrived: threading.Event, coordinator: str, num_processes: int | None, process_id: int | None, timeout: int
-) -> None:
-    """Ends the process where not all have come in time; JAX, which is in C++ then, can only abort it."""
-    if arrived.wait(timeout):
-        return
+def _give_up(coordinator: str, num_processes: int | None, process_id: int | None, timeout: int) -> None:
+    """Ends the process where not all have come in time; JAX, which is in C++ then, aborts it with a stack trace."""
     who = f"process {process_id} of {num_processes}" if coordinator else "this process"
     where = coordinator or "that the cluster names"
     if process_id and not _answers(coordinator):

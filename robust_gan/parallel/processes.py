@@ -7,13 +7,14 @@ it read or found out it tells the others, failures included: nobody waits for on
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from robust_gan import leaves as leaves_lib
+from robust_gan.config import flatten
 from robust_gan.errors import UserError
 from robust_gan.parallel.devices import AXIS
 from robust_gan.types import PyTree
@@ -24,7 +25,6 @@ _LOST = re.compile(
     r"gloo|nccl|coordination|heartbeat|unavailable|connection (reset|closed|refused)|socket closed", re.I
 )
 _EXACT = 1 << 20
-"""Bytes below which messages are padded to a power of two, so that few shapes are compiled."""
 
 
 def number() -> tuple[int, int]:
@@ -58,7 +58,7 @@ def together(make: Callable[[], T]) -> T:
     >>> together(lambda: 3)
     3
     """
-    mine, count = number()
+    count = number()[1]
     if count == 1:
         return make()
     result, failure = None, None
@@ -66,13 +66,13 @@ def together(make: Callable[[], T]) -> T:
         result = make()
     except Exception as error:
         failure = error
-    told = _gather(json.dumps(_told(failure)).encode())
+    sentence = "" if failure is None else f"{failure}" or type(failure).__name__
+    told = _gather(json.dumps([isinstance(failure, UserError), sentence]).encode())
     if failure is not None:
         raise failure
-    for process, text in enumerate(told):
-        kind, sentence = json.loads(text)
-        if kind and process != mine:
-            _fail(kind, f"process {process} of {count}: {sentence}")
+    for process, (is_users, sentence) in enumerate(map(json.loads, told)):
+        if sentence:
+            raise (UserError if is_users else RuntimeError)(f"process {process} of {count}: {sentence}")
     return result  # type: ignore[return-value]
 
 
@@ -106,20 +106,16 @@ def state_from_first(make: Callable[[], tuple[PyTree, int]], like: PyTree) -> tu
     if number()[1] == 1:
         return make()
 
-    def packed() -> bytes:
-        state, step = make()
-        leaves = (leaves_lib.to_host(leaf).tobytes() for leaf in jax.tree.leaves(state))
-        return b"".join([step.to_bytes(8, "big"), *leaves])
-
-    content = bytes_from_first(packed)
-    leaves, position = [], 8
-    for leaf in jax.tree.leaves(like):
-        layout = leaves_lib.layout(leaf)
-        array = np.zeros(layout["shape"], layout["dtype"])
-        array.reshape(-1).view(np.uint8)[:] = np.frombuffer(content, np.uint8, array.nbytes, position)
-        leaves.append(leaves_lib.from_host(leaf, array))
-        position += array.nbytes
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), int.from_bytes(content[:8], "big")
+    state, step = together(lambda: make() if is_first() else (like, 0))
+    leaves = [leaves_lib.to_host(leaf) for leaf in jax.tree.leaves(state)]
+    # As bytes: what adds arrays up, as the broadcast does, loses the sign of a zero.
+    sent = [leaf.reshape(-1).view(np.uint8) for leaf in (*leaves, np.int64(step).reshape(1))]
+    *arrived, at = (np.asarray(leaf) for leaf in multihost_utils.broadcast_one_to_all(sent))
+    received = [
+        leaves_lib.from_host(old, new.view(leaf.dtype).reshape(leaf.shape))
+        for old, leaf, new in zip(jax.tree.leaves(like), leaves, arrived, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), received), int(at.view(np.int64)[0])
 
 
 def check_same(values: dict[str, Any]) -> None:
@@ -136,7 +132,7 @@ def check_same(values: dict[str, Any]) -> None:
     count = number()[1]
     if count == 1:
         return
-    told = [_flat(json.loads(text)) for text in _gather(json.dumps(values).encode())]
+    told = [flatten(json.loads(text)) for text in _gather(json.dumps(values).encode())]
     for process, there in enumerate(told):
         for name in sorted(told[0].keys() | there.keys()):
             if told[0].get(name) != there.get(name):
@@ -185,16 +181,6 @@ def is_lost(error: BaseException) -> bool:
     return number()[1] > 1 and bool(_LOST.search(str(error)))
 
 
-def _told(failure: Exception | None) -> tuple[str, str]:
-    if failure is None:
-        return "", ""
-    return ("user" if isinstance(failure, UserError) else "other"), f"{failure}" or type(failure).__name__
-
-
-def _fail(kind: str, sentence: str) -> NoReturn:
-    raise UserError(sentence) if kind == "user" else RuntimeError(sentence)
-
-
 def bytes_from_first(make: Callable[[], bytes]) -> bytes:
     """Runs a function in the first process and returns the bytes that it makes in all; see `from_first`.
 
@@ -203,43 +189,19 @@ def bytes_from_first(make: Callable[[], bytes]) -> bytes:
     """
     if number()[1] == 1:
         return make()
-    content, failure = b"", None
-    if is_first():
-        try:
-            content = make()
-        except Exception as error:
-            failure = error
-    kind, sentence = _told(failure)
-    header = json.dumps([len(content), kind, sentence[:2000]]).encode()
-    length, kind, sentence = json.loads(_broadcast(header, 1 << 13))
-    if failure is not None:
-        raise failure
-    if kind:
-        _fail(kind, sentence)
-    return _broadcast(content, length)
-
-
-def _broadcast(content: bytes, length: int) -> bytes:
-    """Sends bytes of the first process to all; they know the length, or one that is large enough for JSON."""
-    padded = np.full(_padded(length), ord(" "), np.uint8)
-    padded[: len(content)] = np.frombuffer(content, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()[:length]
+    content = together(lambda: make() if is_first() else b"")
+    length = max(int(text) for text in _gather(str(len(content)).encode()))
+    return np.asarray(multihost_utils.broadcast_one_to_all(_padded(content, length))).tobytes()[:length]
 
 
 def _gather(content: bytes) -> list[bytes]:
     lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(content)))).reshape(-1)
-    padded = np.zeros(_padded(int(lengths.max())), np.uint8)
-    padded[: len(content)] = np.frombuffer(content, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(padded))
+    rows = np.asarray(multihost_utils.process_allgather(_padded(content, int(lengths.max()))))
     return [row.tobytes()[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
-def _padded(length: int) -> int:
-    return length if length > _EXACT else 1 << max(length - 1, 0).bit_length()
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+def _padded(content: bytes, length: int) -> np.ndarray:
+    """Below `_EXACT` bytes to a power of two, so that few shapes are compiled."""
+    padded = np.zeros(length if length > _EXACT else 1 << max(length - 1, 0).bit_length(), np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    return padded
