@@ -8,7 +8,7 @@ import optax
 
 from robust_gan import weights
 from robust_gan.losses import classifier_loss, cross_entropy, is_correct, trades
-from robust_gan.optimizers import mean_over
+from robust_gan.optimizers import kernels, mean_over
 from robust_gan.players import Game
 from robust_gan.types import Batch, LogitsFn, Metrics, PlayerState, PyTree
 
@@ -151,11 +151,14 @@ def _penalty_gradient(game, gradient_at, gradient_here, images, images_fn, phi, 
 
     Exactly, grad_theta R = grad_theta <v(theta), v> = grad_theta <grad_x CE, u>, where u = (d images / d phi) v does
     not depend on theta: one forward-mode pass through the generator, then forward over reverse through the classifier
-    alone. The finite difference moves the generator by +h v, as a plain gradient step on its loss does.
+    alone. The finite difference moves the generator by +h v, as a plain gradient step on its loss does, weight decay
+    included where the game says so.
     """
     if game.penalty_form == "exact":
         tangent = jax.jvp(images_fn, (phi,), (v,))[1]
         return jax.jvp(gradient_at, (images,), (tangent,))[1]
+    if game.penalty_decay:
+        v = jax.tree.map(lambda p, d, decays: d - game.penalty_decay * decays * p, phi, v, kernels(phi))
     virtual = images_fn(jax.tree.map(lambda p, d: p + game.penalty_step * d, phi, v))
     return jax.tree.map(lambda a, b: (a - b) / game.penalty_step, gradient_at(virtual), gradient_here)
 

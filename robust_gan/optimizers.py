@@ -1,6 +1,10 @@
 """Optimisers by name, from the configuration of a player, and the mean of a gradient over devices."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from robust_gan.config import OptimizerConfig
@@ -50,9 +54,56 @@ def build(config: OptimizerConfig) -> optax.GradientTransformation:
         optimizer = optax.adam(rate, b1=config.b1, b2=config.b2)
     else:
         optimizer = optax.sgd(rate, momentum=config.momentum or None)
+        if config.restart_momentum and config.momentum:
+            momentum = restarting_momentum(config.momentum, config.decay_steps)
+            optimizer = optax.chain(momentum, optax.scale_by_learning_rate(rate))
     if config.weight_decay == 0:
         return optimizer
     return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=kernels), optimizer)
+
+
+class RestartingMomentum(NamedTuple):
+    """What the momentum of `restarting_momentum` carries.
+
+    Attributes:
+        count: int32 `[]`, steps so far.
+        trace: The momentum, like the parameters.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # Hides a method of tuple that nobody needs.
+    trace: Params
+
+
+def restarting_momentum(momentum: float, steps: Sequence[int]) -> optax.GradientTransformation:
+    """Returns the momentum of `optax.trace`, which forgets at given steps what was before.
+
+    The released code changes its learning rate by changing to another optimiser, whose momentum is 0 then.
+
+    Args:
+        momentum: Share that a step keeps.
+        steps: Those whose update is their gradient alone, counted from 0.
+
+    >>> transformation = restarting_momentum(0.5, [2])
+    >>> state, updates = transformation.init(jnp.zeros(())), []
+    >>> for _ in range(4):
+    ...     update, state = transformation.update(jnp.ones(()), state)
+    ...     updates.append(float(update))
+    >>> updates
+    [1.0, 1.5, 1.0, 1.5]
+    """
+
+    def init(params: Params) -> RestartingMomentum:
+        return RestartingMomentum(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
+
+    def update(
+        updates: Params, state: RestartingMomentum, params: Params | None = None
+    ) -> tuple[Params, RestartingMomentum]:
+        del params
+        kept = jnp.where(jnp.isin(state.count, jnp.asarray(steps, jnp.int32)), 0.0, momentum)
+        trace = jax.tree.map(lambda g, t: g + kept.astype(t.dtype) * t, updates, state.trace)
+        return trace, RestartingMomentum(optax.safe_increment(state.count), trace)
+
+    return optax.GradientTransformation(init, update)
 
 
 def kernels(params: Params) -> PyTree:

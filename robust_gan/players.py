@@ -59,6 +59,8 @@ class Game:
             game, negative is the released code, 0 is none and costs nothing.
         penalty_form: `exact`, or `finite_difference` as in the released code.
         penalty_step: Size h of the finite difference.
+        penalty_decay: Weight decay of the adversary's kernels, along whose gradient the finite difference steps too;
+            0 for none.
         attacked_batch_norm: `batch` or `running`: the statistics with which the classifier's BatchNorm normalises
             while the adversary attacks it in training. Its own update always uses those of the batch, clean and
             adversarial images apart, and moves the running ones by both in turn; at test the running ones are used.
@@ -78,6 +80,7 @@ class Game:
     gradient_penalty: float = 0.0
     penalty_form: str = "exact"
     penalty_step: float = 0.01
+    penalty_decay: float = 0.0
     attacked_batch_norm: str = "batch"
     weight_perturbation: float = 0.0
     average_decay: float = 0.0
@@ -147,6 +150,7 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
         gradient_penalty=config.penalty.coefficient,
         penalty_form=config.penalty.form,
         penalty_step=config.penalty.step,
+        penalty_decay=config.adversary.generator.optimizer.weight_decay if config.penalty.decay else 0.0,
         attacked_batch_norm=config.classifier.attacked_batch_norm,
         weight_perturbation=config.classifier.weight_perturbation,
         average_decay=config.classifier.average_decay,

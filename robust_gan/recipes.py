@@ -78,6 +78,31 @@ def contestant(config: Config, name: str) -> Config:
     return config
 
 
+def as_released(config: Config, name: str) -> Config:
+    """Returns the recipe of a contestant with what the released code does otherwise for the baselines that it trains.
+
+    That is: weight decay 1e-4; PGD's last point, in PGD training and in the ensemble; and an ensemble of which each
+    image stays clean or takes one of the three attacks with equal chances, in one batch, so that its weight is 1 in all
+    and BatchNorm sees the mixture.
+
+    Args:
+        config: What `contestant` returned.
+        name: The contestant.
+
+    >>> config = as_released(contestant(Config(), "ensemble"), "ensemble")
+    >>> config.adversary.ensemble.clean_share, config.classifier.clean_weight, config.classifier.adversarial_weight
+    (0.25, 0.0, 1.0)
+    """
+    config = copy.deepcopy(config)
+    if name in ("none", "pgd", "ensemble"):
+        config.classifier.optimizer.weight_decay = 1e-4
+        config.adversary.pgd.keep_best = config.adversary.ensemble.keep_best = False
+    if name == "ensemble":
+        config.adversary.ensemble.clean_share = 0.25
+        config.classifier.clean_weight, config.classifier.adversarial_weight = 0.0, 1.0
+    return config
+
+
 def smoke(config: Config) -> Config:
     """Returns a recipe cut down to some steps on some images, which show that everything is in place.
 
@@ -127,6 +152,12 @@ def _penalty(coefficient: float, form: str = "exact") -> Callable[[Config], None
     return change
 
 
+def _released(config: Config) -> None:
+    """The penalty as the released code computes it, of the other sign."""
+    _penalty(-1.0, "finite_difference")(config)
+    config.penalty.decay = True
+
+
 def _sees(*names: str, hops: int = 1, final_step: float = 0.0) -> Callable[[Config], None]:
     def change(config):
         generator = config.adversary.generator
@@ -162,10 +193,11 @@ CONTESTANTS: dict[str, Callable[[Config], None]] = {
     "generator_no_penalty": _penalty(0.0),
     "generator_negative_penalty": _penalty(-1.0),
     "generator_finite_difference": _penalty(1.0, "finite_difference"),
-    "released": _penalty(-1.0, "finite_difference"),
+    "released": _released,
 }
-"""What each contestant changes in the recipe of the image-only `generator`. `ensemble` and `ensemble_tramer` need
-`--config.adversary.ensemble.sources`; `released` is the game with the penalty that the released code computes."""
+"""What each contestant changes in the recipe of the image-only `generator`, whose penalty is exact and positive.
+`ensemble` and `ensemble_tramer` need `--config.adversary.ensemble.sources`; `released` is the game with the penalty
+that the released code computes: with the constants of a recipe of the paper, the released game."""
 
 
 def resnet_game(
@@ -181,6 +213,7 @@ def resnet_game(
     num_steps: int,
     generator: str = "resnet_generator",
     validation_every: int = 5_000,
+    released: bool = False,
 ) -> Config:
     """Returns a recipe of the game on 32x32 images, which the released code plays alike on all of them.
 
@@ -199,6 +232,7 @@ def resnet_game(
         num_steps: Classifier steps.
         generator: The name of the generator.
         validation_every: Classifier steps between validations.
+        released: Whether baselines are trained `as_released`.
 
     >>> config = resnet_game("generator", data=DataConfig(name="cifar10"), epsilon=8 / 256, classifier="resnet20",
     ...                      classifier_optimizer=OptimizerConfig(), generator_optimizer=OptimizerConfig(),
@@ -222,4 +256,5 @@ def resnet_game(
         log_every=100,
         validation=ValidationConfig(every=validation_every, size=1_000, batch_size=500),
     )
-    return contestant(smoke(config) if budget == "smoke" else config, name)
+    config = contestant(smoke(config) if budget == "smoke" else config, name)
+    return as_released(config, name) if released else config

@@ -78,9 +78,14 @@ ADVERSARIES: dict[str, tuple[Adversary, float]] = {
     "fgsm": (adversaries.fgsm(THREAT), 1),
     "fgsm from noise": (adversaries.fgsm(THREAT, start="noise", step_size=1.0), 3),
     "pgd": (adversaries.pgd(THREAT, num_steps=3), 1),
+    "pgd to its last point": (adversaries.pgd(THREAT, num_steps=3, keep_best=False), 1),
     "pgd on the margin": (adversaries.pgd(THREAT, num_steps=3, loss="margin"), 1),
     "pgd on kl": (adversaries.pgd(THREAT, num_steps=3, loss="kl"), 1),
     "ensemble": (adversaries.ensemble([make_source(0)], THREAT, num_steps=3), 1),
+    "ensemble that leaves some clean": (
+        adversaries.ensemble([make_source(0)], THREAT, num_steps=3, keep_best=False, clean_share=0.25),
+        1,
+    ),
     "ensemble of many": (adversaries.ensemble([make_source(0), make_source(0)], THREAT, scheme="tramer"), 1),
     "generator": (grown(learned.PAPER), 1),
     "generator that sees the gradient": (grown(Design(sees=("gradient",))), 1),
@@ -118,7 +123,10 @@ def test_every_adversary_raises_the_loss_within_the_ball(name):
 GAMES = {
     **{
         name: {"adversary": ADVERSARIES[name][0]}
-        for name in ("fgsm", "ensemble", "ensemble of many", "generator with everything", "generator in L2")
+        for name in (
+            "fgsm", "pgd to its last point", "ensemble", "ensemble that leaves some clean", "ensemble of many",
+            "generator with everything", "generator in L2",
+        )
     },
     "trades": {"adversary": ADVERSARIES["pgd on kl"][0], "loss": "trades", "adversarial_weight": 6.0},
     "everything around it": {
@@ -191,6 +199,57 @@ def test_the_papers_ensemble_attacks_in_its_three_ways():
         assert 0.2 < share < 0.5
     rise = losses.cross_entropy(source(images), batch.labels) - losses.cross_entropy(logits, batch.labels)
     assert float(rise[is_pgd].min()) > -1e-4  # PGD keeps the best point for the true label.
+
+
+@pytest.mark.slow
+def test_pgd_to_its_last_point_by_hand():
+    logits_fn, (images, labels), keys = make_source(0), make_batch(), jax.random.split(jax.random.key(0), 16)
+    pgd = functools.partial(attacks.pgd, logits_fn, keys, images, labels, THREAT, keep_best=False)
+    start = pgd(num_steps=1, step_size=0.0)
+    assert 0.09 < float(jnp.abs(start - images).max()) <= 0.1 + 1e-6
+    points, passed = np.array(start), []
+    for _ in range(4):
+        slope = jax.grad(lambda x: losses.cross_entropy(logits_fn(x), labels).sum())(points)
+        points = np.clip(np.clip(points + 0.08 * np.sign(slope), images - 0.1, images + 0.1), 0, 1)
+        passed.append(losses.cross_entropy(logits_fn(points), labels))
+    last = pgd(num_steps=4, step_size=0.08)
+    np.testing.assert_allclose(last, points, atol=1e-6)
+    # So long a step passes a better point, which is the one that is kept by default.
+    assert np.any(np.max(passed, axis=0) > passed[-1] + 1e-3)
+    best = pgd(num_steps=4, step_size=0.08, keep_best=True)
+    assert not np.allclose(best, last, atol=1e-3)
+    adversary = adversaries.pgd(THREAT, num_steps=4, step_size=0.08, keep_best=False)
+    np.testing.assert_array_equal(adversary.perturb((), logits_fn, Batch(images, labels), keys), last)
+    with pytest.raises(ValueError, match="of 2 restarts the best point is returned"):
+        pgd(num_restarts=2)
+
+
+@pytest.mark.slow
+def test_the_released_ensemble_learns_from_the_mean_over_one_mixed_batch():
+    """A quarter of the images is clean, and a classifier that sees its batch sees the mixture, once."""
+    batch, keys = make_batch(400), jax.random.split(jax.random.key(1), 400)
+    adversary = adversaries.ensemble([make_source(0)], THREAT, num_steps=2, keep_best=False, clean_share=0.25)
+    state = adversary.init(jax.random.key(0), batch.images)
+    mixed = adversary.perturb(state, None, batch, keys)
+    clean = (np.asarray(mixed) == np.asarray(batch.images)).all((1, 2, 3))
+    assert 0.25 - 5 * (0.1875 / 400) ** 0.5 < clean.mean() < 0.25 + 5 * (0.1875 / 400) ** 0.5
+    passes = []
+
+    def apply(params, batch_stats, images, *, train, axis_name=None):
+        passes.append(train)
+        return two_layers(params, images - images.mean(0)), batch_stats
+
+    played = Game(Network(init_classifier, apply), optax.sgd(0.1), adversary, clean_weight=0.0)
+    params = game.init(played, jax.random.key(0), batch.images).classifier
+    gradient, _, metrics = game.classifier_gradient(played, params, state, batch, keys)
+    assert passes == [True]
+
+    def loss(params):
+        centred = two_layers(params, mixed - mixed.mean(0))
+        return -jax.nn.log_softmax(centred)[jnp.arange(400), batch.labels].mean()
+
+    chex.assert_trees_all_close(gradient, jax.grad(loss)(params.params), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["classifier_loss"], loss(params.params), rtol=1e-5)
 
 
 def test_each_batch_of_the_ensemble_of_many_is_made_on_one_of_its_models_or_on_the_trained_one():

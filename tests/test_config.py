@@ -197,6 +197,8 @@ def getattr_path(name):
         ({"classifier__loss": "trades", "classifier__clean_weight": 0.0}, "the TRADES loss needs clean_weight"),
         ({"classifier__loss": "trades", "adversary__name": "none"}, "needs .* an adversary that makes images"),
         ({"classifier__loss": "trades", "penalty__coefficient": 0.1}, "must be 0 with the TRADES loss"),
+        ({"penalty__decay": True}, "penalty.decay is of the form 'finite_difference'"),
+        ({"adversary__ensemble__clean_share": 1.0}, r"clean_share must be in \[0, 1\), not 1.0"),
         (
             {"precision": "bfloat16", "penalty__coefficient": 0.1, "penalty__form": "finite_difference"},
             "must be 'exact' with precision 'bfloat16'",

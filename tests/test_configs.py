@@ -96,17 +96,39 @@ def test_a_recipe_is_found_from_any_folder(tmp_path, path):
 
 
 def test_contestants_differ_as_their_authors_do():
-    configs = {name: load(RECIPES[-1]).get_config(name) for name in recipes.CONTESTANTS}
+    digits = load(next(path for path in RECIPES if path.stem == "digits"))
+    configs = {name: digits.get_config(name) for name in recipes.CONTESTANTS}
     weights = {name: (c.classifier.clean_weight, c.classifier.adversarial_weight) for name, c in configs.items()}
     assert weights["pgd"] == weights["fgsm"] == weights["n_fgsm"] == weights["generator_hops_alone"] == (0.0, 1.0)
     assert weights["ensemble"][1] == 3 * weights["ensemble"][0]
     assert weights["trades"] == (1.0, 6.0)
     assert weights["generator"] == weights["ensemble_tramer"] == weights["generator_hops"] == (1.0, 1.0)
     released = configs["released"].penalty
-    assert (released.coefficient, released.form, released.step) == (-0.01, "finite_difference", 0.001)
+    assert (released.coefficient, released.form, released.step) == (-0.1, "finite_difference", 0.01)
     assert {name for name, c in configs.items() if c.penalty.coefficient} == {
         "generator", "generator_negative_penalty", "generator_finite_difference", "released",
     }  # fmt: skip
+
+
+def test_baselines_of_the_papers_recipes_are_those_of_the_released_code():
+    released = {path.stem: load(path).get_config for path in RECIPES if path.stem in ("mnist", "cifar10", "svhn")}
+    for get_config in released.values():
+        none, pgd, ensemble = (get_config(name) for name in ("none", "pgd", "ensemble"))
+        assert [c.classifier.optimizer.weight_decay for c in (none, pgd, ensemble)] == [1e-4] * 3
+        assert not pgd.adversary.pgd.keep_best
+        assert (pgd.adversary.pgd.num_steps, pgd.adversary.pgd.step_size) == (10, 0.0)  # 2.5 epsilon / 10
+        settings = ensemble.adversary.ensemble
+        assert (settings.scheme, settings.pgd_steps, settings.keep_best, settings.clean_share) == (
+            "paper", 10, False, 0.25,
+        )  # fmt: skip
+        assert (ensemble.classifier.clean_weight, ensemble.classifier.adversarial_weight) == (0.0, 1.0)
+        assert none.classifier.optimizer.restart_momentum
+        assert get_config("released").penalty.decay
+        assert not get_config("generator").penalty.decay
+    of_digits = load(next(path for path in RECIPES if path.stem == "digits")).get_config("ensemble")
+    assert (of_digits.classifier.clean_weight, of_digits.classifier.adversarial_weight) == (0.5, 1.5)
+    assert of_digits.adversary.ensemble.clean_share == 0
+    assert load(next(path for path in RECIPES if path.stem == "mnist")).get_config("pgd/cpu").adversary.pgd.keep_best
 
 
 def test_the_constants_are_those_of_the_paper():
@@ -117,6 +139,17 @@ def test_the_constants_are_those_of_the_paper():
     assert [c.classifier.optimizer.weight_decay for c in (cifar, svhn, mnist)] == [1e-5, 1e-4, 1e-5]
     assert [c.num_steps for c in (cifar, svhn, mnist)] == [200_000, 200_000, 40_000]
     assert [c.penalty.step for c in (cifar, svhn, mnist)] == [0.01, 0.001, 0.001]
+    assert {c.batch_size for c in (cifar, svhn, mnist)} == {64}
+    assert {c.adversary.generator.steps for c in (cifar, svhn, mnist)} == {5}
+    assert [(c.data.augmentation, c.data.padding) for c in (cifar, svhn, mnist)] == [
+        ("crop_flip", 2), ("none", 2), ("none", 2),
+    ]  # fmt: skip
+    assert svhn.data.extra_size == 80_000
+    assert 60_000 - mnist.data.validation_size == 55_000
+    assert cifar.classifier.optimizer.decay_steps == svhn.classifier.optimizer.decay_steps == (100_000,)
+    assert [c.adversary.generator.network for c in (cifar, svhn, mnist)] == [
+        "resnet_generator", "resnet_generator_svhn", "mnist_generator",
+    ]  # fmt: skip
     generator = mnist.adversary.generator
     assert generator.steps * generator.minibatches == 25
     # The classifier's rate falls after 100,000 minibatches of 200,000.

@@ -126,6 +126,16 @@ def test_losses_are_those_at_the_end(tmp_path):
     assert cost.losses(tmp_path) == {"clean_loss": 9.5}
 
 
+def test_only_the_released_game_is_called_released():
+    def labels(dataset, budget):
+        plan = experiment.plan(recipe(dataset), dataset, budget, "out")
+        return [tables.label(plan, name) for name in ("released", "generator")]
+
+    exact, difference = "image-only generator (+ exact penalty)", "image-only generator (- finite difference penalty)"
+    assert labels("cifar10", "paper") == labels("mnist", "paper") == ["released", exact]
+    assert labels("digits", "cpu") == labels("mnist", "cpu") == labels("cifar100", "paper") == [difference, exact]
+
+
 def test_figures_by_hand():
     assert tables.figure([0.8125], 160) == "81.2 (74.5 to 86.5)"
     assert tables.figure([0.7, 0.8, 0.9], 160) == "80.0 ± 10.0"

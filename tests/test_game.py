@@ -213,12 +213,16 @@ def test_the_released_finite_difference_tends_to_the_exact_penalty():
         assert errors[2] < 1e-5
 
 
-def test_the_finite_difference_is_the_released_codes_update():
-    """Its classifier moves along g1 + g2 + gamma (g2 - g3) / h: a penalty of -gamma in this project's sign."""
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_finite_difference_is_the_released_codes_update(decay):
+    """Its classifier moves along g1 + g2 + gamma (g2 - g3) / h: a penalty of -gamma in this project's sign.
+
+    The generator's weight decay is in the gradient that the virtual step takes.
+    """
     with jax.enable_x64(True):
         gamma, h = 0.01, 0.01
         played, state, batch, keys = float64_case(
-            gradient_penalty=-gamma, penalty_form="finite_difference", penalty_step=h
+            gradient_penalty=-gamma, penalty_form="finite_difference", penalty_step=h, penalty_decay=decay
         )
         found = game.classifier_gradient(played, state.classifier, state.adversary, batch, keys)[0]
         theta, phi = state.classifier.params, state.adversary.params
@@ -229,7 +233,11 @@ def test_the_finite_difference_is_the_released_codes_update():
 
         g1 = jax.grad(loss)(theta, batch.images)
         g2 = jax.grad(loss)(theta, images_of(phi))
-        generators = jax.grad(lambda phi: -loss(theta, images_of(phi)))(phi)
+        kernels = lambda phi: [leaf for path, leaf in jax.tree.leaves_with_path(phi) if "kernel" in str(path[-1])]  # noqa: E731
+        assert kernels(phi)
+        generators = jax.grad(
+            lambda phi: -loss(theta, images_of(phi)) + decay / 2 * sum(jnp.sum(k**2) for k in kernels(phi))
+        )(phi)
         virtual = jax.tree.map(lambda p, g: p - h * g, phi, generators)
         g3 = jax.grad(loss)(theta, images_of(virtual))
         expected = jax.tree.map(lambda a, b, c: a + b + gamma * (b - c) / h, g1, g2, g3)

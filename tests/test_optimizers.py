@@ -34,7 +34,8 @@ def reference(config, name):
     for step, gradient in enumerate(GRADIENTS):
         rate = config.learning_rate * config.decay_factor ** sum(step >= at for at in config.decay_steps)
         if config.name == "sgd":
-            velocity = config.momentum * velocity + gradient + decay * weight
+            kept = 0.0 if config.restart_momentum and step in config.decay_steps else config.momentum
+            velocity = kept * velocity + gradient + decay * weight
             weight = weight - rate * velocity
         else:
             coupled = gradient + (decay * weight if config.name == "adam" else 0)
@@ -54,10 +55,11 @@ def reference(config, name):
     [
         {"name": "sgd", "momentum": 0.0},
         {"name": "sgd", "momentum": 0.9},
+        {"name": "sgd", "momentum": 0.9, "restart_momentum": True},
         {"name": "adam", "b1": 0.5},
         {"name": "adamw", "b1": 0.8, "b2": 0.99},
     ],
-    ids=["sgd", "momentum", "adam", "adamw"],
+    ids=["sgd", "momentum", "restarted", "adam", "adamw"],
 )
 def test_five_steps_follow_the_recurrence(settings, weight_decay, decay_steps):
     config = OptimizerConfig(learning_rate=0.1, weight_decay=weight_decay, decay_steps=decay_steps, **settings)

@@ -49,10 +49,22 @@ def from_config(
     if config.name == "fgsm":
         return fgsm(threat, start=config.fgsm.start, step_size=config.fgsm.step_size)
     if config.name == "pgd":
-        step_size = config.pgd.step_size or None
-        return pgd(threat, num_steps=config.pgd.num_steps, step_size=step_size, loss=config.pgd.loss)
+        return pgd(
+            threat,
+            num_steps=config.pgd.num_steps,
+            step_size=config.pgd.step_size or None,
+            loss=config.pgd.loss,
+            keep_best=config.pgd.keep_best,
+        )
     if config.name == "ensemble":
-        return ensemble(sources, threat, scheme=config.ensemble.scheme, num_steps=config.ensemble.pgd_steps)
+        return ensemble(
+            sources,
+            threat,
+            scheme=config.ensemble.scheme,
+            num_steps=config.ensemble.pgd_steps,
+            keep_best=config.ensemble.keep_best,
+            clean_share=config.ensemble.clean_share,
+        )
     return generator(
         networks.build_generator(config.generator.network, channels, precision, remat=config.generator.remat),
         optimizers.build(config.generator.optimizer),

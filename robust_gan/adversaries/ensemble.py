@@ -26,7 +26,13 @@ class EnsembleState(NamedTuple):
 
 
 def ensemble(
-    sources: Sequence[LogitsFn], threat: ThreatModel, *, scheme: str = "paper", num_steps: int = 10
+    sources: Sequence[LogitsFn],
+    threat: ThreatModel,
+    *,
+    scheme: str = "paper",
+    num_steps: int = 10,
+    keep_best: bool = True,
+    clean_share: float = 0.0,
 ) -> Adversary:
     """Builds the adversary that attacks other, frozen classifiers, so that the attack does not weaken as ours trains.
 
@@ -35,10 +41,13 @@ def ensemble(
             arrays in the adversary's state; another function is taken as it is.
         threat: The threat model.
         scheme: `paper`: on the first source, each image in one of three ways, drawn at random: FGSM on the label that
-            the source predicts, PGD on the true label, a step towards the least likely class. Mixed with clean images
-            3 to 1 (`adversarial_weight` 3, `clean_weight` 1) it is the paper's in expectation. `tramer`: each batch by
+            the source predicts, PGD on the true label, a step towards the least likely class. `tramer`: each batch by
             FGSM on a classifier drawn from the sources and the one that is trained.
         num_steps: Of PGD in `paper`.
+        keep_best: PGD's best point seen, otherwise its last.
+        clean_share: Share of the images that stay clean, drawn image by image. With 1/4, `clean_weight` 0 and
+            `adversarial_weight` 1 the classifier learns from the mean loss over one mixed batch, which its BatchNorm
+            sees as one, like the released code.
 
     Returns:
         The adversary; its state is an `EnsembleState`.
@@ -47,7 +56,8 @@ def ensemble(
         ValueError: There is no source.
 
     Guarantees:
-        `test_sources_stay_frozen_bit_for_bit`.
+        `test_sources_stay_frozen_bit_for_bit`,
+        `test_the_released_ensemble_learns_from_the_mean_over_one_mixed_batch`.
 
     References:
         Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, experiments.
@@ -84,20 +94,28 @@ def ensemble(
 
     def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
         del axis_name
-        if scheme == "paper":
-            return _three_ways(logits_fns(state)[0], keys, batch.images, batch.labels, threat, num_steps)
+        if not clean_share:
+            return attack(state, classifier_fn, batch, keys)
+        keys = random.per_image_keys(keys, batch.images.shape[0])
+        clean_keys, attack_keys = random.split_per_image(keys, 2)
+        clean = jax.vmap(lambda key: jax.random.bernoulli(key, clean_share))(clean_keys)
+        return jnp.where(clean[:, None, None, None], batch.images, attack(state, classifier_fn, batch, attack_keys))
 
-        def attack(logits_fn):
+    def attack(state, classifier_fn, batch, keys):
+        if scheme == "paper":
+            return _three_ways(logits_fns(state)[0], keys, batch.images, batch.labels, threat, num_steps, keep_best)
+
+        def single(logits_fn):
             return lambda images, labels: attacks.fgsm(logits_fn, None, images, labels, threat)
 
-        choices = [attack(logits_fn) for logits_fn in (*logits_fns(state), classifier_fn)]
+        choices = [single(logits_fn) for logits_fn in (*logits_fns(state), classifier_fn)]
         drawn = jax.random.randint(jax.random.fold_in(state.key, state.count), (), 0, len(choices))
         return jax.lax.switch(drawn, choices, batch.images, batch.labels)
 
     return Adversary(init, improve, perturb)
 
 
-def _three_ways(logits_fn, keys, images, labels, threat, num_steps):
+def _three_ways(logits_fn, keys, images, labels, threat, num_steps, keep_best):
     way_keys, pgd_keys = random.split_per_image(random.per_image_keys(keys, images.shape[0]), 2)
     logits = logits_fn(images)
     predicted, least_likely = jnp.argmax(logits, axis=-1), jnp.argmin(logits, axis=-1)
@@ -108,5 +126,5 @@ def _three_ways(logits_fn, keys, images, labels, threat, num_steps):
         logits_fn, None, images, jnp.where(away, predicted, least_likely), threat,
         loss_fn=lambda logits, labels: jnp.where(away, 1.0, -1.0) * cross_entropy(logits, labels),
     )  # fmt: skip
-    many = attacks.pgd(logits_fn, pgd_keys, images, labels, threat, num_steps=num_steps)
+    many = attacks.pgd(logits_fn, pgd_keys, images, labels, threat, num_steps=num_steps, keep_best=keep_best)
     return jnp.where((ways == 2)[:, None, None, None], many, single)

@@ -7,7 +7,12 @@ from robust_gan.types import Adversary, LossFn, ThreatModel
 
 
 def pgd(
-    threat: ThreatModel, *, num_steps: int = 10, step_size: float | None = None, loss: str = "cross_entropy"
+    threat: ThreatModel,
+    *,
+    num_steps: int = 10,
+    step_size: float | None = None,
+    loss: str = "cross_entropy",
+    keep_best: bool = True,
 ) -> Adversary:
     """Builds the adversary that attacks each batch afresh, from one random start, and learns nothing.
 
@@ -16,7 +21,8 @@ def pgd(
         num_steps: Gradient steps.
         step_size: In the unit of epsilon; by default 2.5 epsilon / num_steps.
         loss: What it ascends: `cross_entropy`, `margin`, or `kl`, the divergence of the prediction from the clean one,
-            as TRADES does. The best point is kept for all three.
+            as TRADES does.
+        keep_best: Train on the best point seen, otherwise on the last, as Madry et al. and the released code do.
 
     Returns:
         The adversary; its state is empty.
@@ -45,6 +51,7 @@ def pgd(
             threat,
             num_steps=num_steps,
             step_size=step_size,
+            keep_best=keep_best,
             loss_fn=loss_fn,
         )
 

@@ -83,6 +83,7 @@ def pgd(
     step_size: float | None = None,
     num_restarts: int = 1,
     random_start: bool = True,
+    keep_best: bool = True,
     loss_fn: LossFn = cross_entropy,
 ) -> jax.Array:
     """Projected gradient descent with random starts; the best point seen is returned.
@@ -104,13 +105,14 @@ def pgd(
         num_restarts: Independent runs, until one has broken the image; the best over all is kept. With more than one
             the classifier must treat each image for itself, so no statistics of the batch.
         random_start: Start uniformly in the ball, otherwise at the image.
+        keep_best: Return the best point seen, otherwise the last, as Madry et al. do; with one restart only.
         loss_fn: What to ascend, unreduced: `losses.cross_entropy`, `losses.margin`, ...
 
     Returns:
         Adversarial images `[B, H, W, C]`.
 
     Raises:
-        ValueError: `num_steps` or `num_restarts` is below 1.
+        ValueError: `num_steps` or `num_restarts` is below 1, or several restarts without `keep_best`.
 
     Guarantees:
         `test_pgd_reaches_the_optimum_on_a_linear_classifier`, `test_pgd_returns_the_best_iterate`,
@@ -128,6 +130,8 @@ def pgd(
     """
     if num_steps < 1 or num_restarts < 1:
         raise ValueError(f"num_steps and num_restarts must be at least 1, not {num_steps} and {num_restarts}")
+    if num_restarts > 1 and not keep_best:
+        raise ValueError(f"of {num_restarts} restarts the best point is returned: set keep_best, or num_restarts to 1")
     wide = jnp.promote_types(images.dtype, jnp.float32)
     size = 2.5 * jnp.asarray(threat.epsilon, wide) / num_steps if step_size is None else jnp.asarray(step_size, wide)
     # `[B, restarts]`, so that they are gathered with their images.
@@ -153,6 +157,8 @@ def pgd(
 
         start = threat_model.random_start(keys[:, index], centre, threat) if random_start else centre
         points, best = jax.lax.fori_loop(0, num_steps, step, (start, best))
+        if not keep_best:
+            return best._replace(images=seen(points))
         logits = logits_fn(seen(points))
         return keep_better(best, seen(points), loss_fn(logits, labels), logits, labels)
 

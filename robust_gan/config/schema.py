@@ -71,6 +71,8 @@ class OptimizerConfig:
             `schedule_steps`, and down to 0 at their end.
         decay_steps: Of `piecewise`: steps of this optimiser.
         decay_factor: Of `piecewise`.
+        restart_momentum: Of sgd: whether the momentum starts again from 0 at each of `decay_steps`, as in the released
+            code, where a second optimiser takes over.
         schedule_steps: Of `cosine` and `cyclic`: steps of this optimiser. It is a field of its own, so that a run that
             is made longer by `num_steps` does not change what it did before.
     """
@@ -84,6 +86,7 @@ class OptimizerConfig:
     schedule: str = "piecewise"
     decay_steps: tuple[int, ...] = ()
     decay_factor: float = 0.1
+    restart_momentum: bool = False
     schedule_steps: int = 0
 
 
@@ -141,11 +144,13 @@ class PGDConfig:
         num_steps: Gradient steps.
         step_size: In the unit of epsilon; 0 for 2.5 epsilon / num_steps.
         loss: What it ascends: `cross_entropy`, `margin`, or `kl`, the divergence from the clean prediction (TRADES).
+        keep_best: Whether the classifier learns from the best point seen, or from the last, as in the released code.
     """
 
     num_steps: int = 10
     step_size: float = 0.0
     loss: str = "cross_entropy"
+    keep_best: bool = True
 
 
 @dataclasses.dataclass
@@ -158,11 +163,15 @@ class EnsembleConfig:
             label, by PGD on the true one, or towards the least likely class; `tramer`: each batch is attacked by FGSM
             on one of the sources or on the classifier itself, drawn at random (Tramer et al. 2018).
         pgd_steps: Of PGD in `paper`.
+        keep_best: Whether PGD in `paper` returns the best point seen, or the last, as in the released code.
+        clean_share: Share of the images that stay clean; the released code has 1/4, with `classifier.clean_weight` 0.
     """
 
     sources: tuple[str, ...] = ()
     scheme: str = "paper"
     pgd_steps: int = 10
+    keep_best: bool = True
+    clean_share: float = 0.0
 
 
 @dataclasses.dataclass
@@ -232,11 +241,14 @@ class PenaltyConfig:
         coefficient: Positive damps the game; negative is what the released code computes; 0 is none, at no cost.
         form: `exact`, or `finite_difference` as in the released code.
         step: Size h of the finite difference.
+        decay: Whether the finite difference steps along the gradient of the generator's weight decay too, as in the
+            released code; with the form `finite_difference` alone.
     """
 
     coefficient: float = 0.0
     form: str = "exact"
     step: float = 0.01
+    decay: bool = False
 
 
 @dataclasses.dataclass

@@ -120,6 +120,10 @@ def validate(config: Config) -> None:
     for field in ("label_smoothing", "average_decay"):
         if not 0 <= getattr(config.classifier, field) < 1:
             raise UserError(f"classifier.{field} must be in [0, 1), not {getattr(config.classifier, field)}")
+    if not 0 <= config.adversary.ensemble.clean_share < 1:
+        raise UserError(
+            f"adversary.ensemble.clean_share must be in [0, 1), not {config.adversary.ensemble.clean_share}"
+        )
     _validate_optimizer(config.classifier.optimizer, "classifier.optimizer")
     _validate_optimizer(config.adversary.generator.optimizer, "adversary.generator.optimizer")
     if config.seed >= 2**32:
@@ -167,6 +171,10 @@ def _validate_penalty(config: Config) -> None:
         raise UserError(f"penalty.coefficient must be finite, not {penalty.coefficient}")
     if not (math.isfinite(penalty.step) and penalty.step > 0):
         raise UserError(f"penalty.step must be a positive number, not {penalty.step}")
+    if penalty.decay and penalty.form != "finite_difference":
+        raise UserError(
+            "penalty.decay is of the form 'finite_difference': set it to False, or penalty.form to 'finite_difference'"
+        )
     if penalty.coefficient == 0:
         return
     if config.adversary.name != "generator":

@@ -11,10 +11,10 @@ from robust_gan.errors import UserError
 from robust_gan.recipes import BUDGETS, CONTESTANTS
 
 OF_THE_PAPER = (
-    "none", "fgsm", "n_fgsm", "pgd", "trades", "ensemble", "ensemble_tramer", "generator", "generator_gradient",
-    "generator_step", "generator_hops", "generator_hops_alone",
+    "none", "fgsm", "n_fgsm", "pgd", "trades", "ensemble", "ensemble_tramer", "released", "generator",
+    "generator_gradient", "generator_step", "generator_hops", "generator_hops_alone",
 )  # fmt: skip
-"""The contestants that are trained where none are named: those of the released code first, then what came after."""
+"""The contestants that are trained where none are named: baselines, the released game, and what came after."""
 
 ATTACKS = {
     "paper": "fgsm,pgd10,pgd50x10,margin_pgd50x10,generator",

@@ -132,7 +132,8 @@ def label(plan: Plan, name: str) -> str:
 
     Args:
         plan: The experiment.
-        name: Of the contestant. `released` is the one with the networks, optimisers and sign of the released code.
+        name: Of the contestant. One is called `released` only where the networks, the optimisers and the schedule are
+            those of the released code too, not its penalty alone: see `is_released`.
 
     >>> from robust_gan import recipes
     >>> from robust_gan.config import Config, PenaltyConfig
@@ -140,12 +141,23 @@ def label(plan: Plan, name: str) -> str:
     >>> label(planning.plan(recipe, "digits", "smoke", "out", contestants=["generator"]), "generator")
     'image-only generator (+ exact penalty)'
     """
-    if name != "generator":
+    if name not in ("generator", "released") or (name == "released" and is_released(plan)):
         return name
     penalty = plan.runs[plan.seeds[0], name].penalty
     sign = "+" if penalty.coefficient > 0 else "-"
     told = f"{sign} {penalty.form.replace('_', ' ')} penalty" if penalty.coefficient else "no penalty"
     return f"image-only generator ({told})"
+
+
+def is_released(plan: Plan) -> bool:
+    """Returns whether an experiment has the networks, the optimisers and the schedule of the released code.
+
+    CIFAR-100's folder is missing from it.
+
+    Args:
+        plan: The experiment.
+    """
+    return plan.budget == "paper" and plan.dataset in ("cifar10", "cifar10_wide", "svhn", "mnist")
 
 
 def _naming(plan):
