@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from robust_gan import random, threat_model
 from robust_gan.attacks.gradient import input_gradient
+from robust_gan.networks import inference
 from robust_gan.types import LogitsFn, PyTree, ThreatModel
 
 SIGHTS = ("gradient", "perturbation", "label")
@@ -128,6 +129,8 @@ def trained(
             logits_fn, key, images, labels, threat, noise_fn=apply, design=design, num_classes=num_classes
         )  # fmt: skip
 
+    if name := inference.architecture_of(noise_fn):
+        inference.as_architecture(attack, f"{name}, {design}, {num_classes} classes")
     return attack
 
 

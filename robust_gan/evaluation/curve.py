@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from robust_gan import threat_model
+from robust_gan import parallel, threat_model
 from robust_gan.evaluation.keeping import Kept
-from robust_gan.evaluation.matrix import evaluate
+from robust_gan.evaluation.matrix import score
 from robust_gan.evaluation.models import Model
+from robust_gan.evaluation.running import Placed, place
 from robust_gan.types import ThreatModel
 
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
@@ -31,7 +32,7 @@ class Curve(NamedTuple):
 
 
 def trace_curve(
-    models: Sequence[Model],
+    models: Sequence[Model | Placed],
     images: np.ndarray,
     labels: np.ndarray,
     threat: ThreatModel,
@@ -68,16 +69,24 @@ def trace_curve(
     >>> curve.epsilons[0], curve.robust_accuracy["mean"][0], curve.robust_accuracy["mean"][-1]
     (0.0, 1.0, 0.0)
     """
-    kept = Kept() if kept is None else kept
+    devices = parallel.find_devices() if devices is None else devices
+    placed = place(models, images, labels, devices)
+    if kept is not None:
+        # The radius is in the names of the parts.
+        unit = type(threat)(1.0, bounds=threat.bounds)  # type: ignore[call-arg]
+        kept.under("curve, ").belong(
+            placed, images, labels, unit, seed, attacks=[attack], batch_size=batch_size, devices=devices
+        )
+    kept = Kept() if kept is None else kept.under("curve, ")
     largest = 1.0 / float(threat.epsilon) if threat.norm == "linf" else max(FACTORS)
     epsilons: list[float] = [0.0]
     shares: dict[str, list[float]] = {model.name: [] for model in models}
     for factor in (factor for factor in FACTORS if factor <= largest):
         scaled = threat_model.scaled(threat, factor)
         epsilon = float(scaled.epsilon)
-        scores = evaluate(
-            models, images, labels, scaled, attacks=[attack], transfers=False, batch_size=batch_size, seed=seed,
-            devices=devices, kept=kept.under(f"epsilon {epsilon:.6g}: "), advance=advance,
+        scores = score(
+            placed, images, labels, scaled, attacks=[attack], sources=[], transfers=False, batch_size=batch_size,
+            seed=seed, devices=devices, kept=kept.under(f"epsilon {epsilon!r}: "), shown=(), advance=advance,
         )  # fmt: skip
         epsilons.append(epsilon)
         for model in models:

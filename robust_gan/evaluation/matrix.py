@@ -17,7 +17,7 @@ from robust_gan import parallel
 from robust_gan.data import batching
 from robust_gan.evaluation.keeping import Kept
 from robust_gan.evaluation.models import CLEAN, GENERATOR, Model, to_unit
-from robust_gan.evaluation.running import Placed, batch_width, share
+from robust_gan.evaluation.running import Placed, batch_width, place, share
 from robust_gan.types import ThreatModel
 
 
@@ -102,13 +102,13 @@ class Scores:
 
 
 def evaluate(
-    targets: Sequence[Model],
+    targets: Sequence[Model | Placed],
     images: np.ndarray,
     labels: np.ndarray,
     threat: ThreatModel,
     *,
     attacks: Sequence[str],
-    sources: Sequence[Model] = (),
+    sources: Sequence[Model | Placed] = (),
     transfers: bool = True,
     batch_size: int = 500,
     seed: int = 0,
@@ -155,53 +155,86 @@ def evaluate(
     (1.0, 0.5)
     """
     devices = parallel.find_devices() if devices is None else devices
-    makers, kept = [*targets, *sources], Kept() if kept is None else kept
-    kept.belong(makers, images, labels, threat, seed)
-    count = len(images)
+    placed = place([*targets, *sources], images, labels, devices)
+    if kept is not None:
+        kept.belong(placed, images, labels, threat, seed, attacks=attacks, batch_size=batch_size, devices=devices)
+    return score(
+        placed[: len(targets)], images, labels, threat, attacks=attacks, sources=placed[len(targets) :],
+        transfers=transfers, batch_size=batch_size, seed=seed, devices=devices, kept=Kept() if kept is None else kept,
+        shown=shown, advance=advance,
+    )  # fmt: skip
+
+
+def score(
+    targets: Sequence[Placed],
+    images: np.ndarray,
+    labels: np.ndarray,
+    threat: ThreatModel,
+    *,
+    attacks: Sequence[str],
+    sources: Sequence[Placed],
+    transfers: bool,
+    batch_size: int,
+    seed: int,
+    devices: Sequence[jax.Device],
+    kept: Kept,
+    shown: Sequence[int],
+    advance: Callable[[int], Any],
+) -> Scores:
+    """Scores as `evaluate` does, where it is known already of which evaluation the findings are."""
+    makers, count = [*targets, *sources], len(images)
     clean = {target.name: kept.part(f"clean: {target.name}", count) for target in targets}
     robust: dict[tuple[str, str, str], np.ndarray] = {}
-    placed = {model.name: Placed(model, images, labels, devices) for model in makers}
     positions = np.asarray(shown, int)
     predicted, pictures = {}, {}
     for target in targets:
-        for attack in (CLEAN, *filter(placed[target.name].can, attacks)):
+        for attack in (CLEAN, *filter(target.can, attacks)):
             key = target.name, attack
             name = f"{attack}: {target.name}"
             predicted[key] = kept.array(f"predicted under {name}", np.full(count, -1, np.int16))
             if len(positions):
                 pictures[key] = kept.array(f"shown under {name}", to_unit(images[positions]))
-    for indices, mask in batching.padded_batches(count, batch_width(batch_size, count, devices)):
-        rows, shares = indices[mask], share(images, labels, indices, devices)
-        for name, (right, done) in clean.items():
-            if not done[rows].all():
-                found, classes = placed[name].score(*shares[1:])
-                right[rows], done[rows], predicted[name, CLEAN][rows] = found[mask], True, classes[mask]
-        for maker in makers:
-            for attack in filter(placed[maker.name].can, attacks):
-                attacked = [target for target in targets if target is maker or transfers or maker in sources]
-                parts = [kept.part(f"{attack}, made on {maker.name}: {target.name}", count) for target in attacked]
-                robust |= {(target.name, maker.name, attack): stood
-                           for target, (stood, _) in zip(attacked, parts, strict=True)}  # fmt: skip
-                if not all(done[rows].all() for _, done in parts):
-                    adversarial = placed[maker.name].craft(attack, shares, threat, seed)
-                    for target, (stood, done) in zip(attacked, parts, strict=True):
-                        found, classes = placed[target.name].score(adversarial, shares[2])
-                        stood[rows], done[rows] = found[mask] & clean[target.name][0][rows], True
-                        if target is maker:
-                            predicted[target.name, attack][rows] = classes[mask]
-                            here = np.isin(positions, rows)
-                            if here.any():
-                                made = parallel.join(adversarial)[mask]
-                                pictures[target.name, attack][here] = made[positions[here] - rows[0]]
+    try:
+        for indices, mask in batching.padded_batches(count, batch_width(batch_size, count, devices)):
+            rows, shares = indices[mask], share(images, labels, indices, devices)
+            for target in targets:
+                right, done = clean[target.name]
+                if not done[rows].all():
+                    found, classes = target.score(*shares[1:])
+                    right[rows], predicted[target.name, CLEAN][rows] = found[mask], classes[mask]
+                    done[rows] = True
                     kept.save()
-                advance(len(rows))
+            for maker in makers:
+                for attack in filter(maker.can, attacks):
+                    attacked = [target for target in targets if target is maker or transfers or maker in sources]
+                    parts = [kept.part(f"{attack}, made on {maker.name}: {target.name}", count) for target in attacked]
+                    robust |= {(target.name, maker.name, attack): stood
+                               for target, (stood, _) in zip(attacked, parts, strict=True)}  # fmt: skip
+                    if not all(done[rows].all() for _, done in parts):
+                        adversarial = maker.craft(attack, shares, threat, seed)
+                        for target, (stood, done) in zip(attacked, parts, strict=True):
+                            found, classes = target.score(adversarial, shares[2])
+                            stood[rows] = found[mask] & clean[target.name][0][rows]
+                            if target is maker:
+                                predicted[target.name, attack][rows] = classes[mask]
+                                here = np.isin(positions, rows)
+                                if here.any():
+                                    made = parallel.join(adversarial)[mask]
+                                    pictures[target.name, attack][here] = made[positions[here] - rows[0]]
+                            done[rows] = True  # Last: whoever is stopped in between finds it again.
+                        kept.save()
+                    advance(len(rows))
+    finally:
+        kept.flush()
     names = [tuple(model.name for model in models) for models in (targets, makers)]
     return Scores(
         names[0], names[1], tuple(attacks), np.stack([clean[name][0] for name in names[0]]), robust, predicted, pictures
     )
 
 
-def total(targets: Sequence[Model], sources: Sequence[Model], attacks: Sequence[str], num_images: int) -> int:
+def total(
+    targets: Sequence[Model | Placed], sources: Sequence[Model | Placed], attacks: Sequence[str], num_images: int
+) -> int:
     """Returns how many images an evaluation attacks: what the calls of `advance` add up to.
 
     Args:

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
@@ -85,19 +84,6 @@ def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
         raise DataError(f"labels run from 1 to {num_classes}: number the classes from 0")
     if labels.max() >= num_classes:
         raise DataError(f"labels must be in 0..{num_classes - 1}, but range from {labels.min()} to {labels.max()}")
-
-
-def answers(model: Model, images: np.ndarray) -> np.ndarray:
-    """Returns the logits of the first two images, `[2, K]`: what a model is known by when its name is not enough.
-
-    Args:
-        model: Which.
-        images: uint8 or float `[N, H, W, C]`.
-
-    >>> answers(Model("sum", lambda x: x.sum((1, 2))), np.ones((3, 2, 2, 1), np.float32)).tolist()
-    [[4.0], [4.0]]
-    """
-    return np.asarray(model.logits_fn(jnp.asarray(to_unit(images[:2]))))
 
 
 def to_unit(images: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Asks a classifier about images for the alarms: logits, input gradients and short attacks, in batches of one size."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from robust_gan.attacks import input_gradient, pgd
 from robust_gan.data import batching
 from robust_gan.errors import one_line
 from robust_gan.evaluation.models import to_unit
-from robust_gan.evaluation.running import as_pytree
+from robust_gan.evaluation.running import compiled
 from robust_gan.losses import is_correct
 from robust_gan.types import LogitsFn, ThreatModel
 
@@ -75,14 +74,10 @@ class Probe:
 
     def __init__(self, logits_fn: LogitsFn, batch_size: int, images: np.ndarray, labels: np.ndarray) -> None:
         """Compiles nothing yet."""
-        self._logits_fn, self.width = as_pytree(logits_fn), min(batch_size, len(images))
+        self._logits_fn, self.width = logits_fn, min(batch_size, len(images))
         self.images, self.labels, self.positions = images, labels.astype(np.int32), np.arange(len(images))
-        # Models of one architecture, whose arrays are arguments, share what is compiled; a plain function is compiled
-        # here alone, and forgotten with this object.
-        shared = bool(jax.tree.leaves(self._logits_fn))
-        self._gradient = _gradient if shared else _anew(_gradient)
-        self._robust = _robust if shared else _anew(_robust, static_argnames=("num_steps", "num_restarts"))
-        self._predict = _predict if shared else _anew(_predict)
+        self._gradient, self._predict = compiled(input_gradient, logits_fn), compiled(_predict, logits_fn)
+        self._attacks: dict[tuple[tuple[str, int], ...], Callable[..., Any]] = {}
 
     def part(self, positions: np.ndarray) -> "Probe":
         """Returns the same classifier with a part of the images."""
@@ -92,7 +87,7 @@ class Probe:
 
     def logits(self) -> np.ndarray:
         """Returns the logits of all images as compiled code computes them, `[N, K]`."""
-        return self._batched(lambda x, _: self._predict(self._logits_fn, x))
+        return self._batched(lambda x, _: self._predict(x))
 
     def uncompiled(self, order: np.ndarray, size: int) -> np.ndarray:
         """Returns the logits of images in an order and in batches of a size, without compiling, `[len(order), K]`."""
@@ -102,20 +97,20 @@ class Probe:
 
     def recompiled(self, positions: np.ndarray) -> np.ndarray:
         """Returns the logits of images, at most a batch, from code that is compiled for this call: `[B, K]`."""
-        return np.asarray(_anew(_predict)(self._logits_fn, jnp.array(to_unit(self.images[positions]))))
+        return np.asarray(compiled(_predict, self._anew())(jnp.array(to_unit(self.images[positions]))))
 
     def underivable(self) -> str:
         """Returns why the classifier has no derivative, in a phrase; empty where it has one."""
         one = jax.ShapeDtypeStruct((1, *self.images.shape[1:]), jnp.float32)
         try:
-            jax.eval_shape(_anew(_gradient), self._logits_fn, one, jax.ShapeDtypeStruct((1,), jnp.int32))
+            jax.eval_shape(compiled(input_gradient, self._anew()), one, jax.ShapeDtypeStruct((1,), jnp.int32))
         except Exception as error:  # It is the user's own program, and may raise anything.
             return f"{type(error).__name__}: {one_line(error)}"
         return ""
 
     def gradients(self, images: np.ndarray | None = None) -> np.ndarray:
         """Returns the gradients of the cross-entropy at the images, or at others of the same labels, `[N, H, W, C]`."""
-        return self._batched(lambda x, rows: self._gradient(self._logits_fn, x, jnp.array(self.labels[rows])), images)
+        return self._batched(lambda x, rows: self._gradient(x, jnp.array(self.labels[rows])), images)
 
     def attack(self, threat: ThreatModel, seed: int, **settings: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images after PGD, `[N, H, W, C]`, and which are classified right before and after it, `[N]`.
@@ -125,10 +120,11 @@ class Probe:
             seed: Of the attack.
             **settings: `num_steps` and `num_restarts` of `attacks.pgd`.
         """
-        keys = random.per_image_keys(jax.random.key(seed), len(self.images))
+        keys, key = random.per_image_keys(jax.random.key(seed), len(self.images)), tuple(settings.items())
+        robust = self._attacks.setdefault(key, compiled(_robust, self._logits_fn, **settings))
 
         def attack(images, rows):
-            return self._robust(self._logits_fn, keys[rows], images, jnp.array(self.labels[rows]), threat, **settings)
+            return robust(keys[rows], images, jnp.array(self.labels[rows]), threat)
 
         return self._batched(attack)
 
@@ -148,6 +144,10 @@ class Probe:
             return _REPEATED * float(jnp.finfo(jnp.float32).eps) * size
         unit = _unit_of_rounding(self._logits_fn, (self.width, *self.images.shape[1:]))
         return (_REPEATED * unit if repeated else max(_ROUNDING * unit, _RELATIVE)) * size
+
+    def _anew(self) -> LogitsFn:
+        """Returns the classifier as a function for which nothing was compiled yet."""
+        return lambda images: self._logits_fn(images)
 
     def _batched(self, function: Callable[..., Any], images: np.ndarray | None = None) -> Any:
         images = self.images if images is None else images
@@ -181,21 +181,10 @@ def _float_types(program: Any) -> Iterator[Any]:
                 yield from _float_types(inner)
 
 
-def _anew(function: Callable, **settings: Any) -> Callable:
-    """Compiles a function of this module as if it were another one, with a cache of its own."""
-    inner = function.__wrapped__  # type: ignore[attr-defined]  # What `jax.jit` wraps.
-    return jax.jit(lambda *arguments, **keywords: inner(*arguments, **keywords), **settings)
-
-
-_gradient = jax.jit(input_gradient)
-
-
-@jax.jit
 def _predict(logits_fn, images):
     return logits_fn(images)
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "num_restarts"))
 def _robust(logits_fn, keys, images, labels, threat, *, num_steps, num_restarts=1):
     attacked = pgd(logits_fn, keys, images, labels, threat, num_steps=num_steps, num_restarts=num_restarts)
     return attacked, is_correct(logits_fn(attacked), labels) & is_correct(logits_fn(images), labels)

@@ -9,9 +9,9 @@ import numpy as np
 
 from robust_gan import parallel
 from robust_gan.data import batching
-from robust_gan.evaluation.keeping import Kept
-from robust_gan.evaluation.models import Model
-from robust_gan.evaluation.running import Placed, batch_width, share
+from robust_gan.evaluation.keeping import Kept, Rows
+from robust_gan.evaluation.models import CLEAN, Model
+from robust_gan.evaluation.running import Placed, batch_width, place, share
 from robust_gan.types import ThreatModel
 
 
@@ -34,7 +34,7 @@ class Rung(NamedTuple):
 
 
 def survive(
-    model: Model,
+    model: Model | Placed,
     images: np.ndarray,
     labels: np.ndarray,
     threat: ThreatModel,
@@ -44,7 +44,7 @@ def survive(
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
     kept: Kept | None = None,
-    adversarial: np.ndarray | None = None,
+    adversarial: np.ndarray | Rows | None = None,
     predicted: np.ndarray | None = None,
     fell_to: np.ndarray | None = None,
     advance: Callable[[int], Any] = lambda images: None,
@@ -89,32 +89,38 @@ def survive(
     ([False, True], [('clean', 1.0), ('fgsm', 0.5)])
     """
     devices = parallel.find_devices() if devices is None else devices
+    [placed] = place([model], images, labels, devices)
+    if kept is not None:
+        kept.belong([placed], images, labels, threat, seed, attacks=[name for name in attacks if name != CLEAN],
+                    batch_size=batch_size, devices=devices)  # fmt: skip
     kept = Kept() if kept is None else kept
-    kept.belong([model], images, labels, threat, seed)
-    placed = Placed(model, images, labels, devices)
     width = batch_width(batch_size, len(images), devices)
     before = np.ones(len(images), bool)
     rungs: list[Rung] = []
-    for attack in ("clean", *filter(placed.can, attacks)):
+    for attack in (CLEAN, *filter(placed.can, attacks)):
         name = f"{attack}, in turn: {model.name}"
         stood, done = kept.part(name, len(images))
         seconds = kept.array(f"seconds of {name}", np.zeros(()))
         where = np.flatnonzero(before & ~done).astype(np.int32)
         advance(len(images) - len(where))
-        for positions, mask in batching.padded_batches(len(where), width) if len(where) else ():
-            began, rows = time.perf_counter(), where[positions[mask]]
-            shares = share(images, labels, where[positions], devices)
-            attacked = shares[1] if attack == "clean" else placed.craft(attack, shares, threat, seed)
-            right, classes = placed.score(attacked, shares[2])
-            stood[rows], done[rows] = right[mask], True
-            broken_rows = rows[~stood[rows]]
-            if adversarial is not None:
-                adversarial[broken_rows] = parallel.join(attacked)[mask][~stood[rows]]
-            if predicted is not None:
-                predicted[broken_rows] = classes[mask][~stood[rows]]
-            seconds += time.perf_counter() - began
-            kept.save()
-            advance(len(rows))
+        try:
+            for positions, mask in batching.padded_batches(len(where), width) if len(where) else ():
+                began, rows = time.perf_counter(), where[positions[mask]]
+                shares = share(images, labels, where[positions], devices)
+                attacked = shares[1] if attack == CLEAN else placed.craft(attack, shares, threat, seed)
+                right, classes = placed.score(attacked, shares[2])
+                stood[rows] = right[mask]
+                broken_rows = rows[~stood[rows]]
+                if adversarial is not None:
+                    adversarial[broken_rows] = parallel.join(attacked)[mask][~stood[rows]]
+                if predicted is not None:
+                    predicted[broken_rows] = classes[mask][~stood[rows]]
+                seconds += time.perf_counter() - began
+                done[rows] = True  # Last: whoever is stopped in between finds it again.
+                kept.save()
+                advance(len(rows))
+        finally:
+            kept.flush()
         standing = before & stood
         broken = int(before.sum() - standing.sum())
         if fell_to is not None:

@@ -1,12 +1,44 @@
 """Networks as they are after training: running BatchNorm statistics, one image independent of the others."""
 
 import functools
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from robust_gan.networks.classifiers import build_classifier
 from robust_gan.networks.generators import build_generator
+
+BY_BATCH = ", statistics of the batch"
+"""Ends the name of a classifier whose logits depend on the batch."""
+
+_ARCHITECTURES: weakref.WeakKeyDictionary[Callable[..., Any], str] = weakref.WeakKeyDictionary()
+
+
+def as_architecture(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Registers a function that depends on its arguments alone, as those of this module do, and returns it.
+
+    What is compiled for such a function can be kept for the whole process, and its name and its arguments say all that
+    it computes. Neither is true of functions in general: they may close over arrays, or be changed in place.
+
+    >>> as_architecture(lambda params, images: images, "doctest") is not None
+    True
+    """
+    _ARCHITECTURES[function] = name
+    return function
+
+
+def architecture_of(function: Callable[..., Any]) -> str:
+    """Returns the name under which a function was registered; empty for every other function.
+
+    >>> architecture_of(classify("digits_cnn", 10)), architecture_of(len)
+    ('digits_cnn, 10 classes', '')
+    """
+    try:
+        return _ARCHITECTURES.get(function, "")
+    except TypeError:  # Neither hashable nor weakly referable.
+        return ""
 
 
 # Cached, so that two models of one architecture share the function, and with it whatever was compiled for it.
@@ -24,7 +56,10 @@ def classify(name: str, num_classes: int, *, batch_statistics: bool = False) -> 
     True
     """
     network = build_classifier(name, num_classes)
-    return lambda params, batch_stats, images: network.apply(params, batch_stats, images, train=batch_statistics)[0]
+    return as_architecture(
+        lambda params, batch_stats, images: network.apply(params, batch_stats, images, train=batch_statistics)[0],
+        f"{name}, {num_classes} classes" + (BY_BATCH if batch_statistics else ""),
+    )
 
 
 @functools.cache
@@ -35,4 +70,7 @@ def generate(name: str, channels: int) -> Callable[..., jax.Array]:
     True
     """
     network = build_generator(name, channels)
-    return lambda params, batch_stats, seen: network.apply(params, batch_stats, seen, train=False)[0]
+    return as_architecture(
+        lambda params, batch_stats, seen: network.apply(params, batch_stats, seen, train=False)[0],
+        f"{name}, {channels} channels",
+    )

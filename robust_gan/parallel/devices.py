@@ -185,18 +185,11 @@ def _mapped_step(step, devices):
     )
 
 
-@functools.cache
-def _mapped(function, devices):
-    # pmap takes the next argument for replicated where a replicated one has no leaves (jax 0.10 and 0.11), as a
-    # function without parameters has none; the number beside it is a leaf.
-    mapped = jax.pmap(lambda first, share: function(first[0], share), in_axes=(None, 0), devices=local(devices))
-    return lambda replicated, share: mapped((replicated, np.float32(0)), share)
-
-
 def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Callable[..., PyTree]:
     """Compiles `function(replicated, share) -> rows` over the devices; the rows stay where they are (see `join`).
 
-    The same function and devices give the same compiled function.
+    What is compiled belongs to the returned function: it is traced anew at each call of `map_batch`, and let go with
+    what it holds when the returned function is.
 
     Args:
         function: Each row of its result depends on the same row of the share alone.
@@ -206,7 +199,24 @@ def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) ->
     >>> join(map_batch(lambda scale, share: scale * share, devices)(2.0, split(np.arange(2.0), devices))).tolist()
     [0.0, 2.0]
     """
-    return _mapped(function, tuple(devices))
+    mesh = Mesh(np.asarray(local(devices)), (AXIS,))
+    everywhere, along = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def one_device(replicated, share):
+        rows = function(replicated, jax.tree.map(lambda array: array[0], share))
+        return jax.tree.map(lambda array: array[None], rows)
+
+    # Not jax.pmap, whose caches keep the arrays that a function closes over (jax 0.10 and 0.11).
+    mapped = jax.jit(
+        jax.shard_map(
+            one_device, mesh=mesh, in_specs=(everywhere.spec, along.spec), out_specs=along.spec, check_vma=False
+        )
+    )
+
+    def call(replicated, share):
+        return mapped(jax.device_put(replicated, everywhere), jax.device_put(share, along))
+
+    return call
 
 
 def join(rows: jax.Array | np.ndarray) -> np.ndarray:
