@@ -1,14 +1,14 @@
 """The folder of a run: whose it is, and its lines of metrics."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import time
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
+import filelock
 from etils import epath
 
 from robust_gan import config as config_lib
@@ -34,13 +34,13 @@ class Claim:
 
     Args:
         path: The folder.
-        lock: Its lock file, locked; None in an object store, which has no locks.
+        lock: What the system says of its lock file, which is locked; None in an object store, which has no locks.
 
     Attributes:
         path: The folder, absolute and without links.
     """
 
-    def __init__(self, path: epath.Path, lock: IO[str] | None) -> None:
+    def __init__(self, path: epath.Path, lock: os.stat_result | None) -> None:
         """Holds what `claim` has got."""
         self.path, self._lock = path, lock
 
@@ -52,7 +52,13 @@ class Claim:
         Raises:
             UserError: Nothing may be written there any more.
         """
-        if self._lock is not None and not _is_at(self._lock, self.path / _LOCK):
+        if self._lock is None:
+            return
+        try:
+            same = os.path.samestat(self._lock, os.stat(self.path / _LOCK))
+        except OSError:
+            same = False
+        if not same:
             raise UserError(
                 f"the workdir {self.path} was removed or replaced while this run was going: nothing more is written "
                 "there; start anew in another workdir"
@@ -88,19 +94,16 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[Claim]:
         path.mkdir(parents=True, exist_ok=True)
         # Two names of one folder are one; and a link that changes later changes nothing.
         path = epath.Path(os.path.realpath(path))
-        lock = open(path / _LOCK, "w")  # noqa: SIM115 - held as long as the context.
+        # The system drops the lock with the process, however it dies; while it holds, no other file has its number.
+        lock = filelock.FileLock(path / _LOCK).acquire(timeout=0)
+        claimed = Claim(path, os.stat(path / _LOCK))
+    except filelock.Timeout as error:
+        raise UserError(f"another process is training in {path}: wait for it, or give another workdir") from error
     except OSError as error:
         raise UserError(
             f"the workdir {path} cannot be written ({str(error.strerror).lower()}): give a folder that can"
         ) from error
     with lock:
-        try:
-            # The kernel drops the lock with the process, however it dies.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process is training in {path}: wait for it, or give another workdir") from error
-        claimed = Claim(path, lock)
-        claimed.require()
         check(path, config)
         write_text(path / CONFIG, text)
         yield claimed
@@ -166,13 +169,6 @@ def _check_local(path: epath.Path) -> None:
                         f"the workdir {path} lies below the file {nearest}: give a folder")  # fmt: skip
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"the workdir {path} cannot be written (permission denied): give a folder that can")
-
-
-def _is_at(lock: IO[str], path: epath.Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
-    except OSError:
-        return False
 
 
 def _is_newer(version: str) -> bool:
