@@ -62,29 +62,33 @@ def main(argv):
     # After the flags: a mistake is told before jax is loaded.
     from robust_gan import comparison, parallel, report, statistics
 
-    scores, values = comparison.compare(
-        _CHECKPOINT.value,
-        models=_MODEL.value,
-        sources=_SOURCES.value,
-        attacks=_ATTACKS.value,
-        in_turn=_IN_TURN.value,
-        suite=_SUITE.value,
-        dataset=_DATA.value,
-        split=_SPLIT.value,
-        count=_COUNT.value,
-        norm=_NORM.value,
-        epsilon=_EPSILON.value,
-        batch_size=_BATCH_SIZE.value,
-        seed=_SEED.value,
-        devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
-        data_dir=_DATA_DIR.value,
-        output=_OUTPUT.value,
-        overwrite=_OVERWRITE.value,
-        pictures=_PICTURES.value,
-        save_adversarial=_SAVE_ADVERSARIAL.value,
-        batch_statistics=_BATCH_STATISTICS.value,
-        progress=_PROGRESS.value,
-    )
+    try:
+        scores, values = comparison.compare(
+            _CHECKPOINT.value,
+            models=_MODEL.value,
+            sources=_SOURCES.value,
+            attacks=_ATTACKS.value,
+            in_turn=_IN_TURN.value,
+            suite=_SUITE.value,
+            dataset=_DATA.value,
+            split=_SPLIT.value,
+            count=_COUNT.value,
+            norm=_NORM.value,
+            epsilon=_EPSILON.value,
+            batch_size=_BATCH_SIZE.value,
+            seed=_SEED.value,
+            devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+            data_dir=_DATA_DIR.value,
+            output=_OUTPUT.value,
+            overwrite=_OVERWRITE.value,
+            pictures=_PICTURES.value,
+            save_adversarial=_SAVE_ADVERSARIAL.value,
+            batch_statistics=_BATCH_STATISTICS.value,
+            progress=_PROGRESS.value,
+        )
+        unwritten = ""
+    except comparison.UnwrittenError as error:
+        scores, values, unwritten = error.scores, error.values, str(error)
     if not parallel.is_first():
         return 0
     threat, data = values["threat"], values["data"]
@@ -101,6 +105,10 @@ def main(argv):
     if table := report.paired_comparisons(values):
         print(f"\nPaired comparisons, in points:\n{table}")
     print(f"\nAlarms:\n{report.alarms_told(values)}")
+    if notes := report.notes_told(values):
+        print(f"\nNot made:\n{notes}")
+    if unwritten:
+        return command_line.complain(unwritten)
     if _OUTPUT.value:
         print(f"\nReport: {_OUTPUT.value.rstrip('/')}/{report.TABLES}, and the same as {report.RECORD}")
     return 0

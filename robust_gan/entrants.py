@@ -141,9 +141,6 @@ def choose_data(entrants: Sequence[Entrant], *, dataset: str, split: str, data_d
                 f"{chosen.name} has images of shape {shape} here, but {entrant.model.name} was trained on "
                 f"{entrant.record.data.image_shape}"
             )
-        if entrant.record is None:
-            first_images = evaluation.to_unit(chosen.images[:2])
-            bringing.check_model(entrant.model.name, entrant.model.logits_fn, first_images, num_classes)
     return chosen._replace(images=chosen.images[: count or None], labels=chosen.labels[: count or None])
 
 

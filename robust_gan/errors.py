@@ -29,6 +29,12 @@ def one_line(error: BaseException) -> str:
     'bad magic'
     >>> one_line(KeyError())
     'KeyError'
+    >>> one_line(RuntimeError("a callback failed: Traceback (most recent call last):\\n  File ...\\nOSError: no disk"))
+    'OSError: no disk'
     """
-    text = str(error).strip()
-    return " ".join(text.splitlines()[0].split()) if text else type(error).__name__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # What a function called by a compiled program raised comes with its traceback.
+    told = lines[-1] if "Traceback (most recent call last)" in lines[0] else lines[0]
+    return " ".join(told.split())

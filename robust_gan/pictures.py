@@ -1,16 +1,20 @@
 """Pictures of examples, accuracies, curves and costs; matplotlib is the extra `plot`, and known here alone."""
 
+import functools
 import importlib.util
 import io
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
 
 import numpy as np
 from etils import epath
 
 from robust_gan import workdir
-from robust_gan.errors import UserError
+from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation import Curve
+
+_P = ParamSpec("_P")
 
 
 def can_plot() -> bool:
@@ -19,15 +23,38 @@ def can_plot() -> bool:
 
 
 def check_plot() -> None:
-    """Refuses to go on where a picture is asked for and matplotlib is absent.
+    """Refuses to go on where a picture is asked for and matplotlib is absent or does not work.
 
     Raises:
         UserError: Says which extra to install.
     """
     if not can_plot():
         raise UserError("a picture needs matplotlib: pip install 'robust_gan[plot]', or leave --pictures out")
+    try:
+        import matplotlib.figure  # noqa: F401
+    except Exception as error:  # Its parts may not fit each other, and fail in any way.
+        raise UserError(
+            f"a picture needs matplotlib, which cannot be imported ({one_line(error)}): install it again, or leave "
+            "--pictures out"
+        ) from error
 
 
+def _draws(draw: Callable[_P, None]) -> Callable[_P, None]:
+    """Makes a function draw names as they are: `$` starts no formula, and a letter that the font lacks is no matter."""
+
+    @functools.wraps(draw)
+    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        check_plot()
+        import matplotlib
+
+        with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")
+            draw(*args, **kwargs)
+
+    return drawn
+
+
+@_draws
 def draw_examples(
     path: epath.PathLike, images: np.ndarray, labels: Sequence[str], columns: Sequence[dict[str, Any]]
 ) -> None:
@@ -39,7 +66,6 @@ def draw_examples(
         labels: Names of the true classes, `[N]`.
         columns: For each model `name`, `adversarial` `[N, H, W, C]`, `predicted` names `[N]` and `right` bool `[N]`.
     """
-    check_plot()
     from matplotlib.figure import Figure
 
     count, width = len(images), 1 + 2 * len(columns)
@@ -64,6 +90,7 @@ def draw_examples(
     _save(figure, path)
 
 
+@_draws
 def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[float]]]) -> None:
     """Draws, for each contestant, a line with a mark for each accuracy: the mean, and the single seeds behind it.
 
@@ -71,7 +98,6 @@ def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[flo
         path: A PNG file.
         rows: For each contestant the accuracies by name, as shares, one for each seed.
     """
-    check_plot()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.42 * len(rows) + 1.4), layout="constrained")
@@ -96,6 +122,7 @@ def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[flo
     _save(figure, path)
 
 
+@_draws
 def draw_costs(path: epath.PathLike, rows: dict[str, list[list[dict[str, float]]]]) -> None:
     """Draws robust accuracy on the validation split against what training had cost by then.
 
@@ -104,7 +131,6 @@ def draw_costs(path: epath.PathLike, rows: dict[str, list[list[dict[str, float]]
         rows: For each contestant and seed the validations, with `seconds`, `gradient_evaluations` and
             `robust_accuracy`.
     """
-    check_plot()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -124,6 +150,7 @@ def draw_costs(path: epath.PathLike, rows: dict[str, list[list[dict[str, float]]
     _save(figure, path)
 
 
+@_draws
 def draw_curve(path: epath.PathLike, curve: Curve, epsilon: float, norm: str) -> None:
     """Draws robust accuracy against epsilon, a line for each model.
 
@@ -133,7 +160,6 @@ def draw_curve(path: epath.PathLike, curve: Curve, epsilon: float, norm: str) ->
         epsilon: The radius of the evaluation, marked.
         norm: Of the threat model.
     """
-    check_plot()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -155,6 +181,7 @@ def draw_curve(path: epath.PathLike, curve: Curve, epsilon: float, norm: str) ->
     _save(figure, path)
 
 
+@_draws
 def draw_transfer(
     path: epath.PathLike, targets: Sequence[str], makers: Sequence[str], shares: np.ndarray, attack: str
 ) -> None:
@@ -167,7 +194,6 @@ def draw_transfer(
         shares: `[targets, makers]`, NaN where no such attack exists.
         attack: Its name.
     """
-    check_plot()
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -198,6 +224,8 @@ def _save(figure: Any, path: epath.PathLike) -> None:
 
 
 def _show(axis, image, caption, colour="#000000", cmap="gray"):
+    if image.shape[-1] not in (1, 3):  # Neither grey nor colours: the mean over the channels.
+        image = image.mean(axis=-1, keepdims=True)
     image = np.clip(image, 0, 1)
     axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
     axis.set_xlabel(caption, fontsize=8, color=colour)

@@ -1,6 +1,8 @@
 """What an evaluation found: tables with an interval for each accuracy, paired comparisons, and a JSON record."""
 
+import collections
 import datetime
+import hashlib
 import importlib.metadata
 import importlib.resources
 import itertools
@@ -149,10 +151,22 @@ def alarms_told(values: dict[str, Any]) -> str:
     return found if not silent else "\n".join([*([found] if lines else [found, ""]), *silent])
 
 
+def notes_told(values: dict[str, Any]) -> str:
+    """Returns what could not be asked or written, a line each; empty where there is nothing of the kind.
+
+    Args:
+        values: What `record` returned.
+
+    >>> notes_told({"notes": ["curve.png: not made: the disk is full."]})
+    '- curve.png: not made: the disk is full.'
+    """
+    return "\n".join(f"- {note}" for note in values.get("notes", []))
+
+
 def record(
     scores: Scores, threat: ThreatModel, *, data: dict[str, Any], models: dict[str, Any], settings: dict[str, Any],
     seconds: float, in_turn: dict[str, list[Rung]] | None = None, standing: dict[str, np.ndarray] | None = None,
-    alarms: dict[str, list[Alarm]] | None = None, curve: Curve | None = None,
+    alarms: dict[str, list[Alarm]] | None = None, curve: Curve | None = None, notes: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Returns everything a figure depends on, as a JSON-able dictionary.
 
@@ -167,6 +181,7 @@ def record(
         standing: For each target which images stood at their end.
         alarms: For each target what its alarms say.
         curve: Robust accuracy against epsilon, where it was traced.
+        notes: Sentences on what could not be asked or written.
 
     Returns:
         The record; accuracies are shares of all images, each with its 95 % interval. The worst cases in the open count
@@ -206,6 +221,7 @@ def record(
         "targets": targets,
         "paired": _paired(scores, standing),
         "curve": None if curve is None else curve._asdict() | {"intervals": _intervals(curve.robust_accuracy, count)},
+        "notes": list(notes),
         "settings": settings,
         "seconds": round(seconds, 2),
         "images_per_second": round(_attacked(scores, in_turn) / max(seconds, 1e-9), 1),
@@ -246,12 +262,36 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
     if table := paired_comparisons(values):
         text += ["## Paired comparisons", statistics.PAIRED, table]
     text += ["## Alarms", alarms_told(values)]
+    if notes := notes_told(values):
+        text += ["## Not made", notes]
     (folder / CARDS).mkdir(exist_ok=True)
-    for name in values["targets"]:
-        file = folder / CARDS / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('_')}.json"
-        workdir.write_text(file, json.dumps(card(values, name), indent=2) + "\n")
+    for name, file in card_names(list(values["targets"])).items():
+        workdir.write_text(folder / CARDS / file, json.dumps(card(values, name), indent=2) + "\n")
     workdir.write_text(folder / TABLES, "\n\n".join(text) + "\n")
     workdir.write_text(folder / RECORD, json.dumps(values, indent=2) + "\n")
+
+
+def card_names(names: Sequence[str]) -> dict[str, str]:
+    """Returns for each model the name of the file of its card: one for each, whatever the models are called.
+
+    Args:
+        names: Of the models, no two alike.
+
+    >>> card_names(["mine:m", "модель:первая", "a|b", "a/b"])["mine:m"]
+    'mine_m.json'
+    >>> len({file.casefold() for file in card_names(["A", "a", "?", "!", "x" * 300]).values()})
+    5
+    """
+    plain = {name: re.sub(r"[^\w.-]+", "_", name).strip("._") for name in names}
+    counts = collections.Counter(text.casefold() for text in plain.values())
+    files = {}
+    for name, text in plain.items():
+        # No file system takes more than 255 bytes, and some take no difference of case.
+        short = text.encode()[:180].decode(errors="ignore")
+        if not text or short != text or counts[text.casefold()] > 1:
+            short = f"{short or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        files[name] = f"{short}.json"
+    return files
 
 
 def schema() -> dict[str, Any]:
@@ -365,6 +405,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     |-------|------:|
     | a     |  98.1 |
     """
+    header, *rows = [
+        [" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in [header, *rows]
+    ]  # A bar ends a cell, and a new line the table.
     widths = [max(len(line[index]) for line in [header, *rows]) for index in range(len(header))]
 
     def line(cells):

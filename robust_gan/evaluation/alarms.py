@@ -57,6 +57,7 @@ def of_model(
     count: int = 128,
     batch_size: int = 500,
     seed: int = 0,
+    underivable: str = "",
 ) -> list[Alarm]:
     """Examines a classifier by itself: its outputs, its gradients, and whether attacks on it do what they must.
 
@@ -70,6 +71,7 @@ def of_model(
         count: How many images are drawn.
         batch_size: Images that the classifier is given at once, at most.
         seed: Of the attacks, the orders and the draw.
+        underivable: Why the classifier has no derivative, where that is known already.
 
     Returns:
         The alarms `randomised`, `probabilities`, `near_chance`, `nan_logits`, `zero_gradients`, `nan_gradients`,
@@ -101,7 +103,7 @@ def of_model(
         _probabilities(logits),
         _near_chance(logits, labels),
         _nan_logits(logits),
-        *_of_gradients(probe, some, threat, seed, chosen),
+        *_of_gradients(probe, some, threat, seed, chosen, underivable),
     ]
 
 
@@ -293,10 +295,10 @@ def _nan_logits(logits):
     return Alarm("nan_logits", len(bad) > 0, finding + (": they count as misclassified" if len(bad) else ""))
 
 
-def _of_gradients(probe, logits, threat, seed, chosen):
+def _of_gradients(probe, logits, threat, seed, chosen, underivable):
     """Asks for gradients, and how far attacks come that follow them."""
     names = "zero_gradients", "nan_gradients", "not_converged", "does_not_reach_0"
-    if why := probe.underivable():
+    if why := underivable or probe.underivable():
         return [Alarm(name, False, f"not asked: no derivative ({why})", asked=False) for name in names]
     gradients = probe.gradients()
     found, once, twice, wide = _attacks_reach(probe, threat, seed)

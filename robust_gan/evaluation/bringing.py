@@ -97,7 +97,7 @@ def check_model(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes:
     Args:
         name: Of the model, for the sentence.
         logits_fn: The classifier.
-        images: float32 `[N, H, W, C]` in [0, 1], two or more.
+        images: float32 `[N, H, W, C]` in [0, 1], a few.
         num_classes: At least so many classes.
 
     Raises:
@@ -106,10 +106,10 @@ def check_model(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes:
 
     >>> check_model("mine", lambda x: x.sum((1, 2)), np.zeros((2, 4, 4, 3), np.float32), 3)
     """
-    shape = (len(images[:2]), *images.shape[1:])
+    shape = (len(images), *images.shape[1:])
 
     def batch():  # A copy each time: the model may donate its argument.
-        return jnp.array(images[:2], jnp.float32)
+        return jnp.array(images, jnp.float32)
 
     try:
         found = logits_fn(batch())
@@ -132,17 +132,17 @@ def check_model(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes:
             "the question on PyTorch in docs/faq.md"
         ) from error
     logits = np.asarray(found)
-    if logits.ndim != 2 or len(logits) != len(images[:2]) or logits.shape[1] < max(2, num_classes):
+    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < max(2, num_classes):
         hint = ""
         if logits.ndim == 2 and logits.shape[1] == num_classes - 1:
             hint = f": the largest label is {num_classes - 1}; are the classes numbered from 0?"
         elif logits.ndim == 2 and num_classes == _IGNORED_BYTE + 1:
             hint = (f": the largest label is {_IGNORED_BYTE}, which often stands for 'ignore'; "
                     f"leave these images out, images[labels != {_IGNORED_BYTE}]")  # fmt: skip
-        elif logits.ndim == 1 and len(images[:2]) > 1:
+        elif logits.ndim == 1 and len(images) > 1:
             hint = ": one number per class and image; jax.vmap a function of one image"
         raise UserError(
-            f"{name} must return logits of shape [{len(images[:2])}, K], K at least {max(2, num_classes)}, not "
+            f"{name} must return logits of shape [{len(images)}, K], K at least {max(2, num_classes)}, not "
             f"{list(logits.shape)}{hint}"
         )
     if np.isnan(np.asarray(logits, np.float64)).any():

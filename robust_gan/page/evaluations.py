@@ -108,18 +108,22 @@ def _conditions(report: dict[str, Any]) -> str:
 
 
 def _alarms(report: dict[str, Any]) -> str:
-    asked = sum(len(target["alarms"]) for target in report["targets"].values())
+    asked = sum(alarm.get("asked", True) for target in report["targets"].values() for alarm in target["alarms"])
     fired = [
         f"<li><b>{html.escape(name)}</b>: <code>{alarm['name']}</code>: {html.escape(alarm['finding'])}</li>"
         for name, target in report["targets"].items()
         for alarm in target["alarms"]
         if alarm["fired"]
     ]
+    silent = [f"{name}: {alarm['name']}: {alarm['finding']}" for name, target in report["targets"].items()
+              for alarm in target["alarms"] if not alarm.get("asked", True)]  # fmt: skip
+    notes = "".join(f'<p class="quiet">{html.escape(note)}</p>' for note in [*silent, *report.get("notes", [])])
     if not fired:
-        return f'<p class="quiet">None of {asked} alarms fired.</p>'
+        none = f"None of {asked} alarms fired." if asked else "No alarm was asked."
+        return f'<p class="quiet">{none}</p>{notes}'
     return (
         f'<aside class="alarms"><p>{len(fired)} of {asked} alarms fired: these figures mean less than they say.</p>'
-        f"<ul>{''.join(fired)}</ul></aside>"
+        f"<ul>{''.join(fired)}</ul></aside>{notes}"
     )
 
 

@@ -1,0 +1,82 @@
+"""How a classifier is called: in batches that it can take, on copies of the images, its failures in a sentence."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from robust_gan.errors import UserError, one_line
+from robust_gan.evaluation.running import as_pytree
+from robust_gan.types import LogitsFn
+
+_UNROLLED = 2
+"""So many calls are written out where a function is compiled; more of them are a loop."""
+
+
+def in_batches(logits_fn: LogitsFn, most: int, *, exactly: bool = False, name: str = "") -> LogitsFn:
+    """Returns a classifier that takes any number of images, and hands on at most some at once.
+
+    It can be compiled and differentiated as before. Outside compiled functions the images are copied, because a
+    classifier may donate its argument. Where the classifier fails, a sentence says so.
+
+    Args:
+        logits_fn: Images `[B, H, W, C]` to logits `[B, K]`.
+        most: Images that it is called with at most.
+        exactly: It is called with exactly so many: fewer are filled up with copies of the last one.
+        name: Of the model, for the sentence; empty to let its exceptions pass.
+
+    Returns:
+        The classifier, as a `jax.tree_util.Partial`: the arrays of one that is a pytree stay arguments.
+
+    >>> sizes = []
+    >>> logits_fn = lambda x: sizes.append(len(x)) or x[:, 0, 0]
+    >>> in_batches(logits_fn, 2)(jnp.zeros((3, 1, 1, 2))).shape, sizes
+    ((3, 2), [2, 1])
+    >>> in_batches(logits_fn, 2, exactly=True)(jnp.zeros((3, 1, 1, 2))).shape, sizes
+    ((3, 2), [2, 1, 2, 2])
+    """
+    return jax.tree_util.Partial(_caller(most, exactly, name), as_pytree(logits_fn))
+
+
+@functools.cache
+def _caller(most: int, exactly: bool, name: str) -> Callable[[LogitsFn, jax.Array], jax.Array]:
+    """Returns `(logits_fn, images) -> logits`; cached, so that compiled functions are found again."""
+
+    def call(logits_fn, images):
+        count, compiled = len(images), isinstance(images, jax.core.Tracer)
+
+        def ask(part):
+            # A part of an array may share its memory; a copy is the classifier's own.
+            return _told(name, logits_fn, part if compiled else jnp.array(part, copy=True))
+
+        if count == most or (count < most and not exactly):
+            return ask(images)
+        if exactly and count % most:
+            filling = jnp.repeat(jnp.asarray(images)[-1:], -count % most, axis=0)
+            images = jnp.concatenate([jnp.asarray(images), filling])
+        whole = len(images) // most
+        if compiled and whole > _UNROLLED:
+            # A backward pass keeps one batch at a time, as the classifier would need elsewhere.
+            parts = images[: whole * most].reshape(whole, most, *images.shape[1:])
+            logits = jax.lax.map(jax.checkpoint(ask), parts)
+            logits = [logits.reshape(-1, *logits.shape[2:])]
+            logits += [ask(images[whole * most :])] if whole * most < len(images) else []
+        else:
+            logits = [ask(images[start : start + most]) for start in range(0, len(images), most)]
+        return jnp.concatenate(logits)[:count]
+
+    return call
+
+
+def _told(name, logits_fn, images):
+    if not name:
+        return logits_fn(images)
+    try:
+        return logits_fn(images)
+    except UserError:
+        raise
+    except Exception as error:  # It is the user's own program, and may raise anything.
+        raise UserError(
+            f"{name} fails on {images.dtype} images of shape {images.shape}: {type(error).__name__}: {one_line(error)}"
+        ) from error

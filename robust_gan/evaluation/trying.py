@@ -1,0 +1,162 @@
+"""Tries a classifier on a few images before the first attack: what can fail on it fails here, with one sentence."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_gan import attacks as attacks_lib
+from robust_gan import random
+from robust_gan.attacks import input_gradient
+from robust_gan.errors import UserError, one_line
+from robust_gan.evaluation.calling import in_batches
+from robust_gan.evaluation.models import FRESH, GENERATOR, Model, to_unit
+from robust_gan.types import LogitsFn, ThreatModel
+
+_QUERIES = ("square", "spsa", "uniform_noise")
+"""Attacks that need no gradient of the classifier."""
+
+
+def differentiates(attack: str) -> bool:
+    """Tells whether an attack needs the gradient of the classifier.
+
+    >>> differentiates("pgd10"), differentiates("square300"), differentiates("fresh_generator")
+    (True, False, True)
+    """
+    return attack not in ("clean", GENERATOR) and not attack.startswith(_QUERIES)
+
+
+def without_derivative(logits_fn: LogitsFn, images: np.ndarray) -> str:
+    """Returns why a classifier has no derivative, in a phrase; empty where it has one.
+
+    Args:
+        logits_fn: The classifier.
+        images: float32 `[B, H, W, C]` in [0, 1]; the gradient is computed once, at the first of them.
+
+    >>> images = np.zeros((1, 2, 2, 3), np.float32)
+    >>> without_derivative(lambda x: x.sum((1, 2)), images)
+    ''
+    >>> without_derivative(lambda x: jnp.floor(x.sum((1, 2))).astype(int), images)
+    'its logits are int32'
+    """
+    one, label = jnp.asarray(images[:1]), jnp.zeros(1, jnp.int32)
+    try:
+        dtype = jax.eval_shape(logits_fn, one).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return f"its logits are {dtype}"
+        jax.block_until_ready(jax.jit(lambda x, y: input_gradient(logits_fn, x, y))(one, label))
+    except Exception as error:  # It is the user's own program, and may raise anything.
+        cause = error.__cause__ if isinstance(error, UserError) and error.__cause__ else error  # See `in_batches`.
+        return f"{type(cause).__name__}: {one_line(cause)}".rstrip(".")
+    return ""
+
+
+def try_model(model: Model, images: np.ndarray, most: int, num_classes: int) -> Model:
+    """Calls a classifier with one image, with two and with a whole batch, and returns it as it is to be called.
+
+    Args:
+        model: Which.
+        images: uint8 or float `[N, H, W, C]`.
+        most: Images of a whole batch on one device. A classifier that takes so many alone is filled up to them.
+        num_classes: At least so many classes.
+
+    Returns:
+        The model, whose `logits_fn` takes any number of images, outside compiled functions too, and leaves them whole.
+
+    Raises:
+        UserError: It fails, or what it returns cannot be logits of the classes, or differs from batch to batch.
+
+    >>> tried = try_model(Model("mine", lambda x: x.sum((1, 2))), np.zeros((5, 4, 4, 3), np.uint8), 4, 3)
+    >>> tried.logits_fn(np.zeros((9, 4, 4, 3), np.float32)).shape
+    (9, 3)
+    >>> try_model(Model("mine", lambda x: x[:3].sum((1, 2))), np.zeros((5, 4, 4, 3), np.uint8), 4, 3)
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: mine must return logits of shape [4, K] for 4 images, not [3, 3]
+    """
+    from robust_gan.evaluation.bringing import check_model
+
+    whole = to_unit(images[np.arange(most) % len(images)])
+    exactly = most > 1 and not _answers(model.logits_fn, whole[:1]) and _answers(model.logits_fn, whole)
+    sizes = [most] if exactly else sorted({min(2, most), 1, most})
+    first = whole[: most if exactly else min(2, most, len(images))]
+    check_model(model.name, model.logits_fn, first, num_classes)
+    logits_fn = in_batches(model.logits_fn, most, exactly=exactly, name=model.name)
+    found = {}
+    for size in sizes:
+        try:
+            # As one program: without, a whole batch may need more memory than it will.
+            logits = (jax.jit(logits_fn) if size == most else logits_fn)(jnp.asarray(whole[:size]))
+            jax.block_until_ready(logits)
+        except jax.errors.JaxRuntimeError as error:
+            raise UserError(
+                f"{model.name} fails on a batch of {size} images: {one_line(error)}: give a smaller --batch_size"
+            ) from error
+        except UserError as error:
+            raise UserError(f"{error}: give a smaller --batch_size" if size == most > 2 else str(error)) from error
+        if logits.ndim != 2 or len(logits) != size:
+            raise UserError(
+                f"{model.name} must return logits of shape [{size}, K] for {size} images, not {list(logits.shape)}"
+            )
+        found[size] = f"{logits.shape[1]} logits of {logits.dtype}"
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{what} for a batch of {size}" for size, what in found.items())
+        raise UserError(f"{model.name} returns {told}: return the same number and type for every batch")
+    return dataclasses.replace(model, logits_fn=logits_fn)
+
+
+def try_attacks(
+    model: Model, images: np.ndarray, threat: ThreatModel, attacks: Sequence[str], most: int, missing: str
+) -> None:
+    """Traces every attack on a model, which computes nothing.
+
+    Args:
+        model: As `try_model` returned it.
+        images: uint8 or float `[N, H, W, C]`.
+        threat: The threat model.
+        attacks: Their names.
+        most: Images of a batch on one device.
+        missing: Why the model has no derivative, see `without_derivative`; empty where it has one.
+
+    Raises:
+        UserError: One cannot be made.
+
+    >>> from robust_gan import LinfThreat
+    >>> model = Model("mine", lambda x: jnp.floor(x.sum((1, 2))))
+    >>> try_attacks(model, np.zeros((1, 4, 4, 3), np.uint8), LinfThreat(0.1), ["fgsm"], 4, "it is a table")
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: fgsm follows the gradient of mine, which has no derivative (it is a table): attack it \
+by queries alone, with --attacks=square
+    """
+    if missing and (following := [attack for attack in attacks if differentiates(attack)]):
+        verb = "follow" if len(following) > 1 else "follows"
+        raise UserError(
+            f"{', '.join(following)} {verb} the gradient of {model.name}, which has no derivative ({missing}): attack "
+            "it by queries alone, with --attacks=square"
+        )
+    batch = jax.ShapeDtypeStruct((most, *images.shape[1:]), jnp.float32)
+    labels = jax.ShapeDtypeStruct((most,), jnp.int32)
+    for name in attacks:
+        if name == GENERATOR or name in FRESH:
+            continue
+
+        def attack(images, labels, name=name):
+            keys = random.per_image_keys(jax.random.key(0), most)
+            return attacks_lib.by_name(name)(model.logits_fn, keys, images, labels, threat)
+
+        try:
+            jax.eval_shape(attack, batch, labels)
+        except Exception as error:  # It is the user's own program, and may raise anything.
+            raise UserError(
+                f"{name} cannot be made on {model.name} ({type(error).__name__}: {one_line(error)}): leave it out with "
+                "--attacks or --in_turn"
+            ) from error
+
+
+def _answers(logits_fn, images):
+    try:
+        logits_fn(jnp.array(images, copy=True))
+    except Exception:  # It is the user's own program, and may raise anything.
+        return False
+    return True
