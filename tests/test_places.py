@@ -117,6 +117,7 @@ def test_findings_and_reports_are_kept_in_a_store(store):
     stood, done = kept.part("fgsm", 2)
     stood[0] = done[0] = True
     kept.save()
+    kept.flush()
     again = report_folder.claim(path, {"seed": 0})
     assert again.part("fgsm", 2)[0].tolist() == [True, False]
     with pytest.raises(UserError, match=r"gs://bucket/report holds another evaluation \(of other seed\)"):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan.errors import UserError, one_line
-from robust_gan.evaluation.running import as_pytree
 from robust_gan.types import LogitsFn
 
 _UNROLLED = 2
@@ -27,7 +26,7 @@ def in_batches(logits_fn: LogitsFn, most: int, *, exactly: bool = False, name: s
         name: Of the model, for the sentence; empty to let its exceptions pass.
 
     Returns:
-        The classifier, as a `jax.tree_util.Partial`: the arrays of one that is a pytree stay arguments.
+        The classifier; the arrays that a `jax.tree_util.Partial` binds stay bound.
 
     >>> sizes = []
     >>> logits_fn = lambda x: sizes.append(len(x)) or x[:, 0, 0]
@@ -36,12 +35,20 @@ def in_batches(logits_fn: LogitsFn, most: int, *, exactly: bool = False, name: s
     >>> in_batches(logits_fn, 2, exactly=True)(jnp.zeros((3, 1, 1, 2))).shape, sizes
     ((3, 2), [2, 1, 2, 2])
     """
-    return jax.tree_util.Partial(_caller(most, exactly, name), as_pytree(logits_fn))
+    call = _caller(most, exactly, name)
+    if not isinstance(logits_fn, jax.tree_util.Partial):
+        return lambda images: call(logits_fn, images)
+    head = logits_fn.func
+
+    def call_with(*arguments, **keywords):
+        *bound, images = arguments
+        return call(functools.partial(head, *bound, **keywords), images)
+
+    return jax.tree_util.Partial(call_with, *logits_fn.args, **logits_fn.keywords)
 
 
-@functools.cache
 def _caller(most: int, exactly: bool, name: str) -> Callable[[LogitsFn, jax.Array], jax.Array]:
-    """Returns `(logits_fn, images) -> logits`; cached, so that compiled functions are found again."""
+    """Returns `(logits_fn, images) -> logits`."""
 
     def call(logits_fn, images):
         count, compiled = len(images), isinstance(images, jax.core.Tracer)
