@@ -15,6 +15,7 @@ from robust_gan import (
     data,
     finiteness,
     game,
+    leaves,
     networks,
     parallel,
     report,
@@ -37,16 +38,14 @@ class Player(NamedTuple):
         network: Its name.
         takes: Shape of what it takes, of one device.
         gives: Shape of what it gives.
-        layers: For each layer its arrays with their shapes.
-        parameters: How many numbers they hold.
+        params: Its parameters.
     """
 
     role: str
     network: str
     takes: tuple[int, ...]
     gives: tuple[int, ...]
-    layers: dict[str, dict[str, tuple[int, ...]]]
-    parameters: int
+    params: PyTree
 
 
 class Forecast(NamedTuple):
@@ -102,22 +101,14 @@ def of(config: Config, devices: Sequence[jax.Device]) -> Forecast:
     parallel.check_batch_size(config.batch_size, devices)
     starting.check_networks(config)
     dataset = starting.load_data(config)
-    info = checkpoint.DataInfo(
-        dataset.name, dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.label_names)
-    )
-    played = game.from_config(
-        config, num_classes=info.num_classes, channels=info.image_shape[-1], sources=starting.load_sources(config, info)
-    )
-    state = starting.initial_state(config, played, info.image_shape)
-    players = _players(config, info, state, config.batch_size // len(devices))
+    info, played, state = starting.build(config, dataset)
     arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
     memory = {"both players, with what their optimisers remember": _bytes(state), "training images": _bytes(arrays)}
+    players = _players(config, info, state, config.batch_size // len(devices))
 
     carried, arrays = parallel.replicate((stepping.Carried(state, finiteness.begin()), arrays), devices)
     most = stepping.steps_per_call(config, devices[0].platform)
-    orders = functools.partial(
-        stepping.orders, config, most=most, num_images=len(dataset.train.labels), devices=devices
-    )
+    orders = functools.partial(stepping.orders, config, most=most, num_images=len(arrays["labels"]), devices=devices)
     began = time.perf_counter()
     play = parallel.compile_step(
         functools.partial(stepping.play, played, config, "stop"), devices, carried, arrays, orders(step=0, count=1)
@@ -158,13 +149,10 @@ def told(forecast: Forecast) -> str:
         + (f", {share} on each of {forecast.num_devices} devices" if forecast.num_devices > 1 else "")
     )
     for player in forecast.players:
-        rows = [
-            [name, ", ".join(f"{array} {_shape(shape)}" for array, shape in arrays.items()),
-             f"{sum(map(math.prod, arrays.values())):,}"] for name, arrays in player.layers.items()
-        ]  # fmt: skip
         parts.append(
             f"{player.role} {player.network}: {_shape(player.takes)} -> {_shape(player.gives)}, "
-            f"{player.parameters:,} parameters\n{report.markdown(['layer', 'arrays', 'parameters'], rows)}"
+            f"{networks.count_params(player.params):,} parameters\n"
+            f"{report.markdown(['layer', 'arrays', 'parameters'], _layers(player.params))}"
         )
     lines = [f"  {size / 1e6:10.1f} MB  {what}" for what, size in forecast.memory.items()]
     lines.append(f"  {sum(forecast.memory.values()) / 1e6:10.1f} MB  in all, validation left out")
@@ -179,24 +167,26 @@ def told(forecast: Forecast) -> str:
 
 
 def _players(config: Config, info: checkpoint.DataInfo, state: game.TrainState, batch: int) -> list[Player]:
-    images = (batch, *info.image_shape)
-    players = [Player("classifier", config.classifier.network, images, (batch, info.num_classes),
-                      *_layers(state.classifier.params))]  # fmt: skip
+    images, generator = (batch, *info.image_shape), config.adversary.generator
+    players = [
+        Player("classifier", config.classifier.network, images, (batch, info.num_classes), state.classifier.params)
+    ]
     if config.adversary.name == "generator":
-        generator, channels = config.adversary.generator, info.image_shape[-1]
-        seen = adversaries.design_of(generator).channels(channels, info.num_classes)
-        players.append(
-            Player("generator", generator.network, (*images[:-1], seen), images, *_layers(state.adversary.params))
-        )
+        seen = adversaries.design_of(generator).channels(info.image_shape[-1], info.num_classes)
+        players.append(Player("generator", generator.network, (*images[:-1], seen), images, state.adversary.params))
     return players
 
 
-def _layers(params: PyTree) -> tuple[dict[str, dict[str, tuple[int, ...]]], int]:
+def _layers(params: PyTree) -> list[list[str]]:
+    """Returns a row for each layer; `nn.tabulate` wants a flax module, and a network may be any pair of functions."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        layer, _, array = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
+    for name, leaf in leaves.named(params).items():
+        layer, _, array = name.rpartition("/")
         layers.setdefault(layer, {})[array] = leaf.shape
-    return layers, networks.count_params(params)
+    return [
+        [layer, ", ".join(f"{array} {_shape(shape)}" for array, shape in arrays.items()),
+         f"{sum(map(math.prod, arrays.values())):,}"] for layer, arrays in layers.items()
+    ]  # fmt: skip
 
 
 def _validate(

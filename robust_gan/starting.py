@@ -89,3 +89,16 @@ def initial_state(config: Config, played: Game, image_shape: Sequence[int]) -> T
             f"the networks {config.classifier.network} and {config.adversary.generator.network} cannot take images of "
             f"shape {tuple(image_shape)}: {one_line(error)}"
         ) from error
+
+
+def build(config: Config, dataset: data.Dataset) -> tuple[checkpoint.DataInfo, Game, TrainState]:
+    """Returns what the networks know of the data, the game, and its state at step 0.
+
+    Raises:
+        UserError: As for `load_sources` and `initial_state`.
+    """
+    shape = dataset.train.images.shape[1:]
+    info = checkpoint.DataInfo(dataset.name, shape, dataset.num_classes, tuple(dataset.label_names))
+    sources = load_sources(config, info)
+    played = game.from_config(config, num_classes=info.num_classes, channels=shape[-1], sources=sources)
+    return info, played, initial_state(config, played, shape)

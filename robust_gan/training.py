@@ -18,7 +18,6 @@ from robust_gan import (
     data,
     ending,
     finiteness,
-    game,
     parallel,
     postmortem,
     recording,
@@ -112,13 +111,7 @@ def train(
 
     dataset = parallel.together(read)
     parallel.check_same({"data": starting.fingerprint(dataset)})
-    info = checkpoint.DataInfo(
-        dataset.name, dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.label_names)
-    )
-    played = game.from_config(
-        config, num_classes=info.num_classes, channels=info.image_shape[-1], sources=starting.load_sources(config, info)
-    )
-    state = starting.initial_state(config, played, info.image_shape)
+    info, played, state = starting.build(config, dataset)
 
     with contextlib.ExitStack() as stack:
         recorder = recording.Recorder(stack, directory, config, info, say)

@@ -36,14 +36,15 @@ def test_a_forecast_is_of_this_run():
     classifier, generator = found.players
     assert (classifier.takes, classifier.gives) == ((8 // num_devices, 8, 8, 1), (8 // num_devices, 10))
     assert (generator.takes, generator.gives) == ((8 // num_devices, 8, 8, 2), (8 // num_devices, 8, 8, 1))
-    assert classifier.layers["Dense_0"] == {"bias": (10,), "kernel": (4, 10)}
-    assert classifier.parameters == 3 * 3 * 1 * 4 + 2 * 4 + 4 * 10 + 10
+    parameters = 3 * 3 * 1 * 4 + 2 * 4 + 4 * 10 + 10
+    assert networks.count_params(classifier.params) == parameters
     assert (found.validations, found.num_steps, found.sizes) == (4, 100, (64, 32, 360))
     assert found.memory["training images"] == 64 * (64 + 4)
     assert found.memory["work of a step"] > 0
     assert found.seconds > 100 * found.step_seconds > 0
     text = forecast.told(found)
-    assert "| Dense_0" in text
+    assert re.search(r"\| Dense_0 +\| bias \[10\], kernel \[4, 10\] +\| +50 \|", text)
+    assert f"[4, 10], {parameters} parameters" in text
     assert "minibatches of 8, 4 on each of 2 devices" in text
     assert re.search(r"100 steps of .* ms, 4 validations of .* s: about \d+ (s|min|h)", text)
 
