@@ -157,7 +157,7 @@ def check(given: argparse.Namespace) -> float:
     """Compares losses and gradients with ours on the same adversarial images; returns the largest difference.
 
     Of a generator the loss is compared too, and a hundredth of its difference counts: it sees gradients, and takes a
-    step along their signs, through ReLUs of which some lie at their kink to rounding. The other attacks start at random.
+    step along their signs, through ReLUs of which some lie at their kink to rounding. The others start at random.
     """
     import jax
 

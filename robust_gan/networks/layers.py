@@ -19,6 +19,7 @@ from flax.linen.dtypes import promote_dtype
 
 from robust_gan.errors import UserError
 from robust_gan.networks.convolution import convolution, transposed_convolution
+from robust_gan.networks.normalization import BatchNorm
 from robust_gan.types import BatchStats, Network, Params
 
 Initializer = jax.nn.initializers.Initializer
@@ -93,7 +94,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 def batch_norm(
     *, train: bool, axis_name: str | None, momentum: float = 0.997, epsilon: float = 1e-5, dtype: Dtype | None = None
-) -> Callable[..., nn.BatchNorm]:
+) -> Callable[..., BatchNorm]:
     """Returns a constructor of BatchNorm layers whose statistics are those of the batch over all of `axis_name`.
 
     Args:
@@ -106,14 +107,12 @@ def batch_norm(
     >>> batch_norm(train=True, axis_name=None)().momentum
     0.997
     """
-    # The variance as a mean of squared deviations: E[x^2] - E[x]^2 cancels in float32 where the mean is large.
     return functools.partial(
-        nn.BatchNorm,
+        BatchNorm,
         use_running_average=not train,
         axis_name=axis_name,
         momentum=momentum,
         epsilon=epsilon,
-        use_fast_variance=False,
         dtype=dtype,
     )
 
@@ -138,7 +137,7 @@ class ResidualBlock(nn.Module):
     """
 
     features: int
-    norm: Callable[..., nn.BatchNorm]
+    norm: Callable[..., BatchNorm]
     stride: int = 1
     project: bool = False
     kernel_init: Initializer = he_normal
