@@ -196,13 +196,15 @@ def format_accuracy(share: float | None, count: int) -> str:
 
     Args:
         share: In [0, 1]; None or NaN where there is none.
-        count: Of how many images.
+        count: Of how many images; 0 where that is not known, and then there is no interval.
 
     >>> format_accuracy(210 / 360, 360), format_accuracy(None, 360)
     ('58.3 (53.2 to 63.3)', '-')
     """
     if share is None or math.isnan(share):
         return "-"
+    if not count:
+        return f"{100 * share:.1f}"
     low, high = interval_of(share, count)
     return f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 

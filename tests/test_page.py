@@ -117,7 +117,7 @@ def test_everything_is_found_and_drawn(written):
         "Confusion under pgd10", "Examples under pgd10", "Robust accuracy of each class", "Loss of the generator",
         "Robust accuracy against what training took", "Transfer of fgsm", "Robust accuracy against epsilon",
         "What stands after each of the attacks in turn", "Paired comparisons", "McNemar", "-50.0 to +1.0",
-        "90.0 (76.9 to 96.0)", "<small>10.5 to 34.8</small>",
+        "90.0 (76.9 to 96.0)", "Accuracy in % of the validation images", "<small>10.5 to 34.8</small>",
     ):  # fmt: skip
         assert heading in text
     assert "1 of 2 alarms fired" in text

@@ -50,6 +50,7 @@ def test_what_is_no_share_is_refused_and_what_is_none_has_no_interval():
     assert all(map(math.isnan, statistics.wilson_interval(0, 0)))
     assert all(map(math.isnan, statistics.interval_of(None, 5) + statistics.interval_of(math.nan, 5)))
     assert statistics.format_accuracy(math.nan, 5) == "-"
+    assert statistics.format_accuracy(0.5, 0) == "50.0"
     for successes, count in ((6, 5), (-1, 5), (1, 0)):
         with pytest.raises(ValueError, match="from 0 to the count"):
             statistics.wilson_interval(successes, count)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from robust_gan import statistics
 from robust_gan.page import parts, pixels, svg
 from robust_gan.page.finding import Run
 from robust_gan.page.parts import Palette
@@ -66,6 +67,7 @@ def _table(runs: Sequence[Run], robust: str) -> str:
     for run in runs:
         steps = run.metrics[-1]["step"] if run.metrics else 0
         threat = run.config.get("threat", {})
+        count = run.config.get("validation", {}).get("size") or run.config.get("data", {}).get("validation_size", 0)
         rows.append(
             [
                 run.name,
@@ -74,13 +76,15 @@ def _table(runs: Sequence[Run], robust: str) -> str:
                 str(run.config.get("adversary", {}).get("name", "")),
                 f"{threat.get('norm', '')} {threat.get('epsilon', 0):.3g}",
                 f"{steps:,} of {run.config.get('num_steps', 0):,}",
-                parts.percent(_last(run, "validation/clean_accuracy")),
-                parts.percent(_last(run, robust)),
+                f"{count:,}",
+                statistics.format_accuracy(_last(run, "validation/clean_accuracy"), count),
+                statistics.format_accuracy(_last(run, robust), count),
                 parts.duration(sum(line.get("seconds", 0) for line in run.timing)),
             ]
         )
-    header = ["run", "data", "classifier", "adversary", "threat", "steps", "clean", robust.rpartition("/")[2], "time"]
-    return parts.table(header, rows, text=5)
+    header = ["run", "data", "classifier", "adversary", "threat", "steps", "images", "clean"]
+    note = f'<p class="note">Accuracy in % of the validation images; {statistics.INTERVALS}.</p>'
+    return parts.table([*header, robust.rpartition("/")[2], "time"], rows, text=5) + note
 
 
 def _robust_name(runs: Sequence[Run]) -> str:
