@@ -6,12 +6,12 @@ not taken. What a finite gradient makes of a player may still overflow: the next
 before a save.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from robust_gan import leaves
 from robust_gan.players import TrainState
@@ -99,22 +99,16 @@ def guard(
     (3, 3, 'classifier_loss')
     """
     values = jnp.stack([jnp.asarray(metrics.get(name, 0.0), jnp.float32) for name, _ in WATCHED])
-    finite, held = jnp.isfinite(values).all(), (watch.at >= 0) & (policy == "stop")
-    taken, found = finite & ~held, ~finite & ~held
-    one = found.astype(jnp.int32)
+    finite, going = jnp.isfinite(values).all(), (watch.at < 0) | (policy == "skip")
+    taken, found = finite & going, ~finite & going
     watch = Watch(
-        watch.skipped + one,
-        (watch.in_a_row + one) * ~taken,
+        watch.skipped + found,
+        jnp.where(taken, 0, watch.in_a_row + found),
         jnp.where(found, before.step, watch.at),
         jnp.where(found, values, watch.values),
     )
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(taken, new, old),
-        (after.classifier, after.adversary, after.average),
-        (before.classifier, before.adversary, before.average),
-    )
-    step = jnp.where(taken, after.step, before.step) if policy == "stop" else after.step
-    return TrainState(step, after.key, *kept), watch
+    state = optax.tree.where(taken, after, before)
+    return state._replace(step=after.step) if policy == "skip" else state, watch
 
 
 def finding(watch: Watch) -> Finding | None:
@@ -143,12 +137,3 @@ def broken(state: TrainState) -> Finding | None:
             player = "generator" if name.startswith("adversary") else "classifier"
             return Finding(name, player, float(array[~np.isfinite(array)][0]), int(state.step))
     return None
-
-
-def finite(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns those that are finite, for JSON has no other numbers.
-
-    >>> finite({"a": 0.5, "b": float("nan")})
-    {'a': 0.5}
-    """
-    return {name: value for name, value in values.items() if np.isfinite(value)}

@@ -1,5 +1,6 @@
 """What the host does about steps whose numbers were not finite: it counts them, or ends the run and keeps the state."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -9,7 +10,7 @@ from etils import epath
 from robust_gan import checkpoint, finiteness, parallel, workdir
 from robust_gan.checkpoint import DataInfo
 from robust_gan.config import Config
-from robust_gan.errors import CheckpointError, NotFiniteError, UserError
+from robust_gan.errors import NotFiniteError
 from robust_gan.finiteness import Finding, Watch
 from robust_gan.game import TrainState
 
@@ -88,20 +89,13 @@ class Sentry:
         )
 
         def keep() -> None:
-            try:
-                kept.mkdir(parents=True, exist_ok=True)
-                told = json.dumps(found._asdict() | {"value": str(found.value)})
-                workdir.write_text(kept / "finding.json", told + "\n")
-            except OSError as second:
-                raise CheckpointError(f"{kept} cannot be written ({str(second.strerror).lower()})") from second
-            writer = checkpoint.Writer(kept, self._config, self._info)
-            try:
+            kept.mkdir(parents=True, exist_ok=True)
+            workdir.write_text(kept / "finding.json", json.dumps(found._asdict() | {"value": str(found.value)}) + "\n")
+            with contextlib.closing(checkpoint.Writer(kept, self._config, self._info)) as writer:
                 writer.save(int(state.step), state, {checkpoint.SELECTION: -1.0})
-            finally:
-                writer.close()
 
         try:
             parallel.from_first(keep)
-        except UserError as second:
+        except Exception as second:  # Whatever it was, the finding matters more.
             error.add_note(f"and its state could not be kept: {second}")
         raise error

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import sys
 import time
@@ -141,8 +142,8 @@ def train(
             for at, measured in pending:
                 scalars, watch = jax.device_get(measured)
                 sentry.check(watch, carried.state)
-                values = {f"train/{name}": float(value) for name, value in (scalars | sentry.counts).items()}
-                values = finiteness.finite(values)
+                found = {f"train/{name}": float(value) for name, value in (scalars | sentry.counts).items()}
+                values = {name: value for name, value in found.items() if math.isfinite(value)}  # JSON has no others.
                 recorder.record(at, values)
                 seconds = time.perf_counter() - began
                 rate = (at - began_step) * config.batch_size / seconds
