@@ -1,5 +1,6 @@
 """Object stores: the same calls as for folders, on a store in memory that fsspec knows as gs://."""
 
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from robust_gan import checkpoint, data, places, report_folder, workdir
 from robust_gan.checkpoint import folders
 from robust_gan.config import Config
+from robust_gan.data import mirroring
 from robust_gan.errors import CheckpointError, DataError, UserError
 from robust_gan.evaluation import Kept, bringing
 
@@ -155,6 +157,24 @@ def test_prepared_data_in_a_store_are_copied_once(store, tmp_path, monkeypatch):
     assert all(copies[path] != path.stat().st_mtime_ns for path in copies)
     with pytest.raises(DataError, match="data cannot be prepared in gs://bucket/data"):
         data.prepare("digits")
+
+
+def test_a_copy_that_was_cut_off_is_made_again_and_two_at_once_share_one(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data.prepare("digits", data_dir=tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*"):
+        if path.is_file():
+            epath.Path(f"gs://bucket/data/{path.relative_to(tmp_path / 'data')}").write_bytes(path.read_bytes())
+    with concurrent.futures.ThreadPoolExecutor(2) as both:
+        first, second = both.map(mirroring.mirrored, ["digits"] * 2, ["gs://bucket/data"] * 2)
+    assert first == second
+    whole = {path.name: path.read_bytes() for path in first.iterdir()}
+    assert whole == {path.name: path.read_bytes() for path in (tmp_path / "data" / "digits" / "1.0.0").iterdir()}
+    longest = max(first.iterdir(), key=lambda path: path.stat().st_size)
+    longest.write_bytes(whole[longest.name][:100])
+    (first / "features.json").unlink()
+    assert mirroring.mirrored("digits", "gs://bucket/data") == first
+    assert whole == {path.name: path.read_bytes() for path in first.iterdir()}
 
 
 def test_checkpoints_go_to_a_bucket_and_come_back():
