@@ -31,6 +31,7 @@ _EPSILON = flags.DEFINE_float("epsilon", None, "In units of the [0, 1] pixel ran
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once; no figure depends on it.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")
+_CHANNELS = flags.DEFINE_enum("channels", "", ["", "last"], "last: take a file's images as they are, whatever shape.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; a stopped evaluation goes on there.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Begin anew where the folder holds another evaluation.")
 _PICTURES = flags.DEFINE_list("pictures", [], "To draw: examples, curve, transfer (needs the extra plot).")
@@ -47,7 +48,7 @@ _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where st
 _GROUPS = {
     "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "sources=DIR[@STEP],.."],
     "Attacks": ["suite=NAME", "attacks=NAME,..", "in_turn=NAME,..", "norm=linf|l2", "epsilon=X", "seed=N"],
-    "Images": ["data=NAME|FILE.npz", "data_dir=DIR", "split=NAME", "count=N"],
+    "Images": ["data=NAME|FILE.npz", "data_dir=DIR", "split=NAME", "count=N", "channels=last"],
     "Report": ["output=DIR", "overwrite", "pictures=NAME,..", "save_adversarial"],
     "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "batch_statistics"],
 }
@@ -79,6 +80,7 @@ def main(argv):
             seed=_SEED.value,
             devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
             data_dir=_DATA_DIR.value,
+            channels=_CHANNELS.value,
             output=_OUTPUT.value,
             overwrite=_OVERWRITE.value,
             pictures=_PICTURES.value,

@@ -96,7 +96,9 @@ def from_functions(names: Sequence[str]) -> list[Entrant]:
     return [Entrant(Model(name, bringing.load_model(name)), {"function": name}) for name in names]
 
 
-def choose_data(entrants: Sequence[Entrant], *, dataset: str, split: str, data_dir: str, count: int) -> Chosen:
+def choose_data(
+    entrants: Sequence[Entrant], *, dataset: str, split: str, data_dir: str, count: int, channels: str = ""
+) -> Chosen:
     """Loads the images, and checks that all models can take them.
 
     Args:
@@ -105,6 +107,7 @@ def choose_data(entrants: Sequence[Entrant], *, dataset: str, split: str, data_d
         split: `test`, `validation` or `train`; of no meaning for a file.
         data_dir: Where prepared data lie; empty for where the first checkpoint's training found them.
         count: Only the first images; 0 for all.
+        channels: `last` to take the images of a file as they are, whatever their shape looks like.
 
     Raises:
         UserError: There is no such split, there are too few images, or a model does not fit them.
@@ -116,7 +119,7 @@ def choose_data(entrants: Sequence[Entrant], *, dataset: str, split: str, data_d
     if epath.Path(dataset).suffix in _NO_DATA:
         raise UserError(f"--data is a data set such as mnist, or an .npz of images and labels, not {dataset}")
     if dataset.endswith(".npz"):
-        arrays = bringing.load_arrays(dataset)
+        arrays = bringing.load_arrays(dataset, channels=channels)
         num_classes = int(arrays.labels.max()) + 1 if arrays.labels.size else 0
         names = first.data.label_names if first else tuple(map(str, range(num_classes)))
         chosen = Chosen(epath.Path(dataset).name, "all", *arrays, names)
@@ -125,9 +128,9 @@ def choose_data(entrants: Sequence[Entrant], *, dataset: str, split: str, data_d
             raise UserError("--data is missing: give a data set such as mnist, or an .npz of images and labels")
         same = first is not None and dataset in ("", first.data.name)
         config = first.config.data if first is not None and same else DataConfig(dataset)
-        loaded = data.from_config(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
-        part = getattr(loaded, split)
-        chosen = Chosen(loaded.name, split, part.images, part.labels, tuple(loaded.label_names))
+        config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+        loaded = data.load_split(config, split, count=count, was_trained_on=same)
+        chosen = Chosen(loaded.name, split, loaded.images, loaded.labels, loaded.label_names)
     num_classes = first.data.num_classes if first is not None else len(chosen.label_names)
     evaluation.check_images(chosen.images, chosen.labels, num_classes)
     if count > len(chosen.labels):

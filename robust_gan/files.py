@@ -3,13 +3,15 @@
 import io
 import json
 import zipfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from etils import epath
 
 from robust_gan import places
 from robust_gan.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _NPY = b"\x93NUMPY"
 
@@ -18,7 +20,7 @@ class UnreadableError(ValueError):
     """A file that is there but cannot be read; the message is a phrase that says why."""
 
 
-def read_arrays(path: epath.PathLike, *, largest: int | None = None) -> dict[str, np.ndarray]:
+def read_arrays(path: epath.PathLike, *, largest: int | None = None) -> dict[str, "np.ndarray"]:
     """Returns the arrays of an `.npz` file by their names; nothing in it is unpickled.
 
     Args:
@@ -30,6 +32,7 @@ def read_arrays(path: epath.PathLike, *, largest: int | None = None) -> dict[str
         UnreadableError: It cannot be read, is no such file, is damaged, holds objects, or unpacks to more.
 
     >>> path = getfixture("tmp_path") / "a.npz"
+    >>> import numpy as np
     >>> np.savez(path, a=np.arange(2))
     >>> read_arrays(path)["a"].tolist()
     [0, 1]
@@ -40,7 +43,7 @@ def read_arrays(path: epath.PathLike, *, largest: int | None = None) -> dict[str
     return _attempt(lambda: _unpack(_read_bytes(path), largest))
 
 
-def unpack_arrays(content: bytes) -> dict[str, np.ndarray]:
+def unpack_arrays(content: bytes) -> dict[str, "np.ndarray"]:
     """Returns the arrays of the content of an `.npz` file.
 
     Raises:
@@ -112,7 +115,9 @@ def _read_bytes(path: epath.PathLike) -> bytes:
     return content
 
 
-def _unpack(content: bytes, largest: int | None) -> dict[str, np.ndarray]:
+def _unpack(content: bytes, largest: int | None) -> dict[str, "np.ndarray"]:
+    import numpy as np  # Here, so that a mistake on the command line is told before it is loaded.
+
     if content.startswith(_NPY):
         raise UnreadableError("it is a single array as numpy.save writes it, give what numpy.savez writes")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

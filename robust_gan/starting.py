@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import checkpoint, data, evaluation, game, networks
-from robust_gan.config import Config
+from robust_gan.config import Config, check_epsilon
 from robust_gan.errors import DataError, UserError, one_line
 from robust_gan.game import Game, TrainState
 from robust_gan.types import LogitsFn
@@ -31,6 +31,8 @@ def load_data(config: Config) -> data.Dataset:
     dataset = data.from_config(config.data)
     for split in (dataset.train, dataset.validation, dataset.test):
         evaluation.check_images(split.images, split.labels, dataset.num_classes)
+    shape = dataset.train.images.shape[1:]
+    check_epsilon(config.threat.epsilon, "threat.epsilon", config.threat.norm, image_shape=shape)
     if config.validation.size > len(dataset.validation.labels):
         raise DataError(
             f"validation.size is {config.validation.size}, but data.validation_size holds out only "

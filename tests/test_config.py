@@ -250,10 +250,13 @@ def test_epsilon_is_a_number_in_the_unit_of_the_pixels():
     check_epsilon(2.5, norm="l2")
     with pytest.raises(UserError, match=r"^radius is 8, but .* write 8/255"):
         check_epsilon(8, "radius")
-    with pytest.raises(UserError, match=r"^epsilon is 128, but .* write 128/255"):
-        check_epsilon(128, norm="l2")
-    with pytest.raises(UserError, match=r"must be a number in \(0, 10\], not 0"):
-        check_epsilon(0, norm="l2")
+    check_epsilon(25, norm="l2")
+    check_epsilon(25, norm="l2", image_shape=(32, 32, 3))
+    with pytest.raises(UserError, match=r"^epsilon is 128, but .* of shape \(32, 32, 3\) are farther apart than 55.43"):
+        check_epsilon(128, norm="l2", image_shape=(32, 32, 3))
+    for bad in (0, -1, "inf", "nan"):
+        with pytest.raises(UserError, match=f"must be a number above 0, not {bad}"):
+            check_epsilon(bad, norm="l2")
     for bad in ("8/255", None, [0.1], "nan", 10**400):
         with pytest.raises(UserError, match=r"^epsilon must be a number in \(0, 1\], not "):
             check_epsilon(bad)

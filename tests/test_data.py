@@ -501,3 +501,32 @@ def test_real_data_survive_to_the_last_pixel(tmp_path, name, folder):
     for split, (images, labels) in found.items():
         expected = raw.splits[split]()
         assert as_bytes(images, labels) == as_bytes(expected.images, expected.labels["label"])
+
+
+@pytest.mark.parametrize("splits", [{"train": 12, "test": 6}, {"test": 6}, {"validation": 6}], ids=str)
+def test_what_is_scored_needs_no_other_split(splits, tmp_path):
+    write_set(tmp_path, {name: numbered(100 * (name == "train"), count) for name, count in splits.items()})
+    config = DataConfig("tiny", data_dir=str(tmp_path))
+    images, labels = numbered(0, 6)
+    scored = data.load_split(config, "test")
+    assert np.array_equal(np.sort(scored.labels), np.sort(labels))
+    assert sorted(map(bytes, scored.images)) == sorted(map(bytes, images))
+    assert np.array_equal(data.load_split(config, "test", count=4).images, scored.images[:4])
+    assert len(data.load_split(config, "test", count=40).labels) == 6
+    if "train" in splits:
+        assert len(data.load_split(config, "train", was_trained_on=False).labels) == 12
+        with pytest.raises(DataError, match="too few to hold 180 of them out for validation: give the split test"):
+            data.load_split(config, "validation", was_trained_on=False)
+    else:
+        with pytest.raises(DataError, match=r"tiny has no images to score as train: its splits are {'"):
+            data.load_split(config, "train")
+
+
+def test_a_split_to_score_is_the_one_of_training(tmp_path):
+    write_set(tmp_path, {"train": numbered(0, 30), "test": numbered(40, 5)})
+    config = DataConfig("tiny", data_dir=str(tmp_path), validation_size=8, train_size=10)
+    loaded = data.from_config(config)
+    for split in ("train", "validation", "test"):
+        scored = data.load_split(config, split)
+        assert np.array_equal(scored.images, getattr(loaded, split).images)
+        assert np.array_equal(scored.labels, getattr(loaded, split).labels)

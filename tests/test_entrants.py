@@ -1,12 +1,22 @@
 """Classifiers and images that people bring, from the command line; and what they may get wrong."""
 
+import dataclasses
 import json
+import os
+import pathlib
+import subprocess
 import sys
+import warnings
 import zipfile
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import bringing
 
 MODULE = """
@@ -247,3 +257,164 @@ def test_what_is_missing_is_asked_for(launch):
         ended = launch("evaluate", *flags)
         assert ended.code == 2
         assert sentence in ended.err
+
+
+@pytest.mark.parametrize("name", ["train", "report", "random", "details"])
+def test_a_module_of_the_working_directory_goes_before_any_other_of_its_name(name, tmp_path, monkeypatch):
+    """`random` is Python's own and imported long since; `train` and `report` are launchers too."""
+    (tmp_path / f"{name}.py").write_text("def model():\n    return lambda images: images[:, 0, 0]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(pathlib.Path(__file__).parents[1] / "launch"), *sys.path])
+    before = sys.modules.get(name)
+    try:
+        assert bringing.load_model(f"{name}:model")(np.zeros((1, 2, 2, 3))).shape == (1, 3)
+        assert before is None or sys.modules[name] is before
+    finally:
+        if before is None:
+            sys.modules.pop(name, None)
+
+
+def test_a_package_of_a_name_that_is_taken_is_named(tmp_path, monkeypatch):
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json/__init__.py").write_text("")
+    (tmp_path / "json/mine.py").write_text("def model():\n    return len\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(UserError, match=r"there is another module json, .*: rename the folder json"):
+        bringing.load_model("json.mine:model")
+
+
+def test_the_launchers_folder_is_left(tmp_path):
+    (tmp_path / "train.py").write_text("def model():\n    return 3\n")
+    script = pathlib.Path(__file__).parents[1] / "launch" / "evaluate.py"
+    for path in ("", str(tmp_path)):
+        ended = subprocess.run(
+            [sys.executable, script, "--model=train:model", "--epsilon=0.1", "--data=none.npz"], cwd=tmp_path,
+            capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert "train:model must return a function of images, not int" in ended.stderr
+
+
+IMAGES = {
+    "grey": ((6, 1, 28, 28), True), "colour": ((6, 3, 32, 32), True), "wide pictures": ((6, 3, 48, 64), True),
+    "signals of twelve leads": ((6, 1, 64, 12), False), "three rows": ((6, 3, 8, 5), False),
+    "channels last": ((6, 32, 32, 3), False), "one row": ((6, 1, 64, 1), False),
+    "many channels": ((6, 8, 8, 13), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_channels_first_are_named_and_everything_else_is_taken(name, tmp_path):
+    shape, refused = IMAGES[name]
+    images = np.random.default_rng(0).random(shape)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6))
+    if refused:
+        with pytest.raises(DataError, match=r"channels first: give \[N, H, W, C\], .*or --channels=last where"):
+            bringing.load_arrays(tmp_path / "a.npz")
+    assert bringing.load_arrays(tmp_path / "a.npz", channels="last").images.shape == shape
+
+
+LABELS = {
+    "a column of ones": (np.ones((6, 1), int), r"have shape \(6, 1\): give one number per image, labels\[:, 0\]"),
+    "a column": (np.arange(6)[:, None] * 1.0, r"labels\[:, 0\]"),
+    "one-hot": (np.eye(6), "one-hot: give class numbers, labels.argmax"),
+    "soft": (0.1 + 0.4 * np.eye(6), "are probabilities: give class numbers, labels.argmax"),
+    "several classes": (np.ones((6, 4), int), "name several classes of an image"),
+    "ignored": (np.array([0, 1, 2, -1, 3, -1]), r"2 labels .* are -1, which often stands for 'ignore': leave these"),
+    "floats": (np.arange(6.0), r"must be integers, but .* float64: give labels.astype\(int\)"),
+    "words": (np.array(list("abcdef")), "class numbers from 0"),
+    "complex": (np.arange(6) * 1j, "class numbers from 0"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_that_are_no_class_numbers_say_what_to_do(name, tmp_path):
+    labels, sentence = LABELS[name]
+    np.savez(tmp_path / "a.npz", images=np.full((6, 2, 2, 1), 0.5), labels=labels)
+    with pytest.raises(DataError, match=sentence):
+        bringing.load_arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1) % 2, "uint8 in 0..1, all but black: give 0..255"),
+        (np.linspace(0, 1 / 255, 12).reshape(3, 2, 2, 1), "divided by 255 twice"),
+        (np.zeros((3, 2, 2, 1), np.int64), "int64: give uint8 in 0..255"),
+    ],
+)
+def test_images_in_another_unit_are_named(images, sentence, tmp_path):
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(3))
+    with pytest.raises(DataError, match=sentence):
+        bringing.load_arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f2"])
+def test_the_layout_of_the_arrays_does_not_matter(dtype, tmp_path):
+    images = np.random.default_rng(0).random((3, 4, 5, 2)).astype(dtype)
+    np.savez(tmp_path / "a.npz", images=np.asfortranarray(images), labels=np.arange(3, dtype=">i8"))
+    found = bringing.load_arrays(tmp_path / "a.npz")
+    assert np.array_equal(found.images, images)
+    assert found.images.dtype.isnative
+    assert found.labels.dtype.isnative
+
+
+def check(logits_fn, num_classes=4):
+    bringing.check_model("mine", logits_fn, np.full((2, 4, 4, 1), 0.5, np.float32), num_classes)
+
+
+def flat(images):
+    return images.reshape(len(images), -1)[:, :4]
+
+
+class Outputs(NamedTuple):
+    logits: jax.Array
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: jax.Array
+
+
+def test_a_model_in_training_mode_is_told_to_leave_it():
+    class Net(nnx.Module):
+        def __init__(self):
+            self.norm, self.drop = nnx.BatchNorm(16, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+        def __call__(self, images):
+            return self.drop(self.norm(images.reshape(len(images), -1)))[:, :4]
+
+    with pytest.raises(UserError, match=r"mine changes its own state.*\(in training mode\? call model.eval\(\)"):
+        check(Net())
+    net = Net()
+    net.eval()
+    check(net)
+
+
+@pytest.mark.parametrize(
+    ("logits_fn", "sentence"),
+    [
+        (lambda x: Outputs(flat(x)), r"returns a Outputs for images: return the logits alone, model\(images\)\.logits"),
+        (lambda x: Answer(flat(x)), r"returns a Answer for images: return the logits alone, model\(images\)\.logits"),
+        (lambda x: {"logits": flat(x)}, r"returns a dict for images: .*, model\(images\)\['logits'\]"),
+        (lambda x: (flat(x), x), "returns a tuple for images: return the logits alone$"),
+        (lambda x: None, "returns a NoneType for images"),
+        (lambda x: x.ravel()[:4], "not .4.: one number per class and image; jax.vmap a function of one image"),
+        (lambda x: flat(x) * jnp.nan, "logits that are NaN on the first images"),
+        (lambda x: flat(x) - jnp.inf, "infinite on the first images"),
+        (lambda x: flat(x).at[:, 0].set(jnp.inf), "infinite on the first images"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_named(logits_fn, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check(logits_fn)
+
+
+def test_legal_models_are_taken():
+    check(lambda x: flat(x).at[:, 0].set(-jnp.inf))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # That a donated buffer is of no use.
+        check(jax.jit(flat, donate_argnums=0))
+    with pytest.raises(UserError, match="the largest label is 255, which often stands for 'ignore'"):
+        check(flat, num_classes=256)

@@ -2,6 +2,7 @@
 
 import functools
 import logging as standard_logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
@@ -31,6 +32,7 @@ def run(
         pod: Whether the launcher can be one of several processes, see `pods`.
         positional: Whether it takes arguments that are no flags.
     """
+    _leave_folder_of_launchers()
     if pod:
         pods.define_flags()
         groups = {**(groups or {}), **pods.GROUP}
@@ -48,6 +50,14 @@ def run(
 
     app.run(quiet_main, flags_parser=functools.partial(_parse, groups or {}))
     raise AssertionError("app.run exits")
+
+
+def _leave_folder_of_launchers() -> None:
+    """Takes the launcher's own folder off the path: the user's `train` or `report` is not the launcher of that name."""
+    launcher = getattr(sys.modules["__main__"], "__file__", None)
+    folder = os.path.dirname(os.path.realpath(launcher)) if launcher else None
+    if folder is not None and folder != os.path.realpath(os.getcwd()):
+        sys.path[:] = [place for place in sys.path if os.path.realpath(place or os.getcwd()) != folder]
 
 
 def arguments() -> list[str]:

@@ -175,9 +175,15 @@ def _choose(request: Request, attacks: _Attacks) -> tuple[_Subject, _Attacks]:
     threat = threat_model.from_config(ThreatConfig(norm, float(epsilon)))  # type: ignore[arg-type]
     chosen = parallel.together(
         lambda: entrants.choose_data(
-            everyone, dataset=request.dataset, split=request.split, data_dir=request.data_dir, count=request.count
-        )
+            everyone,
+            dataset=request.dataset,
+            split=request.split,
+            data_dir=request.data_dir,
+            count=request.count,
+            channels=request.channels,
+        )  # fmt: skip
     )
+    check_epsilon(epsilon, norm=norm, image_shape=chosen.images.shape[1:])
     return _Subject(everyone, len(attackable), chosen, threat, {}), attacks
 
 

@@ -101,7 +101,9 @@ def examine(request: Request, found: Found, missing: Mapping[str, str], most: in
 
         found.curve = found.attempt(report.CURVE, trace)
     for model in found.targets:
-        of_scores = alarms.of_scores(found.scores, model.name, found.broke.get(model.name, {}))
+        of_scores = alarms.of_scores(
+            found.scores, model.name, found.broke.get(model.name, {}), predicted=found.predicted
+        )
 
         def ask(model: Model = model) -> list[Alarm]:
             return alarms.of_model(

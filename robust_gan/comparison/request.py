@@ -32,6 +32,7 @@ class Request:
         seed: Of the attacks.
         devices: Where; None for all.
         data_dir: Where the prepared data lie; empty for what the first target was trained with.
+        channels: `last` to take the images of a file as they are where their shape looks like channels first.
         output: Folder of the report; None for no report. Stopped, the same evaluation goes on there.
         overwrite: Begin anew where the folder holds another evaluation.
         pictures: Any of `PICTURES`, drawn into the folder (needs the extra `plot`).
@@ -59,6 +60,7 @@ class Request:
     seed: int = 0
     devices: Sequence[jax.Device] | None = None
     data_dir: str = ""
+    channels: str = ""
     output: epath.PathLike | None = None
     overwrite: bool = False
     pictures: Sequence[str] = ()

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from robust_gan.config.schema import (
@@ -28,35 +29,41 @@ from robust_gan.config.schema import (
 from robust_gan.errors import UserError
 
 
-def check_epsilon(epsilon: Any, field: str = "epsilon", norm: str = "linf") -> None:
+def check_epsilon(epsilon: Any, field: str = "epsilon", norm: str = "linf", *, image_shape: Sequence[int] = ()) -> None:
     """Refuses a radius that cannot be meant.
 
     Args:
         epsilon: Of any type.
         field: What it is called in the sentence.
         norm: `linf` or `l2`.
+        image_shape: `[H, W, C]`, where it is known: in L2 no two images are farther apart than sqrt(H W C).
 
     Raises:
-        UserError: Not a finite number in (0, 1], or in (0, 10] for L2; above it the sentence says what the unit is.
+        UserError: Not a finite number in (0, 1], or above 0 for L2, or larger than the distance of any two images.
 
     >>> check_epsilon(8 / 255)
     >>> check_epsilon(8)
     Traceback (most recent call last):
     robust_gan.errors.UserError: epsilon is 8, but pixels are in [0, 1]: for 8 grey levels of 255 write 8/255 (0.03137)
     """
-    # Common radii of the L2 ball on 28 x 28 pixels go up to 3, the farthest corner of the range is at 28.
-    limit = 10 if norm == "l2" else 1
+    limit = 1.0 if norm == "linf" else math.prod(image_shape) ** 0.5 if image_shape else math.inf
     try:
         value = float(epsilon)
     except (TypeError, ValueError, OverflowError):
         value = math.nan
+    if norm == "l2" and limit < value < math.inf:
+        raise UserError(
+            f"{field} is {value:g}, but pixels are in [0, 1], where no two images of shape {tuple(image_shape)} are "
+            f"farther apart than {limit:.4g} in L2: give a smaller radius"
+        )
     if limit < value < math.inf:
         raise UserError(
             f"{field} is {value:g}, but pixels are in [0, 1]: for {value:g} grey levels of 255 "
             f"write {value:g}/255 ({value / 255:.4g})"
         )
-    if not 0.0 < value <= limit:
-        raise UserError(f"{field} must be a number in (0, {limit}], not {epsilon}")
+    if not 0.0 < value < math.inf:
+        allowed = "in (0, 1]" if norm == "linf" else "above 0"
+        raise UserError(f"{field} must be a number {allowed}, not {epsilon}")
 
 
 def validate(config: Config) -> None:

@@ -1,8 +1,11 @@
 """Data sets: prepared and read without TensorFlow, put in order, augmented and batched."""
 
-from robust_gan.data.loading import Dataset, from_config, load
+from robust_gan.data.loading import Dataset, Scored, from_config, load, load_split
 from robust_gan.data.locations import KNOWN, data_directory
 from robust_gan.data.preparation import Prepared, is_prepared, prepare
 from robust_gan.data.reading import Split
 
-__all__ = ["KNOWN", "Dataset", "Prepared", "Split", "data_directory", "from_config", "is_prepared", "load", "prepare"]
+__all__ = [
+    "KNOWN", "Dataset", "Prepared", "Scored", "Split", "data_directory", "from_config", "is_prepared", "load",
+    "load_split", "prepare",
+]  # fmt: skip

@@ -92,24 +92,15 @@ def load(
     for split in ("train", test):
         if not sizes.get(split):
             raise DataError(f"{name} needs images in the splits train and test (or validation), but has {sizes}")
-    total = sizes["train"]
-    if not 0 <= validation_size < total:
-        raise DataError(f"validation_size must be in 0..{total - 1} for {name}, but is {validation_size}")
-    rest = total - validation_size
-    train_size = rest if train_size is None else train_size
-    if not 1 <= train_size <= rest:
-        raise DataError(
-            f"train_size must be in 1..{rest} for {name} with validation_size={validation_size}, but is {train_size}"
-        )
+    train_positions, validation_positions = _held_out(name, sizes["train"], validation_size, train_size, seed)
     if not 0 <= extra_size <= sizes.get("extra", 0):
         raise DataError(
             f"extra_size must be in 0..{sizes.get('extra', 0)} for {name}, whose splits are {', '.join(sizes)}, "
             f"but is {extra_size}"
         )
-    order = permutation(total, seed, purpose=_VALIDATION)
     parts = [
-        read_split(prepared, "train", np.sort(order[validation_size : validation_size + train_size])),
-        read_split(prepared, "train", np.sort(order[:validation_size])),
+        read_split(prepared, "train", train_positions),
+        read_split(prepared, "train", validation_positions),
         read_split(prepared, test),
     ]
     if extra_size:
@@ -124,6 +115,78 @@ def load(
     if extra:
         train = Split(*(np.concatenate(arrays) for arrays in zip(train, *extra, strict=True)))
     return Dataset(name, train, validation, test_split, len(prepared.label_names), prepared.label_names)
+
+
+class Scored(NamedTuple):
+    """The images of one split, to be scored.
+
+    Attributes:
+        name: Of the data set, as it was asked for.
+        images: uint8 `[N, H, W, C]`.
+        labels: int32 `[N]`.
+        label_names: The names of the K classes.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    label_names: tuple[str, ...]
+
+
+def load_split(config: DataConfig, split: str, *, count: int = 0, was_trained_on: bool = True) -> Scored:
+    """Loads what is scored of a data set, and needs no other split than that.
+
+    Args:
+        config: The data set.
+        split: `test`, which is the set's own split of that name, or else its `validation`; `train` and `validation` as
+            `load` parts them.
+        count: Only the first images; 0 for all, as where there are fewer.
+        was_trained_on: Whether a model was trained with the configuration. Nothing is held out of a set for
+            training that is smaller than `validation_size` otherwise.
+
+    Raises:
+        DataError: As for `load`, or the set has no such split.
+
+    >>> config = DataConfig(name="digits", data_dir=str(getfixture("tmp_path")), validation_size=137)
+    >>> load_split(config, "test", count=5).images.shape
+    (5, 8, 8, 1)
+    """
+    prepared = open_prepared(_find(config.name, config.data_dir or None))
+    sizes = prepared.split_sizes
+    own = ("test" if "test" in sizes else "validation") if split == "test" else "train"
+    if not sizes.get(own):
+        raise DataError(f"{config.name} has no images to score as {split}: its splits are {sizes or 'none'}")
+    if split == "train" and config.extra_size:
+        part = from_config(config).train
+        return Scored(config.name, part.images[: count or None], part.labels[: count or None], prepared.label_names)
+    positions = np.arange(sizes[own])
+    if split != "test":
+        held_out = config.validation_size
+        if not was_trained_on and held_out >= sizes[own]:
+            held_out = 0
+        train, validation = _held_out(config.name, sizes[own], held_out, config.train_size or None)
+        positions = train if split == "train" else validation
+        if not len(positions):
+            raise DataError(
+                f"{config.name} has {sizes[own]} images to train on, too few to hold {config.validation_size} of them "
+                "out for validation: give the split test or train"
+            )
+    part = read_split(prepared, own, positions[: count or None])
+    return Scored(config.name, part.images, part.labels, prepared.label_names)
+
+
+def _held_out(name, total, validation_size, train_size, seed=0):
+    """Parts the split `train`: the positions of the images to train on and of those held out."""
+    if not 0 <= validation_size < total:
+        raise DataError(f"validation_size must be in 0..{total - 1} for {name}, but is {validation_size}")
+    rest = total - validation_size
+    train_size = rest if train_size is None else train_size
+    if not 1 <= train_size <= rest:
+        raise DataError(
+            f"train_size must be in 1..{rest} for {name} with validation_size={validation_size}, but is {train_size}"
+        )
+    order = permutation(total, seed, purpose=_VALIDATION)
+    return np.sort(order[validation_size : validation_size + train_size]), np.sort(order[:validation_size])
 
 
 def from_config(config: DataConfig) -> Dataset:

@@ -2,8 +2,10 @@
 
 import difflib
 import importlib
+import importlib.util
 import os
 import sys
+import types
 from typing import NamedTuple
 
 import jax
@@ -57,10 +59,10 @@ argument: 'a'): give a function that returns a classifier
         raise UserError(f"a model is given as package.module:function, not {name!r}")
     if module_name.endswith(".py"):
         raise UserError(f"a model is given as package.module:function, without .py, not {name!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        module = _import(module_name)
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(
             f"the module {module_name} of the model cannot be imported: {one_line(error)} (looked for in {os.getcwd()} "
@@ -89,6 +91,29 @@ argument: 'a'): give a function that returns a classifier
             "returns is called with images"
         )
     return logits_fn
+
+
+def _import(name: str) -> types.ModuleType:
+    """Imports a module; one in the working directory goes before any other of its name, imported already or not."""
+    here = os.getcwd()
+    sys.path[:] = [here, *(folder for folder in sys.path if folder != here)]
+    importlib.invalidate_caches()  # The file may be younger than what Python knows of its folder.
+    top, _, rest = name.partition(".")
+    other = sys.modules.get(top)
+    places = [getattr(other, "__file__", None) or "", *getattr(other, "__path__", ())]
+    if other is None or any(os.path.realpath(place).startswith(os.path.realpath(here) + os.sep) for place in places):
+        return importlib.import_module(name)
+    file = os.path.join(here, f"{top}.py")
+    if os.path.isfile(file) and not rest:
+        spec = importlib.util.spec_from_file_location(f"{top}_of_the_working_directory", file)
+        assert spec is not None  # It is a Python file.
+        assert spec.loader is not None
+        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    if os.path.isfile(os.path.join(here, top, "__init__.py")):
+        raise UserError(f"there is another module {top}, {places[0] or 'of Python itself'}: rename the folder {top}")
+    return importlib.import_module(name)
 
 
 def check_model(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int) -> None:
