@@ -181,7 +181,7 @@ def _choose(request: Request, attacks: _Attacks) -> tuple[_Subject, _Attacks]:
             data_dir=request.data_dir,
             count=request.count,
             channels=request.channels,
-        )  # fmt: skip
+        )
     )
     check_epsilon(epsilon, norm=norm, image_shape=chosen.images.shape[1:])
     return _Subject(everyone, len(attackable), chosen, threat, {}), attacks
