@@ -2,9 +2,9 @@
 
     minimise over theta, maximise over phi:   E[ CE(D_theta(x), y) + CE(D_theta(x + epsilon G_phi(x)), y) ]
 
-One step lets the adversary improve, lets it perturb the batch, and lets the classifier D (the paper's discriminator)
-learn from clean and perturbed images. For the paper's game the adversary is a generator G; with PGD or with nobody it
-is adversarial or standard training: the same step.
+One step lets the adversary improve, lets it perturb the batch, and lets the classifier D (the released code's
+discriminator) learn from clean and perturbed images. For the game of Wang and Yu the adversary is a generator G; with
+PGD or with nobody it is adversarial or standard training: the same step.
 
 Who plays, and the state, is in `players.py`; what the classifier minimises, penalty included, in `objective.py`; the
 adversaries are in `adversaries/`.
@@ -106,7 +106,7 @@ def train_step(
         game: The game.
         state: The state before.
         batch: The minibatch, on this device; images `[B, H, W, C]`.
-        earlier: Minibatches `[M, B, H, W, C]` on which the adversary alone improves first (the paper's MNIST recipe).
+        earlier: Minibatches `[M, B, H, W, C]` on which the adversary alone improves first (the released MNIST code).
         axis_name: The mapped axis, if there is one.
 
     Returns:

@@ -188,7 +188,7 @@ def paired_over_seeds(
     error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
     student = scipy.stats.t(len(differences) - 1)
     half = float(student.ppf(0.5 + confidence / 2)) * error
-    return mean, mean - half, mean + half, float(2 * student.sf(abs(mean) / error))
+    return mean, max(mean - half, -1.0), min(mean + half, 1.0), float(2 * student.sf(abs(mean) / error))
 
 
 def format_accuracy(share: float | None, count: int) -> str:

@@ -119,12 +119,14 @@ def test_what_is_not_paired_is_refused(first, second):
 
 def test_seeds_are_compared_by_student():
     # The five seeds of docs/results.md at equal gradients.
-    hops, pgd = [78.1, 79.7, 76.9, 78.3, 80.3], [76.9, 76.7, 77.8, 75.3, 79.7]
+    hops, pgd = np.array([[78.1, 79.7, 76.9, 78.3, 80.3], [76.9, 76.7, 77.8, 75.3, 79.7]]) / 100
     mean, low, high, p_value = statistics.paired_over_seeds(hops, pgd)
-    assert mean == pytest.approx(1.38)
+    assert mean == pytest.approx(0.0138)
     assert p_value == pytest.approx(0.14, abs=0.005)
     assert low < 0 < high
-    assert high - mean == pytest.approx(2.776 * 1.66 / math.sqrt(5), abs=0.01)
+    assert high - mean == pytest.approx(2.776 * 0.01665 / math.sqrt(5), abs=1e-4)
+    # A difference of accuracies is at most 1.
+    assert statistics.paired_over_seeds([0.9, 0.1], [0.2, 0.5])[1:3] == (-1.0, 1.0)
     assert all(map(math.isnan, statistics.paired_over_seeds([0.5], [0.4])[1:]))
     assert all(map(math.isnan, statistics.paired_over_seeds([0.5, 0.6], [0.4, 0.5])[1:]))
     with pytest.raises(ValueError, match="each seed"):

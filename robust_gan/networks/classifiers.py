@@ -1,4 +1,4 @@
-"""The classifiers (the paper's discriminators): images in [0, 1] to logits.
+"""The classifiers (the released code's discriminators): images in [0, 1] to logits.
 
 References:
     Huaxia Wang, Chun-Nam Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019,
@@ -36,8 +36,8 @@ from robust_gan.types import Network
 class ResNet(nn.Module):
     """A convolution, stages of residual blocks, the mean over the image, and a dense layer; by default ResNet-20.
 
-    In the paper's networks the first block of every stage has a projection, also where the shape does not need one, and
-    the first convolution has 16 channels at every width: their parameter counts fix both.
+    In the released networks the first block of every stage has a projection, also where the shape does not need one,
+    and the first convolution has 16 channels at every width: their parameter counts fix both.
 
     Attributes:
         num_classes: Number of classes, K.
@@ -218,10 +218,10 @@ def build_classifier(name: str, num_classes: int, dtype: str = "float32") -> Net
     The same arguments give the same object, so that what is compiled for it is found again.
 
     Args:
-        name: One of `CLASSIFIERS`. "resnet20" is the paper's network for CIFAR-10 ("resnet18_2" in its code),
+        name: One of `CLASSIFIERS`. "resnet20" is the released network for CIFAR-10 ("resnet18_2" there),
             "resnet20_wide" ten times as wide, "resnet18" the one that later work compares on, "resnet20_svhn" and
-            "mnist_cnn" the paper's for SVHN and MNIST, "mnist_cnn_strided" a light one for MNIST (these two fix the
-            size of the images when they are initialised), "digits_cnn" a small one for 8x8 images.
+            "mnist_cnn" the released one for SVHN and MNIST, "mnist_cnn_strided" a light one for MNIST (these two fix
+            the size of the images when they are initialised), "digits_cnn" a small one for 8x8 images.
         num_classes: Number of classes, K.
         dtype: `float32`, or `bfloat16`: parameters, statistics, the first and the last layer stay float32, so that no
             perturbation is rounded away and the losses are exact.

@@ -79,7 +79,7 @@ class ResNetGenerator(nn.Module):
             strides, dtype = ((1, 1), None) if level == 0 else ((2, 2), self.dtype)
             x = keep(lambda _, x: nn.relu(norm()(down(width, (3, 3), strides, dtype=dtype)(x))), x)  # noqa: B023
         for block in range(self.num_blocks):
-            # The first block projects though the shape does not need it: the paper's parameter count does.
+            # The first block projects though the shape does not need it: the released parameter count does.
             project = self.project_first and block == 0
             x = keep(lambda _, x: inner(self.widths[-1], norm, project=project)(x), x)  # noqa: B023
         for width in reversed(self.widths[:-1]):
@@ -121,7 +121,7 @@ class MnistGenerator(nn.Module):
         up = functools.partial(TransposedConv, kernel_size=(5, 5), kernel_init=he_normal_transposed)
         keep = saving_memory(self, remat=self.remat)
         for level, features in enumerate((64, 128)):
-            # These biases are in the paper's parameter count. BatchNorm takes them out again, so their gradient is
+            # These biases are in the released parameter count. BatchNorm takes them out again, so their gradient is
             # zero but for rounding; stopping it makes it zero, and the optimiser leaves them alone.
             bias = lax.stop_gradient(self.param(f"bias_{level}", nn.initializers.zeros_init(), (features,)))
             conv = functools.partial(Conv, features, (5, 5), (2, 2), dtype=self.dtype if level else None)
@@ -140,7 +140,7 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
     "resnet_generator": ResNetGenerator,
     "resnet_generator_svhn": functools.partial(ResNetGenerator, kernel_init=small_normal),
     "mnist_generator": MnistGenerator,
-    # An eighth and a quarter of the work of the paper's.
+    # An eighth and a quarter of the work of the released one's.
     "resnet_generator_light": functools.partial(_OURS, widths=(32, 64), num_blocks=2),
     "mnist_generator_light": functools.partial(_OURS, widths=(16, 32), num_blocks=1),
     "digits_generator": functools.partial(_OURS, widths=(32, 64), num_blocks=1),
@@ -159,8 +159,8 @@ def build_generator(name: str, channels: int, dtype: str = "float32", *, remat: 
     images must be divisible by 4.
 
     Args:
-        name: One of `GENERATORS`. "resnet_generator" is the paper's for CIFAR, "resnet_generator_svhn" its for SVHN
-            (which starts from other weights), "mnist_generator" its for MNIST, "resnet_generator_light" and
+        name: One of `GENERATORS`. "resnet_generator" is the released one for CIFAR, "resnet_generator_svhn" for SVHN
+            (which starts from other weights), "mnist_generator" for MNIST, "resnet_generator_light" and
             "mnist_generator_light" are ones with less work, "digits_generator" a small one for 8x8 images.
         channels: Channels of the images, C.
         dtype: `float32`, or `bfloat16`: parameters, statistics, the first and the last layer stay float32, so that the
