@@ -168,6 +168,8 @@ def test_the_tables_hold_what_the_reports_say():
     }
     reports = {0: report_of(0.4), 1: report_of(0.6)}
     table = tables.summarise(plan, reports, {seed: {"pgd": costs, "generator": costs} for seed in (0, 1)})
+    assert [row["label"] for row in table.values()] == ["pgd", "image-only generator (+ exact penalty)"]
+    assert list(tables.columns(plan, table)) == [row["label"] for row in table.values()]
     text = tables.write_up(plan, table, reports)
     white, black = (re.search(rf"## {title}.*?\n\| pgd +\|(.*?)\n", text, re.S)[1] for title in ("White", "Black"))
     assert [cell.strip() for cell in white.split("|")[:-1]] == [

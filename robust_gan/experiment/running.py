@@ -95,7 +95,7 @@ def run(
     workdir.write_text(folder / RECORD, json.dumps(values, indent=2) + "\n")
     if pictures.can_plot():
         pictures.draw_accuracies(folder / PICTURE, tables.columns(plan, table))
-        histories = {name: [paid["history"] for paid in table[name]["cost"]] for name in plan.contestants}
+        histories = {row["label"]: [paid["history"] for paid in row["cost"]] for row in table.values()}
         pictures.draw_costs(folder / COSTS, histories)
     return text, values
 

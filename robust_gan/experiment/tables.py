@@ -23,8 +23,8 @@ def summarise(plan: Plan, reports: dict[int, dict[str, Any]], costs: dict[int, d
         costs: For each seed and contestant what `cost.measure` returned.
 
     Returns:
-        For each contestant `clean`, `white_box` by attack and in the worst case, `black_box` by attack and maker and
-        in the worst case, and `cost`; every figure a list over the seeds, accuracies as shares.
+        For each contestant its `label`, and `clean`, `white_box` by attack and in the worst case, `black_box` by attack
+        and maker and in the worst case, and `cost`; every figure a list over the seeds, accuracies as shares.
     """
     table: dict[str, Any] = {}
     for name in plan.contestants:
@@ -41,6 +41,7 @@ def summarise(plan: Plan, reports: dict[int, dict[str, Any]], costs: dict[int, d
             for attack in of_all
         }
         table[name] = {
+            "label": label(plan, name),
             "clean": [target["clean_accuracy"] for target in targets],
             "white_box": {attack: [target["robust_accuracy"][attack][name] for target in targets] for attack in attacks}
             | {WORST: [target["worst_case"]["white_box"] for target in targets]},
@@ -100,7 +101,7 @@ def write_up(plan: Plan, table: dict[str, Any], reports: dict[int, dict[str, Any
 def columns(plan: Plan, table: dict[str, Any]) -> dict[str, dict[str, Sequence[float]]]:
     """Returns what the picture shows of each contestant: clean, black box and white box in the worst case."""
     return {
-        name: {
+        table[name]["label"]: {
             "clean": table[name]["clean"],
             "black box, worst case": table[name]["black_box"][WORST],
             "white box, worst case": table[name]["white_box"][WORST],

@@ -19,7 +19,8 @@ def section(values: dict[str, Any]) -> str:
     """
     kinds = {"clean": 0, "black box, worst case": 1, "white box, worst case": 2}
     marks, rows = [], []
-    for name, found in values["contestants"].items():
+    for contestant, found in values["contestants"].items():
+        name = found.get("label", contestant)
         shares = (found["clean"], found["black_box"].get(WORST, []), found["white_box"].get(WORST, []))
         given = [[share for share in row if share is not None] for row in shares]
         marks.append((name, [(kind, index, row) for (kind, index), row in zip(kinds.items(), given, strict=True)]))
