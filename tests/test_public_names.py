@@ -75,7 +75,10 @@ def raised(function):
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            yield node.exc.func.id
+            called = node.exc.func
+            # `raise (A if x else B)(...)` is either.
+            kinds = (called.body, called.orelse) if isinstance(called, ast.IfExp) else (called,)
+            yield from (kind.id for kind in kinds)
 
 
 def test_every_listed_module_has_a_page():

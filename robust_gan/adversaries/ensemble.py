@@ -1,4 +1,4 @@
-"""Frozen, trained classifiers as the adversary: ensemble adversarial training, as the paper runs it and as it began."""
+"""Frozen, trained classifiers as the adversary: ensemble adversarial training, of the released code and as it began."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -30,7 +30,7 @@ def generator(
         network: The generator; outputs noise of the shape of the images for what `design` lets it see.
         optimizer: How it moves, weight decay included.
         threat: The threat model.
-        steps: Optimiser steps on each batch, k of the paper.
+        steps: Optimiser steps on each batch, k.
         design: What it sees, how often it is asked, how its noise becomes a perturbation.
         diversity: Reward for the mean distance between two perturbations of an image, in units of epsilon, over the
             mean distance between their random inputs.

@@ -69,7 +69,7 @@ def transfer(
     attack: Callable[..., jax.Array],
     source_logits_fn: LogitsFn,
 ) -> jax.Array:
-    """Makes adversarial images on a source model, to be tried on another one: the black-box attack of the paper.
+    """Makes adversarial images on a source model, to be tried on another one: the black-box attack of Wang and Yu.
 
     Args:
         logits_fn: Not used: the target is not looked at.

@@ -182,7 +182,7 @@ class GeneratorConfig:
         network: A name of `networks.GENERATORS`.
         optimizer: How it moves.
         steps: Generator steps on each minibatch.
-        minibatches: Minibatches per classifier step; the classifier learns from the last. 5 in the paper's MNIST
+        minibatches: Minibatches per classifier step; the classifier learns from the last. 5 in the released MNIST
             recipe, otherwise 1.
         sees: What it sees beside the image, of `gradient` (of the classifier's loss in the pixels), `perturbation` (so
             far) and `label`.

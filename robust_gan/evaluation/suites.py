@@ -26,8 +26,8 @@ SUITES = {
     "autoattack": Suite("", _AUTOATTACK),
     "full": Suite(f"{_PAPER},fresh_generator,fresh_generator_hops", f"{_AUTOATTACK},spsa"),
 }
-"""`quick`; `paper`: what the paper does and its longer forms; `autoattack`: the standard version; `full`: all of it,
-fresh generators, and SPSA as the gradient-free cross-check."""
+"""`quick`; `paper`: FGSM, PGD and the generator, with longer forms of PGD; `autoattack`: the standard version;
+`full`: all of it, fresh generators, and SPSA as the gradient-free cross-check."""
 
 
 def suite_of(name: str, attacks: str | None, in_turn: str | None) -> Suite:
