@@ -93,8 +93,8 @@ BAD = [
     ("adversary__generator__sees", ("label", "label"), "names something twice: label, label"),
     ("classifier__loss", "mart", "must be one of cross_entropy, trades, not 'mart'"),
     *(
-        (f"classifier__{field}", bad, r"must be in \[0, 1\), not")
-        for field in ("label_smoothing", "average_decay")
+        (field, bad, r"must be in \[0, 1\), not")
+        for field in ("classifier__label_smoothing", "classifier__average_decay", "adversary__ensemble__clean_share")
         for bad in (-0.1, 1.0, math.nan)
     ),
     ("precision", "float16", "must be one of float32, bfloat16, not 'float16'"),

@@ -1,6 +1,7 @@
 """What a configuration must be: one clear sentence for each mistake."""
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -27,6 +28,30 @@ from robust_gan.config.schema import (
     OptimizerConfig,
 )
 from robust_gan.errors import UserError
+
+_CHOICES = {
+    "threat.norm": NORMS,
+    "adversary.name": ADVERSARIES,
+    "adversary.fgsm.start": FGSM_STARTS,
+    "adversary.pgd.loss": ATTACK_LOSSES,
+    "adversary.ensemble.scheme": ENSEMBLE_SCHEMES,
+    "classifier.attacked_batch_norm": BATCH_NORM_MODES,
+    "classifier.loss": CLASSIFIER_LOSSES,
+    "data.augmentation": AUGMENTATIONS,
+    "penalty.form": PENALTY_FORMS,
+    "precision": PRECISIONS,
+}
+_AT_LEAST: tuple[tuple[float, tuple[str, ...]], ...] = (
+    (0, ("seed", "data.train_size", "data.extra_size", "data.padding", "adversary.warmup_steps",
+         "adversary.generator.latent_size", "steps_per_call", "validation.size", "validation.patience")),
+    (1, ("data.validation_size", "adversary.ensemble.pgd_steps", "adversary.pgd.num_steps", "adversary.generator.steps",
+         "adversary.generator.minibatches", "adversary.generator.hops", "batch_size", "num_steps", "log_every",
+         "keep_last", "validation.every", "validation.batch_size", "validation.pgd_steps")),
+    (0.0, ("adversary.fgsm.step_size", "adversary.pgd.step_size", "adversary.generator.diversity",
+           "adversary.generator.final_step", "classifier.clean_weight", "classifier.adversarial_weight",
+           "classifier.weight_perturbation")),
+)  # fmt: skip
+_SHARES = ("classifier.label_smoothing", "classifier.average_decay", "adversary.ensemble.clean_share")
 
 
 def check_epsilon(epsilon: Any, field: str = "epsilon", norm: str = "linf", *, image_shape: Sequence[int] = ()) -> None:
@@ -78,59 +103,19 @@ def validate(config: Config) -> None:
     robust_gan.errors.UserError: batch_size must be at least 1, not 0
     """
     _check_types(config, "")
-    _one_of("threat.norm", config.threat.norm, NORMS)
+    for name, allowed in _CHOICES.items():
+        _one_of(name, _get(config, name), allowed)
     check_epsilon(config.threat.epsilon, "threat.epsilon", config.threat.norm)
-    _one_of("adversary.name", config.adversary.name, ADVERSARIES)
-    _one_of("penalty.form", config.penalty.form, PENALTY_FORMS)
-    _one_of("classifier.attacked_batch_norm", config.classifier.attacked_batch_norm, BATCH_NORM_MODES)
-    _one_of("classifier.loss", config.classifier.loss, CLASSIFIER_LOSSES)
-    _one_of("precision", config.precision, PRECISIONS)
-    _one_of("data.augmentation", config.data.augmentation, AUGMENTATIONS)
-    _one_of("adversary.fgsm.start", config.adversary.fgsm.start, FGSM_STARTS)
-    _one_of("adversary.pgd.loss", config.adversary.pgd.loss, ATTACK_LOSSES)
-    _one_of("adversary.ensemble.scheme", config.adversary.ensemble.scheme, ENSEMBLE_SCHEMES)
-    for name, value, low in (
-        ("seed", config.seed, 0),
-        ("data.validation_size", config.data.validation_size, 1),
-        ("data.train_size", config.data.train_size, 0),
-        ("data.extra_size", config.data.extra_size, 0),
-        ("data.padding", config.data.padding, 0),
-        ("adversary.warmup_steps", config.adversary.warmup_steps, 0),
-        ("adversary.fgsm.step_size", config.adversary.fgsm.step_size, 0.0),
-        ("adversary.ensemble.pgd_steps", config.adversary.ensemble.pgd_steps, 1),
-        ("adversary.pgd.num_steps", config.adversary.pgd.num_steps, 1),
-        ("adversary.pgd.step_size", config.adversary.pgd.step_size, 0.0),
-        ("adversary.generator.steps", config.adversary.generator.steps, 1),
-        ("adversary.generator.minibatches", config.adversary.generator.minibatches, 1),
-        ("adversary.generator.hops", config.adversary.generator.hops, 1),
-        ("adversary.generator.latent_size", config.adversary.generator.latent_size, 0),
-        ("adversary.generator.diversity", config.adversary.generator.diversity, 0.0),
-        ("adversary.generator.final_step", config.adversary.generator.final_step, 0.0),
-        ("classifier.clean_weight", config.classifier.clean_weight, 0.0),
-        ("classifier.adversarial_weight", config.classifier.adversarial_weight, 0.0),
-        ("classifier.weight_perturbation", config.classifier.weight_perturbation, 0.0),
-        ("batch_size", config.batch_size, 1),
-        ("num_steps", config.num_steps, 1),
-        ("steps_per_call", config.steps_per_call, 0),
-        ("log_every", config.log_every, 1),
-        ("keep_last", config.keep_last, 1),
-        ("validation.every", config.validation.every, 1),
-        ("validation.size", config.validation.size, 0),
-        ("validation.batch_size", config.validation.batch_size, 1),
-        ("validation.pgd_steps", config.validation.pgd_steps, 1),
-        ("validation.patience", config.validation.patience, 0),
-    ):
-        if not low <= value < math.inf:
-            raise UserError(f"{name} must be at least {low}, not {value}")
-        if isinstance(low, int) and name != "seed" and value >= 2**31:
-            raise UserError(f"{name} must be below 2**31, not {value}")
-    for field in ("label_smoothing", "average_decay"):
-        if not 0 <= getattr(config.classifier, field) < 1:
-            raise UserError(f"classifier.{field} must be in [0, 1), not {getattr(config.classifier, field)}")
-    if not 0 <= config.adversary.ensemble.clean_share < 1:
-        raise UserError(
-            f"adversary.ensemble.clean_share must be in [0, 1), not {config.adversary.ensemble.clean_share}"
-        )
+    for low, names in _AT_LEAST:
+        for name in names:
+            value = _get(config, name)
+            if not low <= value < math.inf:
+                raise UserError(f"{name} must be at least {low}, not {value}")
+            if isinstance(low, int) and name != "seed" and value >= 2**31:
+                raise UserError(f"{name} must be below 2**31, not {value}")
+    for name in _SHARES:
+        if not 0 <= _get(config, name) < 1:
+            raise UserError(f"{name} must be in [0, 1), not {_get(config, name)}")
     _validate_optimizer(config.classifier.optimizer, "classifier.optimizer")
     _validate_optimizer(config.adversary.generator.optimizer, "adversary.generator.optimizer")
     if config.seed >= 2**32:
@@ -236,6 +221,10 @@ def _validate_optimizer(optimizer: OptimizerConfig, name: str) -> None:
         raise UserError(
             f"{name}.decay_steps must be increasing positive steps below 2**31, not {optimizer.decay_steps}"
         )
+
+
+def _get(config: Config, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), config)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
