@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robust_gan import LinfThreat, checkpoint, game, parallel, perturb, starting, validation
+from robust_gan import LinfThreat, checkpoint, game, networks, parallel, perturb, starting, validation
 from robust_gan.checkpoint import records
 from robust_gan.checkpoint.restoring import fill
 from robust_gan.config import AdversaryConfig, Config
@@ -354,6 +354,23 @@ def test_another_format_is_told_and_not_set_aside(sound, tmp_path, number, signe
     with pytest.raises(CheckpointError, match=sentence):
         restore(run)
     assert steps_of(run) == [3, 5]
+
+
+def test_weights_of_another_revision_of_a_network_are_refused(sound, tmp_path, monkeypatch):
+    """Weights that were trained under another padding would be read without a word and give wrong numbers."""
+    run = pathlib.Path(shutil.copytree(sound, tmp_path / "run"))
+    saved = json.loads((run / checkpoint.FOLDER / "5" / "config" / "metadata").read_text())
+    name = saved["config"]["classifier"]["network"]
+    assert saved["networks"][name] == 1
+    del saved["networks"]
+    (run / checkpoint.FOLDER / "5" / "config" / "metadata").write_text(json.dumps(records.signed(saved)))
+    assert checkpoint.read_record(run, 5).step == 5  # From before there were revisions: the first.
+    monkeypatch.setitem(networks.REVISIONS, name, 2)
+    for step in (3, 5):
+        with pytest.raises(CheckpointError, match=f"{step} is of another network '{name}' than that of this version"):
+            checkpoint.read_record(run, step)
+    with pytest.raises(CheckpointError, match="is of another network"):
+        restore(run)
 
 
 def test_a_record_without_its_digest_is_damaged(sound, tmp_path):

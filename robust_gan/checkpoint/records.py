@@ -13,6 +13,7 @@ from etils import epath
 
 from robust_gan import config as config_lib
 from robust_gan import leaves as leaves_lib
+from robust_gan import networks
 from robust_gan.checkpoint import folders
 from robust_gan.config import Config
 from robust_gan.errors import CheckpointError, UserError
@@ -108,6 +109,7 @@ def to_json(
             "data": data._asdict(),
             "metrics": metrics,
             "versions": _versions(),
+            "networks": _revisions(config),
             "leaves": {
                 name: leaves_lib.layout(leaf) | {"sha256": leaves_lib.digest(leaf)} for name, leaf in leaves.items()
             },
@@ -167,7 +169,7 @@ def read_step(folder: epath.Path, step: int) -> Record:
 
     Raises:
         DamagedError: It is not what was written.
-        CheckpointError: It is of another format, or its configuration is of another version.
+        CheckpointError: It is of another format, or its configuration or one of its networks is of another version.
     """
     where = f"the checkpoint {folder / str(step)}"
     try:
@@ -187,9 +189,15 @@ def read_step(folder: epath.Path, step: int) -> Record:
             "image_shape": tuple(saved["data"]["image_shape"]),
             "label_names": tuple(saved["data"]["label_names"]),
         }
+        config = config_lib.from_dict(saved["config"])
+        for name, revision in _revisions(config).items():
+            if saved.get("networks", {}).get(name, 1) != revision:
+                raise CheckpointError(
+                    f"{where} is of another network {name!r} than that of this version of robust_gan, in which its "
+                    "weights would mean something else: load it with the version that wrote it, or train again"
+                )
         return Record(
-            folder, step, config_lib.from_dict(saved["config"]), DataInfo(**data), saved["metrics"], saved["versions"],
-            saved["leaves"],
+            folder, step, config, DataInfo(**data), saved["metrics"], saved["versions"], saved["leaves"]
         )  # fmt: skip
     except UserError as error:
         if isinstance(error, CheckpointError):
@@ -210,6 +218,14 @@ def best(selection: dict[int, float | None]) -> int:
     """
     values = {step: -math.inf if value is None else value for step, value in selection.items()}
     return max(values, key=lambda step: (values[step], step))
+
+
+def _revisions(config: Config) -> dict[str, int]:
+    """Returns the revisions of a run's networks; see `networks.REVISIONS`."""
+    names = [config.classifier.network]
+    if config.adversary.name == "generator":
+        names.append(config.adversary.generator.network)
+    return {name: networks.REVISIONS.get(name, 1) for name in names}
 
 
 def _versions() -> dict[str, str]:

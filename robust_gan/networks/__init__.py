@@ -14,9 +14,16 @@ from robust_gan.networks.registering import register_classifier, register_genera
 from robust_gan.types import Params
 
 __all__ = [
-    "CLASSIFIERS", "GENERATORS", "build_classifier", "build_generator", "count_params", "generator_for",
+    "CLASSIFIERS", "GENERATORS", "REVISIONS", "build_classifier", "build_generator", "count_params", "generator_for",
     "register_classifier", "register_generator",
 ]  # fmt: skip
+
+
+REVISIONS = {
+    "resnet20": 2, "resnet20_wide": 2, "resnet20_svhn": 2, "resnet_generator": 2, "mnist_generator": 2,
+}  # fmt: skip
+"""Of networks that compute otherwise than the one that had the name before; the others are at 1. The parameters of one
+revision mean something else in another, so a checkpoint says which it is of. At 2: padding on both sides; epsilon."""
 
 
 def count_params(params: Params) -> int:
