@@ -271,3 +271,29 @@ def test_a_plotting_library_that_does_not_work_is_told_before_anything(monkeypat
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"a picture needs matplotlib, which cannot be imported \("):
         pictures.check_plot()
+
+
+def test_attacks_are_taken_by_name_or_as_functions():
+    from robust_gan import attacks
+
+    model = evaluation.Model("m", linear)
+
+    def towards_grey(logits_fn, key, images, labels, threat):
+        return jnp.clip(0.5, images - threat.epsilon, images + threat.epsilon)
+
+    settings = {"batch_size": 4, "devices": jax.devices()[:1]}
+    scores = evaluation.evaluate([model], IMAGES, LABELS, _threat(), attacks=[towards_grey, "fgsm"], **settings)
+    assert scores.attacks == ("towards_grey", "fgsm")
+    grey = np.clip(0.5, IMAGES - np.float32(0.05), IMAGES + np.float32(0.05))
+    assert (scores.robust["m", "m", "towards_grey"] == (np.argmax(linear(grey), -1) == LABELS)).all()
+    fgsm = scores.robust["m", "m", "fgsm"]
+    standing, rungs = evaluation.survive(
+        model, IMAGES, LABELS, _threat(), attacks={"one": attacks.fgsm, "grey": towards_grey}, **settings
+    )
+    assert [rung.attack for rung in rungs] == ["clean", "one", "grey"]
+    assert (standing == fgsm & scores.robust["m", "m", "towards_grey"]).all()
+    taken = attacks.autoattack(["fgsm"])
+    assert (evaluation.survive(model, IMAGES, LABELS, _threat(), attacks=taken, **settings)[0] == fgsm).all()
+    for wrong in ([lambda *args: args[2]], [3], ["nosuch"], [attacks.fgsm, "fgsm"], [("a", "b")]):
+        with pytest.raises(UserError, match=r"an attack is a name|unknown attack|given twice"):
+            evaluation.evaluate([model], IMAGES, LABELS, _threat(), attacks=wrong, **settings)

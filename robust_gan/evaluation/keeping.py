@@ -214,13 +214,16 @@ class Kept:
         if other := self._another_version():
             return other
         devices = parallel.find_devices() if devices is None else devices
+        functions = {
+            name: made for model in models if isinstance(model, Placed) for name, made in model.attacks.items()
+        }
         norm = np.array([threat.norm == "l2", float(threat.epsilon), *threat.bounds], np.float64)
         parts = [
             ("other images", Trait("", _digest(images))),
             ("other labels", Trait("", _digest(labels.astype(np.int64)))),
             ("another threat model", Trait("", norm)),
             ("another seed", Trait("", np.array(seed))),
-            *((f"another {name}", Trait("", np.array(_described(name)))) for name in attacks),
+            *((f"another {name}", Trait("", np.array(_described(name, functions)))) for name in attacks),
         ]
         for what, trait in parts:
             if not self._agrees(what, trait):
@@ -332,8 +335,10 @@ class Kept:
         return parts_of(self._path)
 
 
-def _described(name):
+def _described(name, functions):
     """Says what an attack's name stands for here, its constants included."""
+    if name in functions:
+        return _signature(functions[name])
     if name == GENERATOR:
         return name
     if name in DESIGNS:
@@ -342,9 +347,10 @@ def _described(name):
 
 
 def _signature(function):
-    text, inner = "", function
+    inner = function
     while hasattr(inner, "func"):
         inner = inner.func
+    inner = inner if hasattr(inner, "__qualname__") else type(inner)  # An object that is called has no name.
     text = f"{inner.__module__}.{inner.__qualname__}{inspect.signature(function)}"
     return re.sub(" at 0x[0-9a-f]+", "", text)
 

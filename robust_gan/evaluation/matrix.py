@@ -16,7 +16,7 @@ import numpy as np
 from robust_gan import parallel
 from robust_gan.data import batching
 from robust_gan.evaluation.keeping import Kept
-from robust_gan.evaluation.models import CLEAN, GENERATOR, Model, to_unit
+from robust_gan.evaluation.models import CLEAN, GENERATOR, Attacks, Model, name_attacks, to_unit
 from robust_gan.evaluation.running import Placed, batch_width, place, share
 from robust_gan.types import ThreatModel
 
@@ -107,7 +107,7 @@ def evaluate(
     labels: np.ndarray,
     threat: ThreatModel,
     *,
-    attacks: Sequence[str],
+    attacks: Attacks,
     sources: Sequence[Model | Placed] = (),
     transfers: bool = True,
     batch_size: int = 500,
@@ -124,7 +124,8 @@ def evaluate(
         images: uint8 or float `[N, H, W, C]`, checked already (`check_images`).
         labels: `[N]`.
         threat: The threat model.
-        attacks: Names, see `attacks.by_name`; `generator` for a model's co-trained one; and those of `FRESH`.
+        attacks: Names, see `attacks.by_name`; `generator` for a model's co-trained one; and those of `FRESH`. Or
+            functions of your own (`types.Attack`), see `models.name_attacks`.
         sources: Further models on which attacks are made, but which are not scored themselves.
         transfers: Whether the targets' attacks are tried on each other too.
         batch_size: Images at once, over all devices; rounded up to a multiple of their number. No figure depends on
@@ -155,11 +156,12 @@ def evaluate(
     (1.0, 0.5)
     """
     devices = parallel.find_devices() if devices is None else devices
-    placed = place([*targets, *sources], images, labels, devices)
+    names, functions = name_attacks(attacks)
+    placed = place([*targets, *sources], images, labels, devices, functions)
     if kept is not None:
-        kept.belong(placed, images, labels, threat, seed, attacks=attacks, batch_size=batch_size, devices=devices)
+        kept.belong(placed, images, labels, threat, seed, attacks=names, batch_size=batch_size, devices=devices)
     return score(
-        placed[: len(targets)], images, labels, threat, attacks=attacks, sources=placed[len(targets) :],
+        placed[: len(targets)], images, labels, threat, attacks=names, sources=placed[len(targets) :],
         transfers=transfers, batch_size=batch_size, seed=seed, devices=devices, kept=Kept() if kept is None else kept,
         shown=shown, advance=advance,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """What is evaluated, on which images, under attacks of which names."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +14,10 @@ GENERATOR = "generator"
 FRESH = tuple(DESIGNS)
 """Generators that are trained against the model under attack, on the very images that are scored."""
 CLEAN = "clean"
+
+
+Attacks = Sequence[str | Attack | tuple[str, Attack]] | Mapping[str, Attack]
+"""Attacks by name, as functions, or both: see `name_attacks`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,55 @@ def attack_names(text: str) -> tuple[str, ...]:
         if name not in (CLEAN, GENERATOR, *FRESH):
             attacks_lib.by_name(name)
     return tuple(name for name in names if name != CLEAN)
+
+
+def name_attacks(attacks: "Attacks") -> tuple[tuple[str, ...], dict[str, Attack]]:
+    """Returns the names of attacks, and those that are functions rather than names of `attacks.by_name`.
+
+    Args:
+        attacks: Names; or functions, known by their own names; or pairs (name, function), as `attacks.autoattack`
+            returns them; or a mapping of names to functions.
+
+    Returns:
+        The names in their order, and by name the functions that no name of `attacks.by_name` stands for.
+
+    Raises:
+        UserError: A name is unknown or given twice, or what is given is neither name nor function.
+
+    >>> from robust_gan.attacks import autoattack, pgd
+    >>> name_attacks(["fgsm", pgd])[0], name_attacks(autoattack())[0]
+    (('fgsm', 'pgd'), ('apgd_ce', 'apgd_t', 'fab_t', 'square'))
+    >>> list(name_attacks({"mine": pgd})[1])
+    ['mine']
+    """
+    if isinstance(attacks, str):
+        return attack_names(attacks), {}
+    names: list[str] = []
+    functions: dict[str, Attack] = {}
+    for given in attacks.items() if isinstance(attacks, Mapping) else attacks:
+        pair = given if isinstance(given, tuple) and len(given) == 2 else (getattr(given, "__name__", given), given)
+        name, function = pair
+        if not isinstance(name, str) or name == "<lambda>" or not (function == name or callable(function)):
+            raise UserError(
+                f"an attack is a name such as 'pgd10', or a function with a name, not {given!r}: give "
+                "{'mine': attack}"
+            )
+        if name in names:
+            raise UserError(f"the attack {name} is given twice: give each a name of its own")
+        known = name in (CLEAN, GENERATOR, *FRESH)
+        if function == name and not known:
+            attacks_lib.by_name(name)
+        elif not isinstance(function, str) and (known or not _stands_for(name, function)):
+            functions[name] = function
+        names.append(name)
+    return tuple(names), functions
+
+
+def _stands_for(name, function):
+    try:
+        return attacks_lib.by_name(name) is function
+    except UserError:
+        return False
 
 
 def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:

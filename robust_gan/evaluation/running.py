@@ -2,7 +2,8 @@
 
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -130,6 +131,7 @@ class Placed:
         model: Which.
         name: Its name.
         generator: Its generator.
+        attacks: Attacks that are functions of somebody's own, by name.
         known: What it is known by, where that was asked (`identity.of_model`).
 
     Args:
@@ -149,26 +151,28 @@ class Placed:
         self.known: dict[tuple[Any, ...], list[Any]] = {}
         self._devices, self._generators = devices, dict[int, PyTree]()
         self._fresh: dict[tuple[str, str, float], Attack] = {}
+        self.attacks: dict[str, Attack] = {}
         self._arguments = parallel.replicate(arguments_of(model.logits_fn), devices)
 
     def can(self, attack: str) -> bool:
         """Tells whether an attack can be made on the model: its generator, only where it has one."""
-        return attack != GENERATOR or self.generator is not None
+        return attack != GENERATOR or attack in self.attacks or self.generator is not None
 
     def craft(self, attack: str, shares: Shares, threat: ThreatModel, seed: int) -> jax.Array:
         """Makes adversarial images, left on the devices.
 
         Args:
-            attack: A name of `attacks.by_name`, `generator`, or one of `FRESH`, which is trained first.
+            attack: A name of `attacks.by_name` or of `Placed.attacks`, `generator`, or one of `FRESH`, which is trained
+                first.
             shares: Of `share`.
             threat: The threat model.
             seed: Of the attack's randomness; an image's key depends on it, the attack's name and its position alone.
         """
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(attack.encode()))
         functions, arguments = [self.model.logits_fn], [self._arguments]
-        if attack == GENERATOR or attack in FRESH:
-            made: Callable[..., Any] | None = self.generator
-            if attack in FRESH:
+        if attack == GENERATOR or attack in FRESH or attack in self.attacks:
+            made: Callable[..., Any] | None = self.attacks.get(attack, self.generator)
+            if attack in FRESH and attack not in self.attacks:
                 made = self._trained(attack, jax.random.fold_in(key, 2**31 - 1), threat)
             assert made is not None  # `can` was asked.
             if id(made) not in self._generators:
@@ -197,7 +201,11 @@ class Placed:
 
 
 def place(
-    models: Sequence[Model | Placed], images: np.ndarray, labels: np.ndarray, devices: Sequence[jax.Device]
+    models: Sequence[Model | Placed],
+    images: np.ndarray,
+    labels: np.ndarray,
+    devices: Sequence[jax.Device],
+    attacks: Mapping[str, Attack] = MappingProxyType({}),
 ) -> list[Placed]:
     """Places models that are evaluated together; those that are placed already stay as they are.
 
@@ -206,14 +214,18 @@ def place(
         images: All that are scored, uint8 or float `[N, H, W, C]`.
         labels: `[N]`.
         devices: Where.
+        attacks: Functions that attack, by the names that they have in this evaluation.
 
     >>> [placed.name for placed in place([Model("a", len)], np.zeros((2, 1, 1, 1)), np.zeros(2), jax.devices())]
     ['a']
     """
     compiler = Compiler(devices)
-    return [
+    found = [
         model if isinstance(model, Placed) else Placed(model, images, labels, devices, compiler) for model in models
     ]
+    for placed in found:
+        placed.attacks |= attacks
+    return found
 
 
 def share(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, devices: Sequence[jax.Device]) -> Shares:

@@ -10,7 +10,7 @@ import numpy as np
 from robust_gan import parallel
 from robust_gan.data import batching
 from robust_gan.evaluation.keeping import Kept, Rows
-from robust_gan.evaluation.models import CLEAN, Model
+from robust_gan.evaluation.models import CLEAN, Attacks, Model, name_attacks
 from robust_gan.evaluation.running import Placed, batch_width, place, share
 from robust_gan.types import ThreatModel
 
@@ -39,7 +39,7 @@ def survive(
     labels: np.ndarray,
     threat: ThreatModel,
     *,
-    attacks: Sequence[str],
+    attacks: Attacks,
     batch_size: int = 500,
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
@@ -60,7 +60,8 @@ def survive(
         images: uint8 or float `[N, H, W, C]`, checked already (`check_images`).
         labels: `[N]`.
         threat: The threat model.
-        attacks: Names, see `attacks.by_name`, and `generator` for the model's co-trained one, in their order.
+        attacks: Names, see `attacks.by_name`, and `generator` for the model's co-trained one, in their order; or
+            functions, as `attacks.autoattack` returns them, see `models.name_attacks`.
         batch_size: Images at once, over all devices.
         seed: Of the attacks.
         devices: Where; None for all.
@@ -89,15 +90,16 @@ def survive(
     ([False, True], [('clean', 1.0), ('fgsm', 0.5)])
     """
     devices = parallel.find_devices() if devices is None else devices
-    [placed] = place([model], images, labels, devices)
+    names, functions = name_attacks(attacks)
+    [placed] = place([model], images, labels, devices, functions)
     if kept is not None:
-        kept.belong([placed], images, labels, threat, seed, attacks=[name for name in attacks if name != CLEAN],
+        kept.belong([placed], images, labels, threat, seed, attacks=[name for name in names if name != CLEAN],
                     batch_size=batch_size, devices=devices)  # fmt: skip
     kept = Kept() if kept is None else kept
     width = batch_width(batch_size, len(images), devices)
     before = np.ones(len(images), bool)
     rungs: list[Rung] = []
-    for attack in (CLEAN, *filter(placed.can, attacks)):
+    for attack in (CLEAN, *filter(placed.can, names)):
         name = f"{attack}, in turn: {model.name}"
         stood, done = kept.part(name, len(images))
         seconds = kept.array(f"seconds of {name}", np.zeros(()))
