@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 
@@ -40,3 +41,27 @@ def closed(close: Callable[[], None]) -> Iterator[None]:
             first.add_note(f"and then, in closing: {second}")
         raise
     close()
+
+
+@contextlib.contextmanager
+def exit_at_sigterm() -> Iterator[None]:
+    """Ends the program at the first SIGTERM as an exception does, so that what is open is written; a second one kills.
+
+    Inside other handlers than the system's, and outside the main thread, whoever set them knows better.
+    """
+
+    def handle(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.exit(128 + number)
+
+    try:
+        usual = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        if usual:
+            signal.signal(signal.SIGTERM, handle)
+    except ValueError:  # Only the main thread may set handlers.
+        usual = False
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -165,8 +165,9 @@ def notes_told(values: dict[str, Any]) -> str:
 
 def record(
     scores: Scores, threat: ThreatModel, *, data: dict[str, Any], models: dict[str, Any], settings: dict[str, Any],
-    seconds: float, in_turn: dict[str, list[Rung]] | None = None, standing: dict[str, np.ndarray] | None = None,
-    alarms: dict[str, list[Alarm]] | None = None, curve: Curve | None = None, notes: Sequence[str] = (),
+    runs: Sequence[dict[str, Any]], in_turn: dict[str, list[Rung]] | None = None,
+    standing: dict[str, np.ndarray] | None = None, alarms: dict[str, list[Alarm]] | None = None,
+    curve: Curve | None = None, notes: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Returns everything a figure depends on, as a JSON-able dictionary.
 
@@ -175,8 +176,8 @@ def record(
         threat: The threat model.
         data: Data set, split and count.
         models: For each name where it comes from: checkpoint, step, configuration.
-        settings: Seed, batch size and whatever else was chosen.
-        seconds: Wall time.
+        settings: Seed and whatever else was chosen; the batch size and the devices are those of the last run.
+        runs: What `Kept.runs` returns: those that made attacks, each with what `made_with` says and its wall time.
         in_turn: For each target what attacks in turn did, see `evaluation.survive`.
         standing: For each target which images stood at their end.
         alarms: For each target what its alarms say.
@@ -189,7 +190,7 @@ def record(
     """
     targets: dict[str, Any] = {}
     standing, in_turn, alarms = standing or {}, in_turn or {}, alarms or {}
-    count = scores.clean.shape[1]
+    count, seconds = scores.clean.shape[1], sum(run["seconds"] for run in runs)
     for target in scores.targets:
         by_attack: dict[str, dict[str, float | None]] = {}
         for _, maker, attack in (key for key in scores.robust if key[0] == target):
@@ -213,7 +214,7 @@ def record(
         targets[target]["intervals"] = _intervals({name: targets[target][name] for name in accuracies}, count)
     return {
         "schema": SCHEMA,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": runs[-1]["created"],
         "data": data,
         "threat": {"norm": threat.norm, "epsilon": float(threat.epsilon), "bounds": list(threat.bounds)},
         "attacks": list(scores.attacks),
@@ -222,9 +223,28 @@ def record(
         "paired": _paired(scores, standing),
         "curve": None if curve is None else curve._asdict() | {"intervals": _intervals(curve.robust_accuracy, count)},
         "notes": list(notes),
-        "settings": settings,
+        "settings": settings | runs[-1]["settings"],
         "seconds": round(seconds, 2),
         "images_per_second": round(_attacked(scores, in_turn) / max(seconds, 1e-9), 1),
+        "device": "; ".join(dict.fromkeys(run["device"] for run in runs)),
+        "versions": runs[-1]["versions"],
+    }
+
+
+def made_with(batch_size: int, num_devices: int) -> dict[str, Any]:
+    """Returns what attacks are made with now, as a JSON-able dictionary.
+
+    Args:
+        batch_size: Images at once.
+        num_devices: That share them.
+
+    >>> sorted(made_with(500, 1))
+    ['created', 'device', 'seconds', 'settings', 'versions']
+    """
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
+        "settings": {"batch_size": batch_size, "num_devices": num_devices},
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()})",
         "versions": {"robust_gan": __version__}
         | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},

@@ -1,21 +1,26 @@
 """The folder of an evaluation: made for one, gone on with where that one was stopped, refused to any other."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import filelock
 import numpy as np
 from etils import epath
 
-from robust_gan import files, places, workdir
+from robust_gan import details, files, parallel, places, report, workdir
 from robust_gan.entrants import Chosen, Entrant
 from robust_gan.errors import UserError
 from robust_gan.evaluation import Kept
+from robust_gan.evaluation.keeping import parts_of
 from robust_gan.types import ThreatModel
 
 SUBJECT, SCORES = "evaluation.json", "scores.npz"
+
+_LOCK = ".lock"
 
 
 def subject(
@@ -90,7 +95,7 @@ def claim(
         what: Of `subject`.
         differs: Says of what other models the findings are: `Kept.differs`. A classifier that somebody brought has
             the same name when it was trained on.
-        overwrite: Begin anew where the folder holds another evaluation.
+        overwrite: Begin anew, whatever the folder holds.
 
     Returns:
         What is known already.
@@ -99,33 +104,72 @@ def claim(
         UserError: The folder holds another evaluation (the sentence says what differs), or cannot be made.
     """
     file, scores = path / SUBJECT, path / SCORES
-    if file.exists():
+    if overwrite:
+        _clear(path)
+    elif file.exists():
         try:
             there = files.read_json(file)
         except files.UnreadableError:
             there = {}
         if there != json.loads(json.dumps(what)):
-            if not overwrite:
-                names = [name for name in what if there.get(name) != what[name]] if isinstance(there, dict) else []
-                raise UserError(
-                    f"{path} holds another evaluation (of other {', '.join(names) or 'settings'}): "
-                    "give another folder, or --overwrite"
-                )
-            scores.unlink(missing_ok=True)
+            names = [name for name in what if there.get(name) != what[name]] if isinstance(there, dict) else []
+            raise UserError(
+                f"{path} holds another evaluation (of other {', '.join(names) or 'settings'}): "
+                "give another folder, or --overwrite"
+            )
     else:
         # Findings without their subject are nobody's.
         scores.unlink(missing_ok=True)
     kept = Kept(scores)
     if other := differs(kept):
-        if not overwrite:
-            raise UserError(f"{path} holds an evaluation of {other}: give another folder, or --overwrite")
-        scores.unlink()
-        kept = Kept(scores)
+        raise UserError(f"{path} holds an evaluation of {other}: give another folder, or --overwrite")
     try:
         path.mkdir(parents=True, exist_ok=True)
         workdir.write_text(file, json.dumps(what, indent=2) + "\n")
     except OSError as error:
-        raise UserError(
-            f"the output {path} cannot be made ({str(error.strerror).lower()}): give another folder"
-        ) from error
+        raise _unmakeable(path, error) from error
     return kept
+
+
+@contextlib.contextmanager
+def held(path: epath.Path | None) -> Iterator[None]:
+    """Makes a folder this process's own while the context lasts; where there are several processes, the first's.
+
+    Args:
+        path: Of `check`; None for no folder. An object store has no locks: there it is for the caller to see to it.
+
+    Raises:
+        UserError: Another process evaluates there, or the folder cannot be made.
+    """
+    if path is None or places.is_remote(path):
+        yield
+        return
+    with parallel.together(lambda: _lock(path) if parallel.is_first() else contextlib.nullcontext()):
+        yield
+
+
+def _lock(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # The system drops the lock with the process, however it dies.
+        return filelock.FileLock(path / _LOCK).acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise UserError(f"another process evaluates in {path}: wait for it, or give another folder") from error
+    except OSError as error:
+        raise _unmakeable(path, error) from error
+
+
+def _unmakeable(path, error):
+    return UserError(f"the output {path} cannot be made ({str(error.strerror).lower()}): give another folder")
+
+
+def _clear(path):
+    """Removes what an evaluation left, so that no file of it is taken for one of the next; other files stay."""
+    for name in (SUBJECT, SCORES, report.RECORD, report.TABLES, report.ADVERSARIAL, report.EXAMPLES, report.CURVE,
+                 report.TRANSFER, details.FILE):  # fmt: skip
+        (path / name).unlink(missing_ok=True)
+    if places.exists(path / report.CARDS):
+        for card in [file for file in (path / report.CARDS).iterdir() if file.name.endswith(".json")]:
+            card.unlink()
+    if places.exists(parts_of(path / SCORES)):
+        parts_of(path / SCORES).rmtree()

@@ -209,7 +209,12 @@ def test_the_tables_hold_the_figures_and_a_dash_where_there_is_none(tmp_path):
     assert alpha["fgsm, white box"] == statistics.format_accuracy(scores.robust["alpha", "alpha", "fgsm"].mean(), 40)
     assert alpha["fgsm, black box"] == statistics.format_accuracy(scores.robust["alpha", "beta", "fgsm"].mean(), 40)
     values = report.record(
-        scores, THREAT, data={"name": "x", "split": "test", "count": 40}, models={}, settings={"seed": 0}, seconds=1.0
+        scores,
+        THREAT,
+        data={"name": "x", "split": "test", "count": 40},
+        models={},
+        settings={"seed": 0},
+        runs=[report.made_with(500, 1)],
     )
     report.write(tmp_path / "report", scores, values)
     assert "fgsm" in (tmp_path / "report" / report.TABLES).read_text()
@@ -283,7 +288,12 @@ def test_the_report_compares_models_pair_by_pair_on_the_same_images():
     images, labels = data(50)
     scores = evaluation.evaluate(models, images, labels, THREAT, attacks=["fgsm", "uniform_noise"])
     values = report.record(
-        scores, THREAT, data={"name": "x", "split": "test", "count": 50}, models={}, settings={"seed": 0}, seconds=1.0
+        scores,
+        THREAT,
+        data={"name": "x", "split": "test", "count": 50},
+        models={},
+        settings={"seed": 0},
+        runs=[report.made_with(500, 1)],
     )
     pairs = {(row["first"], row["second"]) for row in values["paired"]}
     assert len(pairs) == 10 * 9 / 2

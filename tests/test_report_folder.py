@@ -47,7 +47,7 @@ def test_the_folder_holds_what_is_documented(evaluated):
     folder, values = evaluated
     assert {path.name for path in folder.iterdir()} == {
         "evaluation.json", "scores.npz", "details.npz", "report.json", "report.md", "cards", "adversarial.npz",
-        "examples.png", "curve.png", "transfer.png",
+        "examples.png", "curve.png", "transfer.png", ".lock", "scores.parts",
     }  # fmt: skip
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(values))
     assert values["curve"]["epsilons"][0] == 0
@@ -125,6 +125,7 @@ def slowly(kept):
         print("saved", flush=True)
         import time; time.sleep(60)
 evaluation.Kept.save = slowly
+evaluation.keeping.SECONDS = 0.0
 comparison.compare([{str(tiny_run)!r}], output={str(tmp_path / "killed")!r}, attacks="fgsm,pgd2", in_turn={IN_TURN!r},
                    count=60, batch_size=16, progress=False)
 """

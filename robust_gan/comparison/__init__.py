@@ -7,7 +7,6 @@ are done. What comes after (alarms, the curve, images) is added to it, or a sent
 import functools
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import tqdm
 from etils import epath
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import details, entrants, evaluation, networks, parallel, report, report_folder, threat_model
+from robust_gan import details, ending, entrants, evaluation, networks, parallel, report, report_folder, threat_model
 from robust_gan import pictures as pictures_lib
 from robust_gan.comparison import additions
 from robust_gan.comparison.additions import Found
@@ -25,6 +24,7 @@ from robust_gan.comparison.request import PICTURES, Request
 from robust_gan.config import NORMS, ThreatConfig, check_epsilon
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation import Scores, trying
+from robust_gan.evaluation.running import Placed, place
 from robust_gan.types import ThreatModel
 
 _DRAWN, _DRAWN_BY_QUERIES = "pgd40", "square"
@@ -63,14 +63,15 @@ class _Subject(NamedTuple):
     chosen: entrants.Chosen
     threat: ThreatModel
     missing: dict[str, str]
+    placed: list[Placed]
 
     @property
-    def targets(self) -> list[evaluation.Model]:
-        return [entrant.model for entrant in self.everyone[: self.num_targets]]
+    def targets(self) -> list[Placed]:
+        return self.placed[: self.num_targets]
 
     @property
-    def sources(self) -> list[evaluation.Model]:
-        return [entrant.model for entrant in self.everyone[self.num_targets :]]
+    def sources(self) -> list[Placed]:
+        return self.placed[self.num_targets :]
 
 
 def compare(targets: Sequence[str] = (), **settings: Any) -> tuple[Scores, dict[str, Any]]:
@@ -98,32 +99,36 @@ def compare(targets: Sequence[str] = (), **settings: Any) -> tuple[Scores, dict[
         parallel.from_first(lambda: additions.check_files(folder))
     subject, chosen_attacks = _choose(request, chosen_attacks)
     devices = request.devices or parallel.find_devices()
-    subject = parallel.together(lambda: _try(request, subject, chosen_attacks, len(devices)))
-    kept = _claim(request, folder, subject, chosen_attacks)
+    subject = parallel.together(lambda: _try(request, subject, chosen_attacks, devices))
     writes = parallel.is_first()
-    progress = writes and (sys.stderr.isatty() if request.progress is None else request.progress)
-    count = len(subject.chosen.labels)
-    in_turn_images = (1 + len(chosen_attacks.in_turn)) * count if chosen_attacks.in_turn else 0
-    total = evaluation.total(subject.targets, subject.sources, chosen_attacks.names, count)
-    began = time.perf_counter()
-    with tqdm.tqdm(
-        total=total + len(subject.targets) * in_turn_images, unit="image", disable=not progress
-    ) as bar:  # fmt: skip
-        given = {"batch_size": request.batch_size, "seed": request.seed, "devices": request.devices, "kept": kept,
-                 "advance": bar.update}  # fmt: skip
-        found = _attack(request, folder, subject, chosen_attacks, given)
-        record = functools.partial(_record, request, subject, found, len(devices))
+    with report_folder.held(folder), ending.exit_at_sigterm():
+        kept = _claim(request, folder, subject, chosen_attacks, devices)
+        progress = writes and (sys.stderr.isatty() if request.progress is None else request.progress)
+        with tqdm.tqdm(total=_total(subject, chosen_attacks), unit="image", disable=not progress) as bar:
+            given = {"batch_size": request.batch_size, "seed": request.seed, "devices": devices, "kept": kept,
+                     "advance": bar.update}  # fmt: skip
+            made_with = report.made_with(request.batch_size, len(devices))
+            kept.start(made_with)
+            found = _attack(request, folder, subject, chosen_attacks, given)
+            kept.stop()
+            record = functools.partial(_record, request, subject, found, kept.runs() or [made_with])
+            if folder is not None and writes:
+                _write_first(folder, found, record())
+            additions.examine(request, found, subject.missing, -(-request.batch_size // len(devices)), given)
         if folder is not None and writes:
-            _write_first(folder, found, record(time.perf_counter() - began))
-        additions.examine(request, found, subject.missing, -(-request.batch_size // len(devices)), given)
-    seconds = time.perf_counter() - began
-    if folder is not None and writes:
-        additions.draw(request, folder, found)
-    values = record(seconds)
-    if folder is not None and writes:
-        found.attempt("the report with its alarms", lambda: report.write(folder, found.scores, values))
-        values["notes"] = list(found.notes)
+            additions.draw(request, folder, found)
+        values = record()
+        if folder is not None and writes:
+            found.attempt("the report with its alarms", lambda: report.write(folder, found.scores, values))
+            values["notes"] = list(found.notes)
     return found.scores, values
+
+
+def _total(subject: _Subject, attacks: _Attacks) -> int:
+    """Returns how many images are attacked, for the bar."""
+    count = len(subject.chosen.labels)
+    in_turn = (1 + len(attacks.in_turn)) * count if attacks.in_turn else 0
+    return evaluation.total(subject.targets, subject.sources, attacks.names, count) + len(subject.targets) * in_turn
 
 
 def _read(request: Request) -> _Attacks:
@@ -184,11 +189,12 @@ def _choose(request: Request, attacks: _Attacks) -> tuple[_Subject, _Attacks]:
         )
     )
     check_epsilon(epsilon, norm=norm, image_shape=chosen.images.shape[1:])
-    return _Subject(everyone, len(attackable), chosen, threat, {}), attacks
+    return _Subject(everyone, len(attackable), chosen, threat, {}, []), attacks
 
 
-def _try(request: Request, subject: _Subject, attacks: _Attacks, num_devices: int) -> _Subject:
-    """Tries on a few images what the models will have to do."""
+def _try(request: Request, subject: _Subject, attacks: _Attacks, devices: Sequence[jax.Device]) -> _Subject:
+    """Tries on a few images what the models will have to do, and places them."""
+    num_devices = len(devices)
     images, names = subject.chosen.images, [*dict.fromkeys([*attacks.names, *attacks.in_turn])]
     if set(names) & set(evaluation.FRESH):
         networks.generator_for(images.shape[1:])
@@ -220,10 +226,17 @@ def _try(request: Request, subject: _Subject, attacks: _Attacks, num_devices: in
     # The labels of a file may lack classes that a model knows.
     more = tuple(map(str, range(len(subject.chosen.label_names), widest)))
     chosen = subject.chosen._replace(label_names=subject.chosen.label_names + more)
-    return subject._replace(everyone=everyone, chosen=chosen, missing=missing)
+    placed = place([entrant.model for entrant in everyone], images, chosen.labels, devices)
+    return subject._replace(everyone=everyone, chosen=chosen, missing=missing, placed=placed)
 
 
-def _claim(request: Request, folder: epath.Path | None, subject: _Subject, attacks: _Attacks) -> evaluation.Kept:
+def _claim(
+    request: Request,
+    folder: epath.Path | None,
+    subject: _Subject,
+    attacks: _Attacks,
+    devices: Sequence[jax.Device],
+) -> evaluation.Kept:
     """Makes the folder this evaluation's, and returns what is known already."""
     kept = evaluation.Kept()
     what = report_folder.subject(
@@ -240,13 +253,16 @@ def _claim(request: Request, folder: epath.Path | None, subject: _Subject, attac
     parallel.check_same(what | same)
     if folder is None:
         return kept
-    models, chosen = [entrant.model for entrant in subject.everyone], subject.chosen
+    chosen, names = subject.chosen, [*attacks.names, *attacks.in_turn]
+
+    def differs(there: evaluation.Kept) -> str:
+        return there.differs(
+            subject.placed, chosen.images, chosen.labels, subject.threat, request.seed, attacks=names,
+            batch_size=request.batch_size, devices=devices,
+        )  # fmt: skip
 
     def claim() -> evaluation.Kept:
-        return report_folder.claim(
-            folder, what, overwrite=request.overwrite,
-            differs=lambda there: there.differs(models, chosen.images, chosen.labels, subject.threat, request.seed),
-        )  # fmt: skip
+        return report_folder.claim(folder, what, overwrite=request.overwrite, differs=differs)
 
     return parallel.together(claim if parallel.is_first() else lambda: kept).shared()
 
@@ -266,10 +282,19 @@ def _attack(
             subject.targets, images, labels, threat, attacks=names, sources=subject.sources, shown=shown.tolist(),
             **given,
         )  # fmt: skip
-        found = Found(subject.targets, chosen, threat, scores, drawn, shown, dict(scores.predicted))
+        found = Found(
+            [model.model for model in subject.targets],
+            subject.targets,
+            chosen,
+            threat,
+            scores,
+            drawn,
+            shown,
+            dict(scores.predicted),
+        )
         for model in subject.targets if attacks.in_turn else ():
             if request.save_adversarial:
-                found.broken[model.name] = kept.array(f"adversarial: {model.name}", evaluation.to_unit(images))
+                found.broken[model.name] = kept.rows(f"adversarial: {model.name}", evaluation.to_unit(images))
             taken = kept.array(f"predicted in turn: {model.name}", np.full(len(labels), -1, np.int16))
             fell_to = np.full(len(labels), -1, np.int16)
             found.standing[model.name], found.rungs[model.name] = evaluation.survive(
@@ -296,9 +321,7 @@ def _going_on(folder):
     return "nothing is kept without --output" if folder is None else "the same command goes on with what was found"
 
 
-def _record(
-    request: Request, subject: _Subject, found: Found, num_devices: int, seconds: float
-) -> dict[str, Any]:  # fmt: skip
+def _record(request: Request, subject: _Subject, found: Found, runs: list[dict[str, Any]]) -> dict[str, Any]:
     chosen = subject.chosen
     return report.record(
         found.scores,
@@ -307,11 +330,9 @@ def _record(
         models={entrant.model.name: entrant.description for entrant in subject.everyone},
         settings={
             "seed": request.seed,
-            "batch_size": request.batch_size,
-            "num_devices": num_devices,
             "batch_norm": "batch" if request.batch_statistics else "running",
         },
-        seconds=seconds,
+        runs=runs,
         in_turn=found.rungs,
         standing=found.standing,
         alarms=found.alarms,

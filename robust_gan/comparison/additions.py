@@ -19,7 +19,8 @@ from robust_gan.entrants import Chosen
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation import Curve, Model, Rung, Scores, alarms
 from robust_gan.evaluation.alarms import Alarm
-from robust_gan.evaluation.running import compiled
+from robust_gan.evaluation.keeping import Rows
+from robust_gan.evaluation.running import Placed, compiled
 from robust_gan.types import ThreatModel
 
 _EXAMPLES = 6
@@ -32,6 +33,7 @@ class Found:
 
     Attributes:
         targets: The models under attack.
+        placed: The same on their devices.
         chosen: The images.
         threat: The threat model.
         scores: Of the attacks that were made on every model.
@@ -48,6 +50,7 @@ class Found:
     """
 
     targets: list[Model]
+    placed: list[Placed]
     chosen: Chosen
     threat: ThreatModel
     scores: Scores
@@ -57,7 +60,7 @@ class Found:
     standing: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     rungs: dict[str, list[Rung]] = dataclasses.field(default_factory=dict)
     broke: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
-    broken: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    broken: dict[str, Rows] = dataclasses.field(default_factory=dict)
     alarms: dict[str, list[Alarm]] = dataclasses.field(default_factory=dict)
     curve: Curve | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -97,7 +100,7 @@ def examine(request: Request, found: Found, missing: Mapping[str, str], most: in
     if "curve" in request.pictures:
 
         def trace() -> Curve:
-            return evaluation.trace_curve(found.targets, images, labels, threat, attack=found.drawn, **given)
+            return evaluation.trace_curve(found.placed, images, labels, threat, attack=found.drawn, **given)
 
         found.curve = found.attempt(report.CURVE, trace)
     for model in found.targets:
@@ -106,13 +109,20 @@ def examine(request: Request, found: Found, missing: Mapping[str, str], most: in
         )
 
         def ask(model: Model = model) -> list[Alarm]:
-            return alarms.of_model(
+            # Those of the run that attacked: a record does not mix two runs.
+            name, kept = f"alarms of {model.name}", given["kept"]
+            if (told := kept.recall(name)) is not None:
+                return [Alarm(*alarm) for alarm in told]
+            asked = alarms.of_model(
                 model.logits_fn, images, labels, threat, batch_size=most, seed=request.seed,
                 underivable=missing.get(model.name, ""),
             )  # fmt: skip
+            kept.remember(name, asked)
+            return asked
 
         of_model = found.attempt(f"alarms on {model.name}", ask) or []
         of_curve = [] if found.curve is None else alarms.of_curve(found.curve, model.name, len(labels))
+        given["kept"].flush()
         found.alarms[model.name] = [*of_model, *of_scores, *of_curve]
 
 
@@ -162,7 +172,7 @@ def write_adversarial(folder: epath.Path, found: Found) -> None:
     """
     # Not np.savez: its own arguments, `file` for one, are no names of arrays there. A model may be called `labels`.
     arrays = {"labels": found.chosen.labels} | {
-        f"adversarial: {name}" if name == "labels" else name: images for name, images in found.broken.items()
+        f"adversarial: {name}" if name == "labels" else name: rows.array for name, rows in found.broken.items()
     }
     buffer = io.BytesIO()  # Not compressed: it takes longer than cheap attacks do, and gains little on noise.
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -73,7 +73,8 @@ def of_model(
         batch_size: Images at once.
         num_devices: That share a batch.
     """
-    key = batch_size, num_devices, threat.norm, float(threat.epsilon)
+    # The threat model matters to a generator alone.
+    key = batch_size, num_devices, *([] if placed.generator is None else [threat.norm, float(threat.epsilon)])
     if key not in placed.known:
         placed.known[key] = _traits(placed, images, labels, threat, batch_size, num_devices)
     return placed.known[key]

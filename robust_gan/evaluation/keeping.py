@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import datetime
 import hashlib
 import inspect
 import io
@@ -31,6 +32,7 @@ SECONDS = 30.0
 
 _DONE = "done: "
 _RUNS = "the runs"
+_TOLD = "told: "
 _INDICES, _VALUES = "indices", "values: "
 
 
@@ -264,16 +266,35 @@ class Kept:
         part._prefix = self._prefix + prefix
         return part
 
+    def remember(self, name: str, value: Any) -> None:
+        """Keeps a JSON-able value under a name; it is written with the next `flush`.
+
+        >>> kept = Kept()
+        >>> kept.remember("alarms", [["randomised", False]])
+        >>> kept.recall("alarms"), kept.recall("other")
+        ([['randomised', False]], None)
+        """
+        self._arrays[_TOLD + name] = np.array(json.dumps(value))
+        self.save()
+
+    def recall(self, name: str) -> Any:
+        """Returns what `remember` kept under a name; None where there is nothing."""
+        return json.loads(str(self._arrays.get(_TOLD + name, "null")))
+
     def start(self, run: dict[str, Any]) -> None:
-        """Begins a run, to which what is found from now on belongs.
+        """Begins a run, to which what is found from now on belongs, until `stop`.
 
         Args:
             run: What it is made with, JSON-able.
         """
         self._state.run, self._state.began = run, time.perf_counter()
 
+    def stop(self) -> None:
+        """Ends the run: what is found from now on does not count."""
+        self._state.run = None
+
     def runs(self) -> list[dict[str, Any]]:
-        """Returns the runs that found something, with the `seconds` that each took until its last finding.
+        """Returns the runs that found something, each with when its last finding was `created` and the `seconds` to it.
 
         >>> kept = Kept()
         >>> kept.start({"device": "cpu"})
@@ -293,7 +314,8 @@ class Kept:
             if not state.listed:
                 runs.append({})
                 state.listed = True
-            runs[-1] = {**state.run, "seconds": round(time.perf_counter() - state.began, 3)}
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            runs[-1] = {**state.run, "created": created, "seconds": round(time.perf_counter() - state.began, 3)}
             self._arrays[_RUNS] = np.array(json.dumps(runs))
         state.pending = True
         if time.monotonic() - state.written >= SECONDS:
