@@ -91,8 +91,8 @@ def warnings(
     pgd = figures[f"validation/pgd{config.validation.pgd_steps}"]
     found = {"classifier_constant": health["health/classes_predicted"] == 1}
     if "health/noise_variation" in health:
-        found["generator_constant"] = health["health/noise_variation"] < LEAST_VARIATION
-        found["generator_without_gain"] = health["health/generator_gain"] <= 0
+        found["generator_constant"] = not health["health/noise_variation"] >= LEAST_VARIATION  # Nor NaN.
+        found["generator_without_gain"] = not health["health/generator_gain"] > 0
     found["single_step_overfitting"] = figures["validation/fgsm"] - pgd > MOST_SINGLE_STEP_LEAD
     if config.adversary.name != "none":
         best = max(best or 0.0, 0.0)

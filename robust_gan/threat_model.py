@@ -258,7 +258,7 @@ def steepest(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
 
 
 def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
-    """Returns the size of each perturbation in the norm of the threat model: `[B]`.
+    """Returns the size of each perturbation in the norm of the threat model: `[B]`; NaN where a pixel is NaN.
 
     Args:
         adversarial: `[B, ...]`.
@@ -270,9 +270,10 @@ def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> 
     """
     wide = jnp.promote_types(images.dtype, jnp.float32)
     delta = adversarial.astype(wide) - images.astype(wide)
-    if threat.norm == "linf":
-        return jnp.max(jnp.abs(delta), axis=tuple(range(1, delta.ndim)))
-    return l2_norm(delta)
+    axes = tuple(range(1, delta.ndim))
+    size = jnp.max(jnp.abs(delta), axis=axes) if threat.norm == "linf" else l2_norm(delta)
+    # A maximum over many numbers loses NaN on a CPU (jaxlib 0.10), and what is lost would lie inside the ball.
+    return jnp.where(jnp.any(jnp.isnan(delta), axis=axes), jnp.nan, size)
 
 
 def l2_norm(delta: jax.Array) -> jax.Array:

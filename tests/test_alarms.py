@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from robust_gan import L2Threat, LinfThreat, attacks, evaluation, report, threat_model
-from robust_gan.errors import DataError
+from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import Model, Scores, alarms
 from robust_gan.evaluation.probes import Probe
 
@@ -252,3 +252,26 @@ def test_the_gradient_of_a_masked_class_is_finite():
     images, labels = images_of(4)
     gradient = attacks.input_gradient(lambda x: linear(x).at[:, 3].set(-jnp.inf), jnp.asarray(images), labels % 3)
     assert np.isfinite(gradient).all()
+
+
+def test_nothing_is_lost_of_a_curve_that_is_not_a_number():
+    curve = evaluation.Curve("pgd10", (0.0, 0.1, 0.2), {"a": (0.9, float("nan"), 0.1)})
+    assert alarms.of_curve(curve, "a", 100)[0].fired
+
+
+def test_a_curve_ends_before_the_whole_range_and_needs_its_attack():
+    images, labels = images_of(4)
+    model = Model("m", lambda x: jnp.zeros((len(x), 4)).at[:, 0].set(1.0) + 0 * x.sum((1, 2, 3))[:, None])
+    for threat in (L2Threat(2.0), LinfThreat(0.5)):  # In L2 the diagonal of 16 pixels is 4.
+        curve = evaluation.trace_curve([model], images, labels, threat, attack="fgsm")
+        assert max(curve.epsilons) == 2 * threat.epsilon
+    with pytest.raises(UserError, match="m has no generator"):
+        evaluation.trace_curve([model], images, labels, THREAT, attack="generator")
+
+
+@pytest.mark.parametrize("threat", [L2Threat(1.0), LinfThreat(1.0)], ids=["l2", "linf"])
+def test_a_distance_to_nan_is_nan(threat):
+    images = jnp.full((2, 32, 32, 3), 0.5)
+    found = np.asarray(threat_model.distance(images.at[0, 31, 31, 2].set(jnp.nan), images, threat))
+    assert np.isnan(found[0])
+    assert found[1] == 0

@@ -243,7 +243,8 @@ def observe(
 def _unit_gradient(logits_fn, point, labels):
     gradient = input_gradient(logits_fn, point, labels)
     # The tiny gradients of a confident classifier would underflow when squared.
-    largest = jnp.max(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
+    # A maximum over many numbers loses NaN on a CPU (jaxlib 0.10), and all that is beside it.
+    largest = jnp.max(jnp.where(jnp.isnan(gradient), 0.0, jnp.abs(gradient)), axis=(1, 2, 3), keepdims=True)
     return jnp.nan_to_num(gradient / jnp.where(largest > 0, largest, 1.0))
 
 

@@ -199,7 +199,10 @@ def of_curve(curve: Curve, target: str, count: int) -> list[Alarm]:
     >>> of_curve(Curve("pgd10", (0.0, 0.1, 0.2), {"a": (0.9, 0.5, 0.6)}), "a", 1000)[0].fired
     True
     """
-    row = np.asarray(curve.robust_accuracy[target])
+    row = np.asarray(curve.robust_accuracy[target], np.float64)
+    if not np.isfinite(row).all():
+        finding = f"robust accuracy under {curve.attack} is not a number at some radius"
+        return [Alarm("robustness_rises_with_epsilon", True, finding)]
     rise = 100 * float(np.max(row[1:] - np.minimum.accumulate(row)[:-1], initial=0.0))
     finding = f"from one radius to a larger one robust accuracy under {curve.attack} rises by up to {rise:.1f} points"
     return [Alarm("robustness_rises_with_epsilon", _is_more_than_chance(rise, count), finding)]

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from robust_gan import parallel, threat_model
+from robust_gan.errors import UserError
 from robust_gan.evaluation.keeping import Kept
 from robust_gan.evaluation.matrix import score
-from robust_gan.evaluation.models import Model
+from robust_gan.evaluation.models import GENERATOR, Model
 from robust_gan.evaluation.running import Placed, place
 from robust_gan.types import ThreatModel
 
@@ -61,6 +62,9 @@ def trace_curve(
     Returns:
         The curve; at radius 0 it is the accuracy on clean images.
 
+    Raises:
+        UserError: The attack is `generator`, and a model has none.
+
     >>> import jax.numpy as jnp
     >>> from robust_gan import LinfThreat
     >>> model = Model("mean", lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], -1))
@@ -78,7 +82,9 @@ def trace_curve(
             placed, images, labels, unit, seed, attacks=[attack], batch_size=batch_size, devices=devices
         )
     kept = Kept() if kept is None else kept.under("curve, ")
-    largest = 1.0 / float(threat.epsilon) if threat.norm == "linf" else max(FACTORS)
+    largest = threat_model.whole_range(threat, images.shape[1:]).epsilon / float(threat.epsilon)
+    if attack == GENERATOR and (without := [model.name for model in models if model.generator is None]):
+        raise UserError(f"{without[0]} has no generator: trace its curve under another attack")
     epsilons: list[float] = [0.0]
     shares: dict[str, list[float]] = {model.name: [] for model in models}
     for factor in (factor for factor in FACTORS if factor <= largest):
@@ -92,7 +98,9 @@ def trace_curve(
         for model in models:
             if len(epsilons) == 2:
                 shares[model.name].append(scores.clean_accuracy(model.name))
-            shares[model.name].append(scores.robust_accuracy(model.name, [model.name]) or 0.0)
+            stood = scores.robust_accuracy(model.name, [model.name])
+            assert stood is not None  # The attack was made on every model.
+            shares[model.name].append(stood)
         if not any(row[-1] for row in shares.values()):
             break
     return Curve(attack, tuple(epsilons), {name: tuple(row) for name, row in shares.items()})
