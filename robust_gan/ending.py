@@ -3,20 +3,33 @@
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
+
+_TOGETHER = 0.5
+"""Seconds within which two signals are one."""
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects the first SIGTERM or SIGINT, so that the loop can end its step; a second one acts as ever."""
+    """Collects the first SIGTERM or SIGINT, so that the loop can end its step; a second one acts as ever.
+
+    Two that come together, as some supervisors send them, are one.
+    """
     received: list[int] = []
+    arrived = 0.0
     try:
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
         def handle(number, frame):
-            received.append(number)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            nonlocal arrived
+            if not received:
+                arrived = time.monotonic()
+                received.append(number)
+            elif time.monotonic() - arrived > _TOGETHER:
+                # Not before: Python complains of a signal that was on its way when its handler was taken away.
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
 
         for number in before:
             signal.signal(number, handle)

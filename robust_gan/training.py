@@ -33,6 +33,9 @@ from robust_gan.errors import UserError
 from robust_gan.game import TrainState
 from robust_gan.version import __version__
 
+_QUIET = 10.0
+"""Seconds between two plain lines of metrics."""
+
 
 class Result(NamedTuple):
     """How a run ended.
@@ -74,7 +77,8 @@ def train(
         config: The run.
         directory: Its folder; one that holds a stopped run of the same configuration is continued.
         devices: Where; None for all of the best platform.
-        progress: A bar with rate and remaining time; None for only where stderr is a terminal.
+        progress: A bar with rate and remaining time; None for only where stderr is a terminal, and elsewhere a line at
+            each validation, and of metrics at most every `_QUIET` seconds.
         tensorboard: Write scalars for TensorBoard too (needs the extra `tensorboard`).
         on_nan: What becomes of the run at a step where a loss or a gradient of a player is NaN or infinite, which is
             never taken: `stop` ends it by the next line of metrics, with the state before that step kept in
@@ -120,6 +124,7 @@ def train(
         state, start = recorder.restore(state, tensorboard=tensorboard)
         stopped = stack.enter_context(ending.signals())
         agreement = parallel.Agreement(devices)
+        lines = _Lines(config.num_steps, first and progress is None and not sys.stderr.isatty())
         progress = first and (sys.stderr.isatty() if progress is None else progress)
         bar = stack.enter_context(
             tqdm.tqdm(total=config.num_steps, initial=min(start, config.num_steps), unit="step", disable=not progress)
@@ -150,6 +155,7 @@ def train(
                 recorder.time(at, {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)})
                 began, began_step = time.perf_counter(), at
                 bar.set_postfix_str(_postfix(values | figures))
+                lines.write(at, values)
             pending.clear()
 
         def save(values: dict[str, float]) -> None:
@@ -182,6 +188,7 @@ def train(
                 recorder.draw(step, *validation.noise(config, scores))
                 save(figures | {checkpoint.SELECTION: validation.selection(config, figures)})
                 bar.set_postfix_str(_postfix(figures))
+                lines.write(step, figures, at_once=True)
                 began, began_step = time.perf_counter(), step
         settle()
         if start >= config.num_steps:
@@ -195,6 +202,20 @@ def train(
             save({checkpoint.SELECTION: -1.0})
             say(f"stopped at step {step} and saved; the same command goes on from there")
         return Result(jax.device_get(_without_keys(carried.state)), step, ended, figures, recorder.best_step)
+
+
+class _Lines:
+    """Plain lines on stderr, for who reads a file in place of a terminal."""
+
+    def __init__(self, num_steps: int, wanted: bool) -> None:
+        """Has written nothing yet."""
+        self._num_steps, self._wanted, self._written = num_steps, wanted, time.monotonic()
+
+    def write(self, step: int, values: dict[str, float], *, at_once: bool = False) -> None:
+        """Writes a line, unless the last one is only just written."""
+        if self._wanted and (at_once or time.monotonic() - self._written >= _QUIET):
+            self._written = time.monotonic()
+            print(f"step {step} of {self._num_steps}: {_postfix(values)}", file=sys.stderr, flush=True)
 
 
 def _steps_until(step: int, end: int, *multiples: int) -> int:

@@ -1,6 +1,9 @@
 """What can fail on a model fails before the first attack, and nothing that comes after the attacks loses the report."""
 
 import json
+import pathlib
+import signal
+import subprocess
 import sys
 import types
 
@@ -9,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_gan import comparison, details, evaluation, page, pictures, report
+from robust_gan import comparison, details, evaluation, page, pictures, report, training
+from robust_gan.command_line import fields
 from robust_gan.comparison import additions
 from robust_gan.errors import UserError
 from robust_gan.evaluation import alarms, calling, trying
@@ -297,3 +301,42 @@ def test_attacks_are_taken_by_name_or_as_functions():
     for wrong in ([lambda *args: args[2]], [3], ["nosuch"], [attacks.fgsm, "fgsm"], [("a", "b")]):
         with pytest.raises(UserError, match=r"an attack is a name|unknown attack|given twice"):
             evaluation.evaluate([model], IMAGES, LABELS, _threat(), attacks=wrong, **settings)
+
+
+def test_two_signals_together_end_a_loop_and_a_later_one_kills():
+    program = """
+import os, signal, sys, threading, time
+from robust_gan import ending
+with ending.signals() as received:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    print(len(received), flush=True)
+    ending._TOGETHER = 0.0
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "1\n", "")
+
+
+def test_outside_a_clone_a_recipe_is_named_by_its_place(tmp_path, monkeypatch, launch):
+    monkeypatch.chdir(tmp_path)
+    ended = launch("train", "--config=configs/digits.py:pgd", f"--workdir={tmp_path}/run")
+    root = pathlib.Path(__file__).resolve().parents[1]
+    there = f"error: there is no recipe 'configs/digits.py' in {tmp_path}: is it --config={root}/configs/digits.py?\n"
+    assert (ended.code, ended.err) == (2, there)
+    (tmp_path / "bin").mkdir()
+    with pytest.raises(
+        UserError, match=r"no recipe 'configs/digits.py' in .*: give its whole path, or a recipe of yo"
+    ):
+        fields.check([str(tmp_path / "bin" / "train"), "--config=configs/digits.py"])
+
+
+def test_training_to_a_file_writes_lines(capsys):
+    lines = training._Lines(100, wanted=True)
+    lines.write(10, {"train/clean_loss": 2.5})  # Only just begun.
+    lines.write(20, {"validation/clean_accuracy": 0.5}, at_once=True)
+    training._Lines(100, wanted=False).write(20, {}, at_once=True)
+    assert capsys.readouterr().err == "step 20 of 100: clean_accuracy 0.500\n"

@@ -14,6 +14,7 @@ from robust_gan.command_line.recipes import FLAG
 from robust_gan.config import Config
 from robust_gan.errors import UserError
 
+_EXAMPLE = "configs/digits.py"
 _FRACTION = re.compile(r"(\d+(?:\.\d*)?)/(\d+(?:\.\d*)?)", re.ASCII)
 _NUMBERS: dict[type, tuple[str, Callable[[str], Any]]] = {int: ("a whole number", int), float: ("a number", float)}
 
@@ -29,7 +30,7 @@ def check(argv: Sequence[str]) -> None:
         if name == FLAG and value is not None:
             path = value.split(":", 1)[0]
             if not os.path.isfile(path):
-                raise UserError(f"there is no recipe {path!r}: give a file, such as --{FLAG}=configs/digits.py")
+                raise UserError(f"there is no recipe {path!r}{_instead(path, argv[0])}")
             given = True
         elif name.startswith(f"{FLAG}."):
             if not given:
@@ -45,6 +46,16 @@ def check(argv: Sequence[str]) -> None:
                     convert(value)
                 except ValueError as error:
                     raise UserError(f"{path} must be {what}, not {value!r}") from error
+
+
+def _instead(path: str, program: str) -> str:
+    """Says what to give in place of a recipe that is not there: one of that name beside the program, where it is."""
+    beside = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(program))), path)
+    if path and not os.path.isabs(path) and os.path.isfile(beside):
+        return f" in {os.getcwd()}: is it --{FLAG}={beside}?"
+    if path == _EXAMPLE:
+        return f" in {os.getcwd()}: give its whole path, or a recipe of your own, a file with a function get_config"
+    return f": give a file, such as --{FLAG}={_EXAMPLE}"
 
 
 def without_fraction(argument: str) -> str:
