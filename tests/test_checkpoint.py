@@ -516,6 +516,7 @@ def test_a_full_disk_is_a_sentence_whether_it_shows_at_once_or_at_the_end(tmp_pa
         with pytest.raises(CheckpointError, match=sentence):
             writer.close()
     assert sys.unraisablehook is hook
+    writer._manager.close()  # Else its thread goes on into the interpreter's end, and reports that.
 
 
 UNWRITABLE = """
