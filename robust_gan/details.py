@@ -1,7 +1,7 @@
 """What an evaluation found image by image, kept beside its figures: what each was taken for, and some to look at."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -138,8 +138,9 @@ def per_class(details: Details, values: np.ndarray) -> list[float]:
     Returns:
         K means.
     """
-    rows: Sequence[np.ndarray] = [values[details.labels == index] for index in range(len(details.label_names))]
-    return [float(row.mean()) if len(row) else float("nan") for row in rows]
+    labels, count = details.labels.astype(np.int64), len(details.label_names)
+    totals, sums = np.bincount(labels, minlength=count), np.bincount(labels, values, count)
+    return [float(total / number) if number else float("nan") for total, number in zip(sums, totals, strict=True)]
 
 
 def confusion(details: Details, target: str, attack: str) -> np.ndarray | None:
@@ -156,5 +157,26 @@ def confusion(details: Details, target: str, attack: str) -> np.ndarray | None:
     row, count = details.predicted.get((target, attack)), len(details.label_names)
     if row is None or row.min() < 0:
         return None
-    inside = row < count
-    return np.bincount(details.labels[inside] * count + row[inside], minlength=count * count).reshape(count, count)
+    inside, labels = row < count, details.labels.astype(np.int64)
+    return np.bincount(labels[inside] * count + row[inside], minlength=count * count).reshape(count, count)
+
+
+def most_confused(details: Details, target: str, attack: str, most: int) -> list[tuple[int, int, int]] | None:
+    """Returns which classes are taken for which others most often, where a matrix of all would be too large to look at.
+
+    Args:
+        details: Of an evaluation.
+        target: Which model.
+        attack: Made on it, or `clean`.
+        most: How many pairs at most.
+
+    Returns:
+        The true class, the one that it is taken for, and how often; None where it is not known of every image.
+    """
+    row = details.predicted.get((target, attack))
+    if row is None or row.min() < 0:
+        return None
+    wrong = np.flatnonzero(row != details.labels)
+    pairs, counts = np.unique(np.stack([details.labels[wrong], row[wrong]], axis=1), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    return [(int(pairs[place][0]), int(pairs[place][1]), int(counts[place])) for place in order]

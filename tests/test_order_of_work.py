@@ -328,9 +328,7 @@ def test_outside_a_clone_a_recipe_is_named_by_its_place(tmp_path, monkeypatch, l
     there = f"error: there is no recipe 'configs/digits.py' in {tmp_path}: is it --config={root}/configs/digits.py?\n"
     assert (ended.code, ended.err) == (2, there)
     (tmp_path / "bin").mkdir()
-    with pytest.raises(
-        UserError, match=r"no recipe 'configs/digits.py' in .*: give its whole path, or a recipe of yo"
-    ):
+    with pytest.raises(UserError, match=r"no recipe 'configs/digits.py' in .*: give its whole path, or a recipe of yo"):
         fields.check([str(tmp_path / "bin" / "train"), "--config=configs/digits.py"])
 
 
@@ -340,3 +338,36 @@ def test_training_to_a_file_writes_lines(capsys):
     lines.write(20, {"validation/clean_accuracy": 0.5}, at_once=True)
     training._Lines(100, wanted=False).write(20, {}, at_once=True)
     assert capsys.readouterr().err == "step 20 of 100: clean_accuracy 0.500\n"
+
+
+def test_many_classes_are_counted_without_a_matrix_of_all(tmp_path):
+    count = 40_010
+    names = tuple(f"<{index}>" for index in range(count))
+    labels, taken = np.array([40_000, 40_000, 40_001, 3], np.int32), np.array([7, 7, 40_001, 40_009], np.int32)
+    stood = np.array([False, False, True, False])
+    found = details.Details(
+        labels, names, {"m": stood}, {("m", "clean"): taken}, np.zeros((0, 2, 2, 1)), np.zeros(0, int), {}, ""
+    )
+    details.write(tmp_path, found)
+    found = details.read(tmp_path)
+    assert details.most_confused(found, "m", "clean", 5) == [(40_000, 7, 2), (3, 40_009, 1)]
+    means = np.array(details.per_class(found, stood))
+    assert (means[[40_000, 40_001, 3]] == [0, 1, 0]).all()
+    assert np.isnan(means).sum() == count - 3
+    pairs = details.most_confused(found, "m", "clean", 5)
+    assert "&lt;40000&gt;" in page.evaluations._most_confused(found.label_names, pairs)
+
+
+def test_labels_of_one_byte_are_counted_right():
+    labels = np.array([30, 30, 0], np.uint8)
+    found = details.Details(
+        labels,
+        tuple(map(str, range(31))),
+        {},
+        {("m", "clean"): labels.astype(np.int32)},
+        np.zeros(0),
+        np.zeros(0),
+        {},
+        "",
+    )
+    assert details.confusion(found, "m", "clean")[30, 30] == 2

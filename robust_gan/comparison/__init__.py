@@ -295,7 +295,7 @@ def _attack(
         for model in subject.targets if attacks.in_turn else ():
             if request.save_adversarial:
                 found.broken[model.name] = kept.rows(f"adversarial: {model.name}", evaluation.to_unit(images))
-            taken = kept.array(f"predicted in turn: {model.name}", np.full(len(labels), -1, np.int16))
+            taken = kept.array(f"predicted in turn: {model.name}", np.full(len(labels), -1, np.int32))
             fell_to = np.full(len(labels), -1, np.int16)
             found.standing[model.name], found.rungs[model.name] = evaluation.survive(
                 model, images, labels, threat, attacks=attacks.in_turn, adversarial=found.broken.get(model.name),

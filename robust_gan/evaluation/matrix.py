@@ -32,7 +32,7 @@ class Scores:
         clean: bool `[targets, N]`, right on the clean image.
         robust: For each (target, maker, attack) that exists, bool `[N]`: right on the clean image and on the
             adversarial one.
-        predicted: For each target under each attack in the open, and under `clean`, int16 `[N]`: the class that each
+        predicted: For each target under each attack in the open, and under `clean`, int32 `[N]`: the class that each
             image is taken for; -1 where an older version had scored it.
         shown: For the same the adversarial images that were asked for, float32 `[E, H, W, C]`; clean under `clean`.
     """
@@ -193,7 +193,7 @@ def score(
         for attack in (CLEAN, *filter(target.can, attacks)):
             key = target.name, attack
             name = f"{attack}: {target.name}"
-            predicted[key] = kept.array(f"predicted under {name}", np.full(count, -1, np.int16))
+            predicted[key] = kept.array(f"predicted under {name}", np.full(count, -1, np.int32))
             if len(positions):
                 pictures[key] = kept.array(f"shown under {name}", to_unit(images[positions]))
     try:

@@ -68,7 +68,7 @@ def survive(
         kept: What a stopped evaluation of the same model, images, threat model and seed had found; not done again,
             and added to.
         adversarial: float32 `[N, H, W, C]` in [0, 1], to be filled in place with the images that were broken.
-        predicted: int16 `[N]`, to be filled in place with the classes that the broken images are taken for.
+        predicted: int32 `[N]`, to be filled in place with the classes that the broken images are taken for.
         fell_to: int16 `[N]`, to be filled in place with the place among the rungs of what broke an image.
         advance: Called with the number of images of which an attack is done: attacked, or standing no more.
 

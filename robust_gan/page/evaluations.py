@@ -196,12 +196,15 @@ def _confusions(report: dict[str, Any], found: Details) -> str:
         return ""
     figures = []
     for target in report["targets"]:
-        counts = details_lib.confusion(found, target, attacks[0])
-        if counts is None:
-            continue
         if len(found.label_names) > _MOST_CLASSES:
-            content, note = _most_confused(found.label_names, counts), "The most frequent of many classes."
+            pairs = details_lib.most_confused(found, target, attacks[0], _MOST_CLASSES)
+            if pairs is None:
+                continue
+            content, note = _most_confused(found.label_names, pairs), "The most frequent of many classes."
         else:
+            counts = details_lib.confusion(found, target, attacks[0])
+            if counts is None:
+                continue
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             content = parts.heat(found.label_names, found.label_names, shares.tolist(), corner="true \\ taken for",
                                  errors=True)  # fmt: skip
@@ -216,11 +219,9 @@ def _confusions(report: dict[str, Any], found: Details) -> str:
     )
 
 
-def _most_confused(names: Sequence[str], counts: np.ndarray) -> str:
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
-    pairs = [divmod(int(index), len(names)) for index in np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CLASSES]]
-    rows = [[names[true], names[taken], str(wrong[true, taken])] for true, taken in pairs if wrong[true, taken]]
+def _most_confused(names: Sequence[str], pairs: Sequence[tuple[int, int, int]]) -> str:
+    named = [names[taken] if taken < len(names) else str(taken) for _, taken, _ in pairs]
+    rows = [[names[true], name, str(count)] for (true, _, count), name in zip(pairs, named, strict=True)]
     return parts.table(["true", "taken for", "images"], rows, text=2)
 
 
