@@ -195,3 +195,59 @@ def test_findings_of_a_version_that_did_not_say_which_are_of_another(tmp_path):
         evaluation.survive(
             Model("a", linear), IMAGES, LABELS, THREAT, attacks=["fgsm"], kept=Kept(tmp_path / "kept.npz")
         )
+
+
+def test_an_attack_that_is_a_function_is_known_by_what_it_makes():
+    def pushed(by):
+        def attack(logits_fn, key, images, labels, threat):
+            return jnp.clip(images + by * threat.epsilon, 0, 1)
+
+        return attack
+
+    kept, model = Kept(), Model("a", linear)
+    for by in (1.0, 1.0):
+        evaluation.evaluate([model], IMAGES, LABELS, THREAT, attacks={"mine": pushed(by)}, kept=kept)
+    with pytest.raises(UserError, match="is of another mine"):
+        evaluation.evaluate([model], IMAGES, LABELS, THREAT, attacks={"mine": pushed(-1.0)}, kept=kept)
+
+
+def test_rows_are_written_as_they_change_and_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(keeping, "SECONDS", 0.0)
+    path = tmp_path / "kept.npz"
+    start = np.zeros((5, 3), np.float32)
+    first = Kept(path).rows("images", start)
+    assert first.array.sum() == 0
+    kept = Kept(path)
+    rows = kept.rows("images", start)
+    for indices, value in (([0, 3], 1.0), ([3], 2.0)):
+        rows[np.array(indices)] = value
+        kept.save()
+    sizes = [len(np.load(file)["indices"]) for file in sorted((tmp_path / "kept.parts").iterdir())]
+    assert sizes == [2, 1]
+    assert Kept(path).rows("images", start).array[:, 0].tolist() == [1.0, 0.0, 0.0, 2.0, 0.0]
+    path.unlink()
+    anew = Kept(path)
+    assert anew.rows("images", start).array.sum() == 0
+    anew.save()
+    assert not (tmp_path / "kept.parts").exists()
+
+
+def test_what_was_found_is_written_every_interval_and_when_an_evaluation_is_interrupted(tmp_path):
+    path, seen = tmp_path / "kept.npz", []
+
+    def interrupt(count):
+        seen.append(path.exists())
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    def run(advance):
+        return evaluation.evaluate([Model("a", linear)], IMAGES, LABELS, THREAT, attacks=["fgsm"], batch_size=32,
+                                   kept=Kept(path), advance=advance)  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupt)
+    assert seen == [False] * 3
+    with np.load(path) as file:
+        assert file["done: fgsm, made on a: a"].sum() == 96
+    whole = evaluation.evaluate([Model("a", linear)], IMAGES, LABELS, THREAT, attacks=["fgsm"])
+    assert np.array_equal(run(lambda count: None).robust["a", "a", "fgsm"], whole.robust["a", "a", "fgsm"])

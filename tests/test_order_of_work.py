@@ -224,7 +224,7 @@ def _threat():
 def _found(broken):
     scores = evaluation.Scores((), (), (), np.zeros((0, 6), bool), {})
     chosen = types.SimpleNamespace(labels=LABELS)
-    return additions.Found([], chosen, _threat(), scores, "fgsm", np.zeros(0, int), {}, broken=broken)
+    return additions.Found([], [], chosen, _threat(), scores, "fgsm", np.zeros(0, int), {}, broken=broken)
 
 
 def test_adversarial_images_of_models_of_any_name_are_written(tmp_path):

@@ -10,7 +10,7 @@ from robust_gan import leaves, random
 from robust_gan.evaluation.models import to_unit
 from robust_gan.evaluation.probes import draw
 from robust_gan.evaluation.running import Placed, arguments_of, compiled, is_architecture
-from robust_gan.types import ThreatModel
+from robust_gan.types import Attack, ThreatModel
 
 LOOKED_AT, DIFFERENTIATED, CRAFTED = 1024, 256, 64
 """Images on which logits are compared, input gradients, and what a generator makes."""
@@ -111,7 +111,7 @@ def _traits(placed, images, labels, threat, batch_size, num_devices):
         traits += _arrays("arrays of the generator", placed.generator)
         if not is_architecture(placed.generator):
             few = draw(labels, CRAFTED, seed=0)
-            traits.append(_rows("generator", _crafted(placed, images[few], labels[few], threat)))
+            traits.append(_rows("generator", _crafted(placed, placed.generator, images[few], labels[few], threat)))
     return traits
 
 
@@ -133,10 +133,27 @@ def _gradients(logits_fn, images, width, num_classes):
         return np.zeros((0, 1))
 
 
-def _crafted(placed, images, labels, threat):
-    """What a generator that is somebody's own function adds to images."""
+def of_attack(
+    placed: Placed, attack: Attack, images: np.ndarray, labels: np.ndarray, threat: ThreatModel
+) -> list[Trait]:
+    """Returns what an attack that is somebody's own function is known by: its arrays, and what it adds to `CRAFTED`.
+
+    Args:
+        placed: The model that it is tried on.
+        attack: The function.
+        images: uint8 or float `[N, H, W, C]`.
+        labels: `[N]`.
+        threat: The threat model.
+    """
+    few = draw(labels, CRAFTED, seed=0)
+    made = _crafted(placed, attack, images[few], labels[few], threat)
+    return [*_arrays("arrays of the attack", attack), _rows("generator", made)]
+
+
+def _crafted(placed, attack, images, labels, threat):
+    """What an attack that is somebody's own function adds to images."""
     keys = random.per_image_keys(jax.random.key(0), len(images))
-    craft = compiled(lambda made, x, y: made(placed.model.logits_fn, keys, x, y, threat), placed.generator)
+    craft = compiled(lambda made, x, y: made(placed.model.logits_fn, keys, x, y, threat), attack)
     images = to_unit(images)
     try:
         return np.asarray(craft(images, labels.astype(np.int32)), np.float64) - images

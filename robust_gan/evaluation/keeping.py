@@ -230,7 +230,12 @@ class Kept:
         for what, trait in parts:
             if not self._agrees(what, trait):
                 return what
-        for model in place(models, images, labels, devices):
+        placed = place(models, images, labels, devices)
+        for name, made in functions.items() if placed else ():
+            for trait in identity.of_attack(placed[0], made, images, labels, threat):
+                if not self._agrees(f"another {name}: {trait.name}", trait):
+                    return f"another {name}"
+        for model in placed:
             for trait in identity.of_model(model, images, labels, threat, batch_size, len(devices)):
                 if not self._agrees(f"another {model.name}: {trait.name}", trait):
                     by_batch = f"{model.name} in batches of another size, on which its logits depend"
