@@ -2,10 +2,18 @@
 
 Nothing here averages: the caller weights, masks and takes the mean. Larger is worse for the classifier throughout, so
 an attack maximises and the classifier minimises. Logits narrower than float32 are widened to it first.
+
+Logits are `[B, K]`, labels (and targets) integers `[B]` in 0..K-1. What is not raises `UserError`; where labels are
+traced and cannot be seen, one out of 0..K-1 has the loss NaN and is never correct.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from robust_gan.errors import UserError
+from robust_gan.threat_model import known
+from robust_gan.types import wide_dtype
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
@@ -22,8 +30,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
     >>> print(cross_entropy(jnp.zeros((1, 4)), jnp.array([2])))
     [1.3862944]
     """
+    logits, labels = check_logits(logits), check_labels(labels, logits.shape)
     # Unlike the difference of a log-sum-exp and a logit, this is exact to 1e-7 at any common offset of the logits.
-    log_probabilities = jax.nn.log_softmax(_widen(logits))
+    log_probabilities = jax.nn.log_softmax(logits)
     at_label = -_at(log_probabilities, labels)
     if not label_smoothing:
         return at_label
@@ -48,7 +57,9 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> margin(jnp.array([[1.0, 3.0, 2.0]]), jnp.array([1])).tolist()
     [-1.0]
     """
-    logits = _widen(logits)
+    logits, labels = check_logits(logits), check_labels(labels, logits.shape)
+    if logits.shape[1] < 2:
+        raise UserError("the margin loss needs 2 classes, not 1")
     return jnp.max(_mask_label(logits, labels), axis=-1) - _at(logits, labels)
 
 
@@ -64,7 +75,7 @@ def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) 
         `[B]`.
 
     Raises:
-        ValueError: Too few classes for the ratio to be defined.
+        UserError: Too few classes for the ratio to be defined.
 
     References:
         Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -75,13 +86,14 @@ def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) 
     >>> print(f"{dlr(jnp.array([[4.0, 1.0, 3.0, 2.0]]), jnp.array([0]), jnp.array([3]))[0]:.4f}")
     -0.8000
     """
+    logits, labels = check_logits(logits), check_labels(labels, logits.shape)
     needed = 3 if targets is None else 4
     if logits.shape[-1] < needed:
-        raise ValueError(f"the {'targeted ' * (needed == 4)}DLR loss needs {needed} classes, not {logits.shape[-1]}")
-    logits = _widen(logits)
+        raise UserError(f"the {'targeted ' * (needed == 4)}DLR loss needs {needed} classes, not {logits.shape[-1]}")
     ordered = jnp.sort(logits, axis=-1)
     if targets is None:
         return margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+    targets = check_labels(targets, logits.shape, "targets")
     gap = _at(logits, targets) - _at(logits, labels)
     return gap / (ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12)
 
@@ -99,9 +111,14 @@ def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
     >>> kl(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]])).tolist()
     [0.0]
     """
-    log_reference = jax.nn.log_softmax(_widen(reference_logits))
+    logits, reference_logits = check_logits(logits), check_logits(reference_logits)
+    if logits.shape != reference_logits.shape:
+        raise UserError(
+            f"reference_logits must have the shape of the logits, {logits.shape}, not {reference_logits.shape}"
+        )
+    log_reference = jax.nn.log_softmax(reference_logits)
     reference = jnp.exp(log_reference)
-    gap = jnp.where(reference > 0, log_reference - jax.nn.log_softmax(_widen(logits)), 0.0)
+    gap = jnp.where(reference > 0, log_reference - jax.nn.log_softmax(logits), 0.0)
     divergence = jnp.sum(reference * gap, axis=-1)
     # Rounding can leave it just below 0; the gradient stays that of the sum.
     return divergence + jax.lax.stop_gradient(jnp.maximum(divergence, 0.0) - divergence)
@@ -199,16 +216,21 @@ def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Tells which images are classified right; never where a logit is NaN or +inf. A class at -inf is masked out.
 
     Args:
-        logits: `[B, K]`.
+        logits: `[B, K]`; -inf is that of a class which is ruled out.
         labels: int32 `[B]`.
 
     Returns:
-        bool `[B]`.
+        bool `[B]`; False for a label out of 0..K-1, which no prediction is.
+
+    Raises:
+        UserError: A shape or type is wrong.
 
     >>> is_correct(jnp.array([[0.0, 1.0], [jnp.nan, jnp.nan]]), jnp.array([1, 0])).tolist()
     [True, False]
     """
-    return (jnp.argmax(logits, axis=-1) == labels) & has_class(logits)
+    logits, labels = check_logits(logits), check_labels(labels, logits.shape, refuse=False)
+    predicted = jnp.argmax(logits, axis=-1).astype(labels.dtype)
+    return (predicted == labels) & has_class(logits)
 
 
 def has_class(logits: jax.Array) -> jax.Array:
@@ -227,17 +249,70 @@ def has_class(logits: jax.Array) -> jax.Array:
     return jnp.all((logits < jnp.inf), axis=-1) & jnp.any(logits > -jnp.inf, axis=-1)
 
 
-def _widen(logits: jax.Array) -> jax.Array:
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+def check_logits(logits: jax.Array) -> jax.Array:
+    """Returns logits at least as wide as float32.
+
+    Args:
+        logits: `[B, K]`, numbers.
+
+    Raises:
+        UserError: It is no array of numbers of two axes: of what a model returned beside its logits, say.
+
+    >>> check_logits(jnp.zeros((2, 3, 4)))
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: logits must be numbers [B, K], not float32 (2, 3, 4)
+    """
+    if not hasattr(logits, "dtype"):
+        raise UserError(f"logits must be an array [B, K], not {type(logits).__name__}")
+    real = jnp.issubdtype(logits.dtype, jnp.floating) or jnp.issubdtype(logits.dtype, jnp.integer)
+    if not real or logits.ndim != 2:
+        raise UserError(f"logits must be numbers [B, K], not {logits.dtype} {logits.shape}")
+    logits = jnp.asarray(logits)
+    return logits.astype(wide_dtype(logits.dtype))
+
+
+def check_labels(labels: jax.Array, shape: tuple[int, ...], name: str = "labels", *, refuse: bool = True) -> jax.Array:
+    """Returns labels as int32; those that are out of 0..K-1 and not refused as K, which no class has.
+
+    Args:
+        labels: Integers `[B]`.
+        shape: (B, K), of the logits; K may be left out where it is not known yet.
+        name: What they are called in the sentence.
+        refuse: Whether known labels out of 0..K-1 are refused.
+
+    Raises:
+        UserError: They are not integers `[B]`, or a known one is out of 0..K-1.
+
+    >>> check_labels(jnp.array([0, 3]), (2, 3))
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: labels must be in 0..2, but range from 0 to 3
+    """
+    if not hasattr(labels, "dtype"):
+        raise UserError(f"{name} must be an array of integers [B], not {type(labels).__name__}")
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        remedy = ""
+        if labels.ndim == 2:
+            remedy = f": take {name}[:, 0]" if labels.shape[1] == 1 else ": of one-hot labels take argmax(-1)"
+        raise UserError(
+            f"{name} must be integers [B], the number of a class each, not {labels.dtype} {labels.shape}{remedy}"
+        )
+    if labels.shape[0] != shape[0]:
+        raise UserError(f"{name} must be {shape[0]}, one for each image, not {labels.shape[0]}")
+    classes = shape[1] if len(shape) > 1 else 2**31 - 1
+    values = known(labels)
+    inside = values is not None and bool(np.all((values >= 0) & (values < classes)))
+    if refuse and values is not None and not inside:
+        allowed = f"in 0..{classes - 1}" if len(shape) > 1 else "class numbers from 0"
+        raise UserError(f"{name} must be {allowed}, but range from {values.min()} to {values.max()}")
+    if inside or len(shape) == 1:
+        return jnp.asarray(labels).astype(jnp.int32)
+    # Compared before the cast, which would wrap; and as at least 32 bits, for K may be beyond what int8 can hold.
+    wide = jnp.asarray(labels) if labels.dtype.itemsize >= 4 else jnp.asarray(labels, jnp.int32)
+    return jnp.where((wide >= 0) & (wide < classes), wide, classes).astype(jnp.int32)
 
 
 def _at(values: jax.Array, labels: jax.Array) -> jax.Array:
-    if jnp.ndim(labels) != 1 or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise ValueError(
-            f"labels must be integers [B], the number of a class each, not {jnp.result_type(labels)} "
-            f"{jnp.shape(labels)}: of one-hot labels take argmax(-1)"
-        )
-    return jnp.take_along_axis(values, labels[:, None], axis=-1)[:, 0]
+    return jnp.take_along_axis(values, labels[:, None], axis=-1, mode="fill", fill_value=jnp.nan)[:, 0]
 
 
 def _mask_label(logits: jax.Array, labels: jax.Array) -> jax.Array:

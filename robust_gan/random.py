@@ -1,10 +1,59 @@
 """Keys per image: what makes a result independent of the batch size and of the number of devices.
 
-That needs keys of JAX's default implementation, threefry: what `rbg` keys draw depends on the batch they are in.
+That needs threefry keys: what `rbg` and `unsafe_rbg` keys draw depends on the batch they are in. So the package makes
+its keys with threefry by name, whatever `jax_default_prng_impl` is, and derives threefry keys from those it is given.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from robust_gan.errors import UserError
+
+_IMPLEMENTATION = "threefry2x32"
+
+
+def make_key(seed: int) -> jax.Array:
+    """Returns the threefry key of a seed, whatever JAX's default implementation is.
+
+    >>> jax.random.key_impl(make_key(0))
+    'threefry2x32'
+    """
+    return jax.random.key(seed, impl=_IMPLEMENTATION)
+
+
+def threefry(key: Any, count: int | None = None) -> jax.Array:
+    """Returns keys of any implementation as threefry keys; those that are so are returned as they are.
+
+    Args:
+        key: A typed key of shape `[]`, or typed keys of shape `[count]`.
+        count: The number of images B; None where one key alone will do.
+
+    Returns:
+        Keys of the same shape; each depends on its own key alone.
+
+    Raises:
+        UserError: The key is not typed, or of another shape.
+
+    >>> jax.random.key_impl(threefry(jax.random.key(0, impl="rbg")))
+    'threefry2x32'
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        what = f"an array of {dtype}" if dtype is not None else type(key).__name__
+        raise UserError(f"key must be a typed key, as jax.random.key makes it, not {what}")
+    if key.shape not in ((), (count,)):
+        wanted = "one key" if count is None else f"one key or one key for each of the {count} images"
+        raise UserError(f"key must be {wanted}, but has shape {key.shape}")
+    if str(jax.random.key_impl(key)) == _IMPLEMENTATION:
+        return key
+    words = jax.random.key_data(key)
+    keys = jax.random.wrap_key_data(words[..., :2], impl=_IMPLEMENTATION)
+    fold_in = jax.random.fold_in if key.ndim == 0 else jax.vmap(jax.random.fold_in)
+    for index in range(2, words.shape[-1]):
+        keys = fold_in(keys, words[..., index])
+    return keys
 
 
 def per_image_keys(key: jax.Array, count: int) -> jax.Array:
@@ -15,25 +64,20 @@ def per_image_keys(key: jax.Array, count: int) -> jax.Array:
     size and the number of devices.
 
     Args:
-        key: A typed key of shape `[]`, or typed keys of shape `[count]`.
+        key: A typed key of shape `[]`, or typed keys of shape `[count]`, of any implementation.
         count: The number of images B.
 
     Returns:
-        Typed keys `[count]`.
+        Threefry keys `[count]`.
 
     Raises:
-        ValueError: The key is not typed, or neither a scalar nor a vector of `count` keys.
+        UserError: The key is not typed, or neither a scalar nor a vector of `count` keys.
 
     >>> per_image_keys(jax.random.key(0), 3).shape
     (3,)
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be a typed key, as jax.random.key makes it, not an array of {key.dtype}")
-    if key.ndim == 0:
-        return jax.random.split(key, count)
-    if key.shape != (count,):
-        raise ValueError(f"key must be one key or one key for each of the {count} images, but has shape {key.shape}")
-    return key
+    key = threefry(key, count)
+    return jax.random.split(key, count) if key.ndim == 0 else key
 
 
 def keys_at(key: jax.Array, positions: jax.Array) -> jax.Array:
@@ -44,12 +88,13 @@ def keys_at(key: jax.Array, positions: jax.Array) -> jax.Array:
         positions: int32 `[B]`.
 
     Returns:
-        Typed keys `[B]`; the key of a position does not depend on the other positions.
+        Threefry keys `[B]`; the key of a position does not depend on the other positions.
 
     >>> a, b = keys_at(jax.random.key(0), jnp.array([7, 3])), keys_at(jax.random.key(0), jnp.array([3]))
     >>> bool(a[1] == b[0])
     True
     """
+    key = threefry(key)
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
 
 

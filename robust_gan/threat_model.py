@@ -2,30 +2,46 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_gan import random
 from robust_gan.config import ThreatConfig
 from robust_gan.errors import UserError
-from robust_gan.types import ThreatModel
+from robust_gan.types import ThreatModel, wide_dtype
+
+
+class _Ball:
+    """What the two threat models share: their fields are checked where they are known."""
+
+    epsilon: float | jax.Array
+    bounds: tuple[float, float]
+    norm: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be meant, and makes Python floats of the numbers that are known."""
+        object.__setattr__(self, "bounds", check_bounds(self.bounds))
+        object.__setattr__(self, "epsilon", check_radius(self.epsilon, self.norm, self.bounds))
 
 
 @dataclasses.dataclass(frozen=True)
-class LinfThreat:
+class LinfThreat(_Ball):
     """The L-infinity ball: no pixel moves by more than epsilon.
 
     A pytree with the leaf `epsilon`, so that a sweep over epsilon does not recompile.
 
     Attributes:
-        epsilon: Radius in units of the pixel range.
+        epsilon: Radius in units of the pixel range: a number or a scalar of NumPy or JAX, also a traced one.
         bounds: Smallest and largest valid pixel.
 
     Raises:
-        UserError: A number from 2 to 255 for pixels in [0, 1]: grey levels.
+        UserError: Epsilon is known and negative, not finite, or beyond the range but up to 255 (grey levels; what is
+            larger allows everything), or bounds are not two finite numbers in their order.
 
     >>> LinfThreat(8)
     Traceback (most recent call last):
@@ -36,27 +52,35 @@ class LinfThreat:
     bounds: tuple[float, float] = (0.0, 1.0)
     norm: ClassVar[str] = "linf"
 
-    def __post_init__(self) -> None:
-        """Refuses a radius in grey levels; what is larger is meant to allow everything."""
-        if self.bounds == (0.0, 1.0) and isinstance(self.epsilon, int | float) and 2 <= self.epsilon <= 255:
-            raise UserError(
-                f"epsilon is {self.epsilon:g}, but pixels are in [0, 1]: for {self.epsilon:g} grey levels of 255 "
-                f"write {self.epsilon:g}/255 ({self.epsilon / 255:.4g})"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
-class L2Threat:
+class L2Threat(_Ball):
     """The L2 ball: the perturbation of an image has a Euclidean norm of at most epsilon.
 
     Attributes:
-        epsilon: Radius in units of the pixel range.
+        epsilon: Radius in units of the pixel range: a number or a scalar of NumPy or JAX, also a traced one.
         bounds: Smallest and largest valid pixel.
+
+    Raises:
+        UserError: Epsilon is known and negative or not finite, or bounds are not two finite numbers in their order.
+            How large epsilon may be depends on the images: attacks refuse one beyond the diagonal of their range.
+
+    >>> L2Threat(-0.5)
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: epsilon must be a finite number of at least 0, not -0.5
     """
 
     epsilon: float | jax.Array
     bounds: tuple[float, float] = (0.0, 1.0)
     norm: ClassVar[str] = "l2"
+
+
+def _unchecked(kind: type, epsilon: Any, bounds: tuple[float, float]) -> Any:
+    """JAX builds pytrees of whatever it likes: tracers, specifications of axes, placeholders."""
+    threat: Any = object.__new__(kind)
+    object.__setattr__(threat, "epsilon", epsilon)
+    object.__setattr__(threat, "bounds", bounds)
+    return threat
 
 
 # Not register_dataclass: it makes the structures of two classes with the same fields equal, and now and then, when
@@ -65,12 +89,146 @@ def _register(kind: Any) -> None:
     jax.tree_util.register_pytree_with_keys(
         kind,
         lambda threat: (((jax.tree_util.GetAttrKey("epsilon"), threat.epsilon),), (threat.norm, threat.bounds)),
-        lambda static, leaves: kind(*leaves, bounds=static[1]),
+        lambda static, leaves: _unchecked(kind, leaves[0], static[1]),
     )
 
 
 _register(LinfThreat)
 _register(L2Threat)
+
+
+def known(value: Any) -> np.ndarray | None:
+    """Returns the values of an array, or None where they cannot be seen: traced, or on another process's devices.
+
+    >>> known(jnp.ones(2)).tolist(), jax.eval_shape(lambda x: x if known(x) is None else 0, 1.0).shape
+    ([1.0, 1.0], ())
+    """
+    if isinstance(value, jax.core.Tracer) or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+        return None
+    return np.asarray(value)
+
+
+def check_bounds(bounds: Any) -> tuple[float, float]:
+    """Returns the smallest and the largest valid pixel as floats.
+
+    Args:
+        bounds: Two numbers.
+
+    Raises:
+        UserError: They are not two finite numbers in their order, known before anything is compiled.
+
+    >>> check_bounds([0, 255])
+    (0.0, 255.0)
+    """
+    try:
+        if any(isinstance(value, str | bool | np.bool_) for value in bounds):
+            raise TypeError("numbers alone")
+        low, high = (float(value) for value in bounds)
+    except (TypeError, ValueError, OverflowError, jax.errors.ConcretizationTypeError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"bounds must be the smallest and the largest valid pixel, as (0, 1) is, not {bounds!r}")
+    return low, high
+
+
+def check_radius(epsilon: Any, norm: str, bounds: tuple[float, float], num_pixels: int = 0) -> Any:
+    """Returns a radius as a float where it is a known number of Python or NumPy, otherwise as it is.
+
+    Args:
+        epsilon: A real number, an array of them (to be mapped over by `vmap`), or a tracer, of which nothing is known.
+        norm: `linf` or `l2`.
+        bounds: Smallest and largest valid pixel.
+        num_pixels: Values in an image, for the diagonal of its range in L2; 0 where they are not known.
+
+    Raises:
+        UserError: No real number, negative, not finite, or beyond the range but up to 255: then it is in grey levels.
+
+    >>> check_radius(np.float32(0.5), "linf", (0.0, 1.0)), check_radius(1, "l2", (0.0, 1.0))
+    (0.5, 1.0)
+    """
+    wrong = UserError(f"epsilon must be a finite number of at least 0, not {epsilon!r}")
+    array = isinstance(epsilon, np.ndarray | np.generic | jax.Array)
+    if not array and (isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real)):
+        raise wrong
+    if array and not (jnp.issubdtype(epsilon.dtype, jnp.floating) or jnp.issubdtype(epsilon.dtype, jnp.integer)):
+        raise wrong
+    values = known(epsilon) if array else np.asarray(float(epsilon))
+    if values is None or not values.size:
+        return epsilon
+    values = values.astype(np.float64)
+    if not np.all((values >= 0) & (values < math.inf)):
+        raise UserError(f"epsilon must be a finite number of at least 0, not {epsilon}")
+    low, high = bounds
+    limit = (high - low) * (1.0 if norm == "linf" else math.sqrt(num_pixels) if num_pixels else math.inf)
+    largest = float(values.max())
+    if limit * (1 + 1e-6) < largest <= 255:  # What is larger still is meant to allow everything.
+        if bounds == (0.0, 1.0):
+            raise UserError(
+                f"epsilon is {largest:g}, but pixels are in [0, 1]: for {largest:g} grey levels of 255 "
+                f"write {largest:g}/255 ({largest / 255:.4g})"
+            )
+        raise UserError(f"epsilon is {largest:g}, but no two images in [{low:g}, {high:g}] are farther apart than "
+                        f"{limit:g} in {norm}")  # fmt: skip
+    return epsilon if isinstance(epsilon, jax.Array) or values.ndim else float(values)
+
+
+def check_threat(threat: Any, num_pixels: int = 0) -> None:
+    """Refuses what is no threat model, or one whose radius is not a single number.
+
+    Args:
+        threat: The threat model.
+        num_pixels: Values in an image, for the largest radius of L2; 0 where they are not known.
+
+    Raises:
+        UserError: It is none of the two norms, has several radii, or a known one that cannot be meant.
+
+    >>> check_threat(0.1)
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: threat must be LinfThreat(epsilon) or L2Threat(epsilon), not 0.1
+    """
+    if getattr(threat, "norm", None) not in ("linf", "l2"):
+        raise UserError(f"threat must be LinfThreat(epsilon) or L2Threat(epsilon), not {threat!r}")
+    if jnp.shape(threat.epsilon) != ():
+        raise UserError(
+            f"epsilon must be one number for all images, not an array {jnp.shape(threat.epsilon)}: "
+            "map over several radii with jax.vmap"
+        )
+    if threat.norm == "l2" and num_pixels:
+        check_radius(threat.epsilon, threat.norm, threat.bounds, num_pixels)
+
+
+def check_images(images: jax.Array, threat: ThreatModel) -> None:
+    """Refuses images on which a perturbation within the threat model would mean nothing.
+
+    Args:
+        images: `[B, ...]`. Their values are looked at only where they can be seen, outside compiled functions.
+        threat: The threat model, for its bounds.
+
+    Raises:
+        UserError: They are not floats, or some pixel is not finite or out of the bounds by more than a millionth of
+            their width.
+
+    >>> check_images(jnp.array([[2.0]]), LinfThreat(0.1))
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: pixels must be in [0, 1], but range from 2 to 2: divide by 255, or give the threat \
+model their bounds
+    """
+    low, high = threat.bounds
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        remedy = ": divide by 255" if images.dtype == jnp.uint8 and (low, high) == (0.0, 1.0) else ""
+        raise UserError(f"images must be floats between {low} and {high}, not {images.dtype}{remedy}")
+    values, slack = known(images), 1e-6 * (high - low)
+    if values is None or not values.size:
+        return
+    least, greatest = (float(extreme) for extreme in (values.min(), values.max()))  # NaN where any pixel is.
+    if not -math.inf < least <= greatest < math.inf:
+        raise UserError("images must be finite, but hold NaN or infinite pixels")
+    if least < low - slack or greatest > high + slack:
+        remedy = "normalise inside the model" if least < low - slack else "divide by 255"
+        raise UserError(
+            f"pixels must be in [{low:g}, {high:g}], but range from {least:g} to {greatest:g}: {remedy}, "
+            "or give the threat model their bounds"
+        )
 
 
 def from_config(config: ThreatConfig) -> LinfThreat | L2Threat:
@@ -83,12 +241,14 @@ def from_config(config: ThreatConfig) -> LinfThreat | L2Threat:
 
 
 def scaled(threat: ThreatModel, factor: float | jax.Array) -> ThreatModel:
-    """Returns the threat model with `factor` times its epsilon.
+    """Returns the threat model with `factor` times its epsilon, which may be beyond the range: it allows everything.
 
     >>> scaled(LinfThreat(0.25), 2.0)
     LinfThreat(epsilon=0.5, bounds=(0.0, 1.0))
     """
-    return dataclasses.replace(threat, epsilon=threat.epsilon * factor)  # type: ignore[type-var]  # They all are such.
+    if isinstance(threat, _Ball):
+        return _unchecked(type(threat), threat.epsilon * factor, threat.bounds)
+    return dataclasses.replace(threat, epsilon=threat.epsilon * factor)  # type: ignore[type-var]  # One's own.
 
 
 def whole_range(threat: ThreatModel, image_shape: Sequence[int]) -> ThreatModel:
@@ -120,7 +280,7 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
         where the gradient is that of the inside.
 
     Raises:
-        ValueError: The images are integers.
+        UserError: The images are not floats, are known to be out of the range, or are not as many as the points.
 
     Guarantees:
         `test_project_stays_in_the_ball_and_the_range`: within epsilon + 2**-24 of the image, computed in float64, and
@@ -130,9 +290,11 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
     >>> project(jnp.array([[0.9, -0.5]]), jnp.array([[0.5, 0.0]]), LinfThreat(0.25)).tolist()
     [[0.75, 0.0]]
     """
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be floats between {threat.bounds[0]} and {threat.bounds[1]}, not {images.dtype}")
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+    check_threat(threat)
+    check_images(images, threat)
+    if adversarial.shape != images.shape:
+        raise UserError(f"what is projected must have the shape of the images, {images.shape}, not {adversarial.shape}")
+    wide = wide_dtype(images.dtype)
     centre, moved = images.astype(wide), adversarial.astype(wide)
     epsilon = jnp.asarray(threat.epsilon, wide)
     if threat.norm == "linf":
@@ -173,7 +335,7 @@ def perturb(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Arr
     >>> perturb(jnp.array([[0.5, 0.0]]), jnp.array([[1.0, -1.0]]), LinfThreat(0.25)).tolist()
     [[0.75, 0.0]]
     """
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+    wide = wide_dtype(images.dtype)
     noise = noise.astype(wide)
     if threat.norm == "l2":
         noise = noise / _expand(jnp.maximum(l2_norm(noise), 1.0), noise)
@@ -202,7 +364,7 @@ def perturb_within_box(images: jax.Array, noise: jax.Array, threat: ThreatModel)
     """
     if threat.norm != "linf":
         raise ValueError(f"perturb_within_box needs an L-infinity threat model, not {threat.norm!r}")
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+    wide = wide_dtype(images.dtype)
     centre, epsilon = images.astype(wide), jnp.asarray(threat.epsilon, wide)
     low, high = jnp.maximum(centre - epsilon, threat.bounds[0]), jnp.minimum(centre + epsilon, threat.bounds[1])
     return project(low + 0.5 * (high - low) * (1 + noise.astype(wide)), images, threat)
@@ -212,19 +374,25 @@ def random_start(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax
     """Draws a point uniformly from the ball around each image, clipped to the range.
 
     Args:
-        keys: One key per image, `[B]`.
+        keys: One key, or one per image.
         images: `[B, ...]`.
         threat: The threat model.
 
     Returns:
         `[B, ...]`.
 
+    Raises:
+        UserError: As `project`, or there are fewer or more keys.
+
     >>> x = jnp.full((2, 4, 4, 1), 0.5)
     >>> start = random_start(jax.random.split(jax.random.key(0), 2), x, LinfThreat(0.1))
     >>> bool(jnp.all(jnp.abs(start - x) <= 0.1)), bool(jnp.any(start != x))
     (True, True)
     """
-    shape, wide = images.shape[1:], jnp.promote_types(images.dtype, jnp.float32)
+    check_threat(threat)
+    check_images(images, threat)
+    keys = random.per_image_keys(keys, images.shape[0])
+    shape, wide = images.shape[1:], wide_dtype(images.dtype)
     if threat.norm == "linf":
         delta = random.uniform_per_image(keys, shape, wide, -1.0, 1.0)
     else:
@@ -249,7 +417,7 @@ def steepest(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
     >>> steepest(jnp.array([[3.0, -4.0]]), L2Threat(1.0)).tolist()
     [[0.6000000238418579, -0.800000011920929]]
     """
-    wide = jnp.promote_types(gradient.dtype, jnp.float32)
+    wide = wide_dtype(gradient.dtype)
     gradient = jnp.nan_to_num(gradient.astype(wide), posinf=1e30, neginf=-1e30)
     if threat.norm == "linf":
         return jnp.sign(gradient)
@@ -268,7 +436,7 @@ def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> 
     >>> distance(jnp.array([[0.3, 0.4]]), jnp.zeros((1, 2)), L2Threat(1.0)).tolist()
     [0.5]
     """
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+    wide = wide_dtype(images.dtype)
     delta = adversarial.astype(wide) - images.astype(wide)
     axes = tuple(range(1, delta.ndim))
     size = jnp.max(jnp.abs(delta), axis=axes) if threat.norm == "linf" else l2_norm(delta)

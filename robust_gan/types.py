@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 Params = PyTree
@@ -16,8 +17,20 @@ BatchStats = PyTree
 LogitsFn = Callable[[jax.Array], jax.Array]
 """Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`. Normalisation of the pixels lives inside."""
 
-LossFn = Callable[[jax.Array, jax.Array], jax.Array]
-"""Logits `[B, K]` and labels `[B]` to unreduced losses `[B]`."""
+LossFn = Callable[..., jax.Array]
+"""Logits `[B, K]`, labels `[B]` and the attack's `loss_args`, arrays `[B, ...]`, to unreduced losses `[B]`."""
+
+
+def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
+    """Returns the dtype in which values of a dtype are computed: itself where it is float32 or wider, else float32.
+
+    `jnp.promote_types` answers the same, except under `jax_numpy_dtype_promotion=strict`, where it raises.
+
+    >>> wide_dtype(jnp.bfloat16), wide_dtype(jnp.int32), wide_dtype(jnp.float64)
+    (dtype('float32'), dtype('float32'), dtype('float64'))
+    """
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return jnp.dtype(dtype) if floating and jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
 class Batch(NamedTuple):

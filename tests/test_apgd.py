@@ -27,7 +27,7 @@ from attack_problems import (
 from robust_gan import LinfThreat, attacks, losses, random
 from robust_gan.attacks.apgd import likely_wrong
 from robust_gan.attacks.apgd_search import checkpoints
-from robust_gan.attacks.expectation import loss_gradient, takes_keys
+from robust_gan.attacks.expectation import is_randomised, loss_gradient
 from robust_gan.attacks.noise import surface_noise
 
 
@@ -227,6 +227,7 @@ def test_counts_below_one_are_refused(name):
             attack(linear, KEY, images_between(0, 1), jnp.zeros(8, jnp.int32), LinfThreat(0.1), **{name: 0})
 
 
+@attacks.randomised
 def noisy(images, keys=None):
     """A randomised classifier: the slope of each class has a random part."""
     noise = 0 if keys is None else 3 * random.normal_per_image(keys, (16, 5))
@@ -258,9 +259,9 @@ def test_expectation_helps_against_a_randomised_classifier_and_costs_others_noth
         return losses.margin(noisy(compiled(attack, noisy)(KEY, images, labels, LinfThreat(0.1))), labels).mean()
 
     assert margin_reached(16) > margin_reached(1) + 0.5
-    assert takes_keys(noisy)
-    assert not takes_keys(linear)
-    assert not takes_keys(jax.tree_util.Partial(lambda weights, x: x, 0))
+    assert is_randomised(noisy)
+    assert not is_randomised(linear)
+    assert not is_randomised(jax.tree_util.Partial(lambda weights, x: x, 0))
     asked = []
 
     def counted(images):

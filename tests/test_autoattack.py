@@ -1,6 +1,7 @@
 """AutoAttack: its parts and their order, what is spared, and what every attack of it guarantees."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def test_the_versions_are_the_authors():
 
 def test_the_constants_are_the_authors():
     names = ("apgd", "apgd_targeted", "fab_targeted", "square")
-    defaults = {name: getattr(attacks, name).__kwdefaults__ for name in names}
+    defaults = {name: inspect.unwrap(getattr(attacks, name)).__kwdefaults__ for name in names}
     for name in names[:3]:
         assert (defaults[name]["num_steps"], defaults[name]["num_restarts"]) == (100, 1)
     assert defaults["apgd_targeted"]["num_targets"] == defaults["fab_targeted"]["num_targets"] == 9
@@ -188,6 +189,7 @@ def test_attacks_in_turn_are_the_worst_case_of_each_alone():
 
 
 def test_a_randomised_classifier_is_given_keys_of_its_own_for_every_pass():
+    @attacks.randomised
     def randomised(images, keys):
         return curved(images) + 2 * random.normal_per_image(keys, (5,))
 

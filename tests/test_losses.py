@@ -136,9 +136,11 @@ def test_kl_counts_a_class_of_probability_zero_as_nothing():
     np.testing.assert_allclose(pullback(jnp.ones(1))[0], [[-1 / 6, -1 / 6, 1 / 3]], atol=1e-6)
 
 
-def test_logits_that_are_not_finite_are_never_correct():
-    logits = jnp.array([[jnp.nan, 0.0], [2.0, jnp.nan], [jnp.inf, 0.0], [0.0, -jnp.inf], [1.0, 0.0]])
-    assert losses.is_correct(logits, jnp.zeros(5, int)).tolist() == [False, False, False, False, True]
+def test_nan_and_infinite_predictions_are_never_correct():
+    inf = jnp.inf
+    logits = jnp.array([[jnp.nan, 0.0], [2.0, jnp.nan], [inf, 0.0], [-inf, -inf], [0.0, -inf], [1.0, 0.0]])
+    # -inf is the logit of a class that is ruled out, as masked classes have it.
+    assert losses.is_correct(logits, jnp.zeros(6, int)).tolist() == [False, False, False, False, True, True]
     assert losses.is_correct(jnp.zeros((1, 3)), jnp.array([3])).tolist() == [False]
 
 

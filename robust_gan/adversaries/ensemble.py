@@ -124,7 +124,8 @@ def _three_ways(logits_fn, keys, images, labels, threat, num_steps, keep_best):
     away = ways == 0
     single = attacks.fgsm(
         logits_fn, None, images, jnp.where(away, predicted, least_likely), threat,
-        loss_fn=lambda logits, labels: jnp.where(away, 1.0, -1.0) * cross_entropy(logits, labels),
+        loss_fn=lambda logits, labels, away: jnp.where(away, 1.0, -1.0) * cross_entropy(logits, labels),
+        loss_args=(away,),
     )  # fmt: skip
     many = attacks.pgd(logits_fn, pgd_keys, images, labels, threat, num_steps=num_steps, keep_best=keep_best)
     return jnp.where((ways == 2)[:, None, None, None], many, single)

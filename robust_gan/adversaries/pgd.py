@@ -3,7 +3,13 @@
 import jax
 
 from robust_gan import attacks, losses
-from robust_gan.types import Adversary, LossFn, ThreatModel
+from robust_gan.types import Adversary, ThreatModel
+
+_LOSSES = {
+    "cross_entropy": losses.cross_entropy,
+    "margin": losses.margin,
+    "kl": lambda logits, labels, reference_logits: losses.kl(logits, reference_logits),
+}
 
 
 def pgd(
@@ -37,11 +43,7 @@ def pgd(
 
     def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
         del state, axis_name
-        if loss == "kl":
-            reference = jax.lax.stop_gradient(classifier_fn(batch.images))
-            loss_fn: LossFn = lambda logits, labels: losses.kl(logits, reference)  # noqa: E731
-        else:
-            loss_fn = {"cross_entropy": losses.cross_entropy, "margin": losses.margin}[loss]
+        loss_args = (jax.lax.stop_gradient(classifier_fn(batch.images)),) if loss == "kl" else ()
         # Each image is attacked by itself; the collectives are those inside the classifier.
         return attacks.pgd(
             classifier_fn,
@@ -52,7 +54,8 @@ def pgd(
             num_steps=num_steps,
             step_size=step_size,
             keep_best=keep_best,
-            loss_fn=loss_fn,
+            loss_fn=_LOSSES[loss],
+            loss_args=loss_args,
         )
 
     return Adversary(

@@ -7,6 +7,7 @@ AutoAttack in their order, for `run_in_turn`.
 
 from robust_gan.attacks.apgd import apgd, apgd_targeted
 from robust_gan.attacks.autoattack import VERSIONS, Outcome, autoattack, run_in_turn
+from robust_gan.attacks.expectation import randomised
 from robust_gan.attacks.fab import fab, fab_targeted
 from robust_gan.attacks.fresh import fresh_generator, train_generator
 from robust_gan.attacks.gradient import fgsm, input_gradient, pgd
@@ -31,6 +32,7 @@ __all__ = [
     "generator",
     "input_gradient",
     "pgd",
+    "randomised",
     "run_in_turn",
     "spsa",
     "square",

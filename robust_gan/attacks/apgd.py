@@ -6,12 +6,15 @@ import jax.numpy as jnp
 from robust_gan import random
 from robust_gan.attacks.apgd_search import search
 from robust_gan.attacks.best import nothing
+from robust_gan.attacks.checking import check_counts, checked, checked_loss
 from robust_gan.attacks.expectation import ask
 from robust_gan.attacks.standing import attack_in_rounds
-from robust_gan.losses import cross_entropy, dlr, is_correct
-from robust_gan.types import LogitsFn, LossFn, ThreatModel
+from robust_gan.errors import UserError
+from robust_gan.losses import check_labels, cross_entropy, dlr, is_correct
+from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel
 
 
+@checked(randomised=True)
 def apgd(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -22,19 +25,22 @@ def apgd(
     num_steps: int = 100,
     num_restarts: int = 1,
     loss_fn: LossFn = cross_entropy,
+    loss_args: tuple[PyTree, ...] = (),
     num_samples: int = 1,
 ) -> jax.Array:
     """Auto-PGD without targets; the best point seen is returned.
 
     Args:
-        logits_fn: The classifier, differentiable; with a keyword `keys` where it is randomised (`expectation`).
+        logits_fn: The classifier, differentiable; with fresh keys at every pass where it is `attacks.randomised`.
         key: One key, or one per image.
         images: `[B, H, W, C]`; the iterates are float32 at least, and the classifier sees them in the images' dtype.
         labels: int32 `[B]`.
         threat: The threat model.
         num_steps: Gradient steps of each restart.
         num_restarts: Independent runs; an image that is misclassified already is not attacked again.
-        loss_fn: What to ascend, unreduced: `losses.cross_entropy` or `losses.dlr`.
+        loss_fn: What to ascend, unreduced: `losses.cross_entropy`, `losses.dlr`, ..., called as
+            `loss_fn(logits, labels, *loss_args)`.
+        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`; gathered with the images.
         num_samples: Passes through a randomised classifier for each gradient.
 
     Returns:
@@ -42,7 +48,8 @@ def apgd(
         among equals the one of the highest loss.
 
     Raises:
-        ValueError: A count is below 1, or the loss needs more classes.
+        UserError: A count is below 1, the loss needs more classes or closes over an array of all images (with
+            restarts), or an argument cannot be meant; see `checking`.
 
     Guarantees:
         `test_apgd_reaches_the_optimum_on_a_linear_classifier`, `test_apgd_follows_the_authors_rules`,
@@ -58,23 +65,26 @@ def apgd(
     >>> apgd(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25), num_steps=5).ravel().tolist()
     [0.25, 0.25, 0.25, 0.25]
     """
-    _check(num_steps=num_steps, num_restarts=num_restarts, num_samples=num_samples)
+    check_counts(num_steps=num_steps, num_restarts=num_restarts, num_samples=num_samples)
     keys = _keys_of_rounds(key, images, num_restarts)
-    best = nothing(images, loss_fn(ask(logits_fn, images, keys[:, 0]), labels))
+    logits = ask(logits_fn, images, keys[:, 0])
+    loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=num_restarts > 1)
+    best = nothing(images, loss_fn(logits, labels, *loss_args))
 
-    def restart(index, best, keys, images, labels):
+    def restart(index, best, keys, images, labels, loss_args):
         def loss(logits):
-            return loss_fn(logits, labels)
+            return loss_fn(logits, labels, *loss_args)
 
         return search(
             logits_fn, loss, keys[:, index], images, labels, threat, best, num_steps=num_steps, num_samples=num_samples
         )
 
     if num_restarts == 1:
-        return restart(0, best, keys, images, labels).images
-    return attack_in_rounds(restart, num_restarts, best, (keys, images, labels)).images
+        return restart(0, best, keys, images, labels, loss_args).images
+    return attack_in_rounds(restart, num_restarts, best, (keys, images, labels, loss_args)).images
 
 
+@checked(randomised=True)
 def apgd_targeted(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -100,14 +110,15 @@ def apgd_targeted(
         num_restarts: Runs for each target; an image that is misclassified, by any class, is not attacked again, and
             one that is so from the start is returned as it is.
         num_targets: How many classes to aim at, the most likely first; at most all wrong ones.
-        targets: int32 `[B, num_targets]`, the classes to aim at in place of the most likely ones.
+        targets: int32 `[B, T]`, the classes to aim at in place of the most likely ones; `num_targets` is of no account
+            then.
         num_samples: Passes through a randomised classifier for each gradient.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
 
     Raises:
-        ValueError: A count is below 1, or there are fewer than 4 classes.
+        UserError: A count is below 1, there are fewer than 4 classes, or an argument cannot be meant; see `checking`.
 
     References:
         Croce and Hein 2020 (as `apgd`), section 5 and equation 7.
@@ -118,10 +129,14 @@ def apgd_targeted(
     >>> apgd_targeted(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25), num_steps=5).ravel().tolist()
     [0.25, 0.25]
     """
-    _check(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets, num_samples=num_samples)
+    check_counts(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets, num_samples=num_samples)
     logits = ask(logits_fn, images, random.per_image_keys(key, images.shape[0]))
     if targets is None:
         targets = likely_wrong(logits, labels, num_targets)
+    elif jnp.ndim(targets) != 2 or not targets.shape[1]:
+        raise UserError(f"targets must be integers [B, T], T classes for each image, not of shape {jnp.shape(targets)}")
+    else:
+        targets = jnp.stack([check_labels(column, logits.shape, "targets") for column in targets.T], axis=1)
     rounds = targets.shape[1] * num_restarts
     keys = _keys_of_rounds(key, images, rounds)
     best = nothing(images, dlr(logits, labels, targets[:, 0]))._replace(fooled=~is_correct(logits, labels))
@@ -152,9 +167,3 @@ def likely_wrong(logits: jax.Array, labels: jax.Array, num_targets: int) -> jax.
 def _keys_of_rounds(key, images, num_rounds):
     """`[B, rounds]`, so that they are gathered with their images."""
     return jnp.swapaxes(random.split_per_image(random.per_image_keys(key, images.shape[0]), num_rounds), 0, 1)
-
-
-def _check(**counts):
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")

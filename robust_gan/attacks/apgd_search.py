@@ -15,7 +15,7 @@ from robust_gan import random, threat_model
 from robust_gan.attacks.best import Best, keep_better, where
 from robust_gan.attacks.expectation import loss_gradient
 from robust_gan.attacks.noise import surface_noise
-from robust_gan.types import LogitsFn, ThreatModel
+from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
 
 FIRST_STEP = 2.0
 """Length of the first steps in units of epsilon."""
@@ -100,7 +100,7 @@ def search(
     >>> best.images[0, 0, 0, 1].item(), best.fooled.item()
     (0.75, True)
     """
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+    wide = wide_dtype(images.dtype)
     centre = images.astype(wide)
     start_keys, sample_keys = random.split_per_image(keys, 2)
     ends = checkpoints(num_steps)

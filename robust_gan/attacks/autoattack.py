@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from robust_gan import random
 from robust_gan.attacks.apgd import apgd
 from robust_gan.attacks.best import where
+from robust_gan.attacks.checking import check_batch, checked_logits
 from robust_gan.attacks.expectation import ask
 from robust_gan.attacks.naming import by_name, classes_needed
 from robust_gan.attacks.standing import update_standing
@@ -90,7 +91,7 @@ def run_in_turn(
 
     Args:
         components: Pairs (name, attack), as `autoattack` returns them.
-        logits_fn: The classifier; a randomised one (`expectation`) is asked once whether an attack broke an image.
+        logits_fn: The classifier; one that is `attacks.randomised` is asked once whether an attack broke an image.
         key: One key, or one per image.
         images: `[B, H, W, C]`.
         labels: int32 `[B]`.
@@ -100,7 +101,8 @@ def run_in_turn(
         The images, and which stood after each attack.
 
     Raises:
-        ValueError: Too few classes for one of the attacks: 3 are needed for the DLR loss, 4 for the targeted one.
+        UserError: Too few classes for one of the attacks: 3 are needed for the DLR loss, 4 for the targeted one; or an
+            argument cannot be meant, see `checking`.
 
     Guarantees:
         `test_a_broken_image_keeps_its_point`, `test_attacks_in_turn_are_the_worst_case_of_each_alone`.
@@ -113,6 +115,8 @@ def run_in_turn(
     >>> outcome.standing.tolist()
     [[True, True], [False, True], [False, True]]
     """
+    images, labels = check_batch(images, labels, threat)
+    logits_fn = checked_logits(logits_fn, labels)
     keys = random.per_image_keys(key, images.shape[0])
     clean = ask(logits_fn, images, keys)
     _check_classes(components, clean.shape[-1])
@@ -137,4 +141,4 @@ def _check_classes(components, num_classes):
     """Says before anything runs what a later attack could not do."""
     for name, _ in components:
         if num_classes < (needed := classes_needed(name)):
-            raise ValueError(f"{name} needs at least {needed} classes, but the classifier has {num_classes}")
+            raise UserError(f"{name} needs at least {needed} classes, but the classifier has {num_classes}")

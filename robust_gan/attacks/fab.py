@@ -9,10 +9,11 @@ from robust_gan import random, threat_model
 from robust_gan.attacks.apgd import likely_wrong
 from robust_gan.attacks.best import Best, keep_better, where
 from robust_gan.attacks.box_hyperplane import to_hyperplane
+from robust_gan.attacks.checking import check_counts, checked
 from robust_gan.attacks.noise import surface_noise
 from robust_gan.attacks.standing import attack_in_rounds
 from robust_gan.losses import is_correct, margin
-from robust_gan.types import LogitsFn, ThreatModel
+from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
 
 ALPHA_MAX = 0.1
 """Largest weight of the step that starts from the clean image."""
@@ -22,6 +23,7 @@ BETA = 0.9
 """A misclassified point is pulled back to this share of its distance from the clean image."""
 
 
+@checked
 def fab_targeted(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -50,7 +52,7 @@ def fab_targeted(
         it moved into the ball, or the clean image where that has the larger margin loss.
 
     Raises:
-        ValueError: A count is below 1.
+        UserError: A count is below 1, or an argument cannot be meant; see `checking`.
 
     Guarantees:
         `test_fab_finds_the_nearest_point_of_a_linear_classifier`.
@@ -79,6 +81,7 @@ def fab_targeted(
     return _attack(logits_fn, linearise, num_targets, key, images, labels, threat, num_steps, num_restarts)
 
 
+@checked
 def fab(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -104,7 +107,7 @@ def fab(
         Adversarial images `[B, H, W, C]`, as `fab_targeted`.
 
     Raises:
-        ValueError: A count is below 1.
+        UserError: A count is below 1, or an argument cannot be meant; see `checking`.
 
     References:
         As `fab_targeted`.
@@ -136,9 +139,7 @@ def fab(
 
 def _attack(logits_fn, linearise, num_targets, key, images, labels, threat, num_steps, num_restarts):
     """Rounds over targets and restarts, each on the images that still stand."""
-    for name, value in (("num_steps", num_steps), ("num_restarts", num_restarts), ("num_targets", num_targets)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+    check_counts(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
     logits = logits_fn(images)
     targets = likely_wrong(logits, labels, num_targets)
     keys = random.per_image_keys(key, images.shape[0])
@@ -160,7 +161,7 @@ def _attack(logits_fn, linearise, num_targets, key, images, labels, threat, num_
 
 def _search(logits_fn, linearise, start, images, labels, threat, num_steps):
     """Returns the nearest misclassified point seen, in or out of the ball; the image itself where none was."""
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+    wide = wide_dtype(images.dtype)
     centre = images.astype(wide)
 
     def step(_, carry):

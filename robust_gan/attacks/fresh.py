@@ -8,9 +8,10 @@ import optax
 
 from robust_gan import random
 from robust_gan.attacks import learned
+from robust_gan.attacks.checking import check_counts, check_size, checked, checked_loss
 from robust_gan.attacks.learned import PAPER, Design
 from robust_gan.losses import margin
-from robust_gan.types import BatchStats, LogitsFn, LossFn, Network, Params, ThreatModel
+from robust_gan.types import BatchStats, LogitsFn, LossFn, Network, Params, PyTree, ThreatModel
 
 DESIGNS = {
     "fresh_generator": PAPER,
@@ -32,6 +33,7 @@ class Trained(NamedTuple):
     batch_stats: BatchStats
 
 
+@checked
 def train_generator(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -45,6 +47,7 @@ def train_generator(
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     loss_fn: LossFn = margin,
+    loss_args: tuple[PyTree, ...] = (),
 ) -> Trained:
     """Trains a generator to raise a frozen classifier's loss.
 
@@ -62,10 +65,16 @@ def train_generator(
         num_steps: Optimiser steps.
         batch_size: Images in a minibatch; all of them where there are fewer.
         learning_rate: The first.
-        loss_fn: What it raises. The margin asks for misclassification; the cross-entropy for confidence.
+        loss_fn: What it raises. The margin asks for misclassification; the cross-entropy for confidence. Called as
+            `loss_fn(logits, labels, *loss_args)`.
+        loss_args: What the loss needs of each image beside its label, arrays `[N, ...]`; drawn with the images.
 
     Returns:
         The generator; `learned.trained` makes an attack of it.
+
+    Raises:
+        UserError: A count is below 1, the loss closes over an array of all images, or an argument cannot be meant; see
+            `checking`.
 
     >>> from robust_gan import LinfThreat, networks
     >>> images, labels = jnp.full((4, 8, 8, 1), 0.5), jnp.zeros(4, jnp.int32)
@@ -76,28 +85,34 @@ def train_generator(
     >>> sorted(trained._fields)
     ['batch_stats', 'params']
     """
+    check_counts(num_steps=num_steps, batch_size=batch_size)
+    check_size("learning_rate", learning_rate)
+    key = random.threefry(key)
     init_key, order_key, latent_key = jax.random.split(key, 3)
     count, size = images.shape[0], min(batch_size, images.shape[0])
     num_classes = jax.eval_shape(logits_fn, images[:1]).shape[-1]
+    logits = jax.ShapeDtypeStruct((count, num_classes), jnp.float32)
+    loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=True)
     seen = jnp.zeros((1, *images.shape[1:-1], design.channels(images.shape[-1], num_classes)), images.dtype)
     params, batch_stats = network.init(init_key, seen)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
-    def objective(params, batch_stats, images, labels, latent):
+    def objective(params, batch_stats, images, labels, loss_args, latent):
         def apply(batch_stats, seen):
             return network.apply(params, batch_stats, seen, train=True)
 
         adversarial, batch_stats = learned.unroll(
             apply, batch_stats, logits_fn, latent, images, labels, threat, design, num_classes
         )
-        return -jnp.mean(loss_fn(logits_fn(adversarial), labels)), batch_stats
+        return -jnp.mean(loss_fn(logits_fn(adversarial), labels, *loss_args)), batch_stats
 
     def step(state, index):
         trained, opt_state = state
         rows = jax.random.permutation(jax.random.fold_in(order_key, index), count)[:size]
         keys = random.per_image_keys(jax.random.fold_in(latent_key, index), size)
         latent = learned.draw_latent(keys, design) if design.latent_size else None
-        gradient, batch_stats = jax.grad(objective, has_aux=True)(*trained, images[rows], labels[rows], latent)
+        drawn = jax.tree.map(lambda leaf: leaf[rows], (images, labels, loss_args))
+        gradient, batch_stats = jax.grad(objective, has_aux=True)(*trained, *drawn, latent)
         updates, opt_state = optimizer.update(gradient, opt_state)
         return (Trained(optax.apply_updates(trained.params, updates), batch_stats), opt_state), None
 
@@ -105,6 +120,7 @@ def train_generator(
     return jax.lax.scan(step, start, jnp.arange(num_steps))[0][0]
 
 
+@checked
 def fresh_generator(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -147,7 +163,7 @@ def fresh_generator(
     >>> logits_fn(attacked).argmax(-1).tolist()
     [1, 1, 1, 1]
     """
-    train_key, attack_key = jax.random.split(key)
+    train_key, attack_key = jax.random.split(random.threefry(key))
     trained = train_generator(
         logits_fn, train_key, images, labels, threat, network=network, design=design, **settings
     )  # fmt: skip

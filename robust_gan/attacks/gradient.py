@@ -5,13 +5,20 @@ import jax.numpy as jnp
 
 from robust_gan import random, threat_model
 from robust_gan.attacks.best import keep_better, nothing
+from robust_gan.attacks.checking import check_counts, check_size, checked, checked_logits, checked_loss
 from robust_gan.attacks.standing import attack_in_rounds
-from robust_gan.losses import cross_entropy
-from robust_gan.types import LogitsFn, LossFn, ThreatModel
+from robust_gan.errors import UserError
+from robust_gan.losses import check_labels, cross_entropy
+from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, wide_dtype
 
 
 def input_gradient(
-    logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, *, loss_fn: LossFn = cross_entropy
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    loss_fn: LossFn = cross_entropy,
+    loss_args: tuple[PyTree, ...] = (),
 ) -> jax.Array:
     """Returns the gradient of each image's loss in its pixels, as data: nothing is differentiated through it.
 
@@ -19,19 +26,33 @@ def input_gradient(
         logits_fn: The classifier, differentiable.
         images: `[B, H, W, C]`.
         labels: int32 `[B]`.
-        loss_fn: Unreduced.
+        loss_fn: Unreduced: `loss_fn(logits, labels, *loss_args)`.
+        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`.
 
     Returns:
         `[B, H, W, C]`.
+
+    Raises:
+        UserError: Images, labels, logits or losses are not of the shapes and types above.
 
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
     >>> input_gradient(logits_fn, jnp.zeros((1, 1, 1, 1)), jnp.array([0])).item()
     -1.0
     """
-    images = jax.lax.stop_gradient(images)
-    return jax.lax.stop_gradient(jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), labels)))(images))
+    images = jax.lax.stop_gradient(jnp.asarray(images))
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images must be floats, not {images.dtype}")
+    labels = check_labels(labels, images.shape[:1])
+    logits_fn = checked_logits(logits_fn, labels)
+
+    def total(points):
+        logits = logits_fn(points)
+        return jnp.sum(checked_loss(loss_fn, logits, labels, loss_args, gathered=False)(logits, labels, *loss_args))
+
+    return jax.lax.stop_gradient(jax.grad(total)(images))
 
 
+@checked(optional=("key",))
 def fgsm(
     logits_fn: LogitsFn,
     key: jax.Array | None,
@@ -40,6 +61,7 @@ def fgsm(
     threat: ThreatModel,
     *,
     loss_fn: LossFn = cross_entropy,
+    loss_args: tuple[PyTree, ...] = (),
 ) -> jax.Array:
     """Fast gradient sign method: one step of length epsilon from the image along the steepest ascent of the loss.
 
@@ -49,10 +71,14 @@ def fgsm(
         images: `[B, H, W, C]`.
         labels: int32 `[B]`.
         threat: The threat model; in L2 the step is along g / ||g||.
-        loss_fn: What to ascend, unreduced.
+        loss_fn: What to ascend, unreduced: `loss_fn(logits, labels, *loss_args)`.
+        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
+
+    Raises:
+        UserError: An argument cannot be meant; see `checking`.
 
     Guarantees:
         `test_fgsm_is_the_optimum_on_a_linear_classifier`.
@@ -67,11 +93,12 @@ def fgsm(
     [0.25, 0.25, 0.25, 0.25]
     """
     del key
-    gradient = input_gradient(logits_fn, images, labels, loss_fn=loss_fn)
+    gradient = input_gradient(logits_fn, images, labels, loss_fn=loss_fn, loss_args=loss_args)
     direction = threat_model.steepest(gradient, threat)
     return threat_model.project(images + jnp.asarray(threat.epsilon, direction.dtype) * direction, images, threat)
 
 
+@checked
 def pgd(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -85,6 +112,7 @@ def pgd(
     random_start: bool = True,
     keep_best: bool = True,
     loss_fn: LossFn = cross_entropy,
+    loss_args: tuple[PyTree, ...] = (),
 ) -> jax.Array:
     """Projected gradient descent with random starts; the best point seen is returned.
 
@@ -106,13 +134,17 @@ def pgd(
             the classifier must treat each image for itself, so no statistics of the batch.
         random_start: Start uniformly in the ball, otherwise at the image.
         keep_best: Return the best point seen, otherwise the last, as Madry et al. do; with one restart only.
-        loss_fn: What to ascend, unreduced: `losses.cross_entropy`, `losses.margin`, ...
+        loss_fn: What to ascend, unreduced: `losses.cross_entropy`, `losses.margin`, ..., called as
+            `loss_fn(logits, labels, *loss_args)`.
+        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`: target classes, or the clean
+            logits. A restart gathers them with the images, which a closure over them would escape.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
 
     Raises:
-        ValueError: `num_steps` or `num_restarts` is below 1, or several restarts without `keep_best`.
+        UserError: A count is below 1, several restarts come without `keep_best`, with restarts the loss closes
+            over an array of all images, or an argument cannot be meant; see `checking`.
 
     Guarantees:
         `test_pgd_reaches_the_optimum_on_a_linear_classifier`, `test_pgd_returns_the_best_iterate`,
@@ -128,21 +160,25 @@ def pgd(
     >>> pgd(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25)).ravel().tolist()
     [0.25, 0.25, 0.25, 0.25]
     """
-    if num_steps < 1 or num_restarts < 1:
-        raise ValueError(f"num_steps and num_restarts must be at least 1, not {num_steps} and {num_restarts}")
+    check_counts(num_steps=num_steps, num_restarts=num_restarts)
+    if step_size is not None:
+        check_size("step_size", step_size)
     if num_restarts > 1 and not keep_best:
-        raise ValueError(f"of {num_restarts} restarts the best point is returned: set keep_best, or num_restarts to 1")
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+        raise UserError(f"of {num_restarts} restarts the best point is returned: set keep_best, or num_restarts to 1")
+    wide = wide_dtype(images.dtype)
     size = 2.5 * jnp.asarray(threat.epsilon, wide) / num_steps if step_size is None else jnp.asarray(step_size, wide)
     # `[B, restarts]`, so that they are gathered with their images.
     keys = jax.vmap(lambda key: jax.random.split(key, num_restarts))(random.per_image_keys(key, images.shape[0]))
 
-    def restart(index, best, keys, images, labels):
+    logits = logits_fn(images)
+    loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=num_restarts > 1)
+
+    def restart(index, best, keys, images, labels, loss_args):
         centre = images.astype(wide)
 
         def loss_and_logits(points):
             logits = logits_fn(points)
-            losses = loss_fn(logits, labels)
+            losses = loss_fn(logits, labels, *loss_args)
             return jnp.sum(losses), (losses, logits)
 
         def seen(points):
@@ -160,9 +196,9 @@ def pgd(
         if not keep_best:
             return best._replace(images=seen(points))
         logits = logits_fn(seen(points))
-        return keep_better(best, seen(points), loss_fn(logits, labels), logits, labels)
+        return keep_better(best, seen(points), loss_fn(logits, labels, *loss_args), logits, labels)
 
-    best = nothing(images, loss_fn(logits_fn(images), labels))
+    best = nothing(images, loss_fn(logits, labels, *loss_args))
     if num_restarts == 1:
-        return restart(0, best, keys, images, labels).images
-    return attack_in_rounds(restart, num_restarts, best, (keys, images, labels)).images
+        return restart(0, best, keys, images, labels, loss_args).images
+    return attack_in_rounds(restart, num_restarts, best, (keys, images, labels, loss_args)).images

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan import random, threat_model
+from robust_gan.attacks.checking import checked
 from robust_gan.attacks.gradient import input_gradient
 from robust_gan.networks import inference
 from robust_gan.types import LogitsFn, PyTree, ThreatModel
@@ -54,6 +55,7 @@ PAPER = Design()
 """The generator of Wang and Yu."""
 
 
+@checked(optional=("logits_fn", "key", "labels"))
 def generator(
     logits_fn: LogitsFn | None,
     key: jax.Array | None,
@@ -74,7 +76,8 @@ def generator(
         labels: int32 `[B]`, the true labels; used only where the classifier is looked at or the label is seen.
         threat: The threat model.
         noise_fn: What the generator sees `[B, H, W, C']` to noise in [-1, 1] `[B, H, W, C]`, as
-            `checkpoint.load_generator` returns it; for the image-only design it sees the images.
+            `checkpoint.load_generator` returns it; for the image-only design it sees the images, in [0, 1] whatever the
+            bounds of the threat model are.
         design: How it attacks.
         num_classes: K; used only where the label is seen.
 
@@ -225,14 +228,16 @@ def observe(
     >>> seen.ravel().tolist()
     [0.5, 1.0, 0.0, 1.0]
     """
-    stack = [images]
+    low, high = threat.bounds
+    stack = [images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)]
     for name in design.sees:
         if name == "gradient":
             gradient = _unit_gradient(logits_fn, point, labels)
             size = jnp.sqrt(jnp.mean(jnp.square(gradient), axis=(1, 2, 3), keepdims=True))
             stack.append(0.5 + 0.5 * jnp.tanh(gradient / jnp.where(size > 0, size, 1.0)))
         elif name == "perturbation":
-            stack.append(0.5 + 0.5 * (point - images) / jnp.asarray(threat.epsilon, images.dtype))
+            epsilon = jnp.asarray(threat.epsilon, images.dtype)
+            stack.append(0.5 + 0.5 * (point - images) / jnp.where(epsilon > 0, epsilon, 1.0))
         else:
             stack.append(_everywhere(jax.nn.one_hot(labels, num_classes), images))
     if latent is not None:

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan import random, threat_model
-from robust_gan.types import LogitsFn, ThreatModel
+from robust_gan.attacks.checking import checked
+from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
 
 
+@checked(optional=("logits_fn", "labels"))
 def uniform_noise(
     logits_fn: LogitsFn, key: jax.Array, images: jax.Array, labels: jax.Array, threat: ThreatModel
 ) -> jax.Array:
@@ -52,13 +54,14 @@ def surface_noise(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> ja
     >>> print(f"{jnp.max(jnp.abs(noise)):.4f}")
     1.0000
     """
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+    wide = wide_dtype(images.dtype)
     if threat.norm != "linf":
         return threat_model.steepest(random.normal_per_image(keys, images.shape[1:], wide), threat)
     noise = random.uniform_per_image(keys, images.shape[1:], wide, -1.0, 1.0)
     return noise / jnp.max(jnp.abs(noise), axis=tuple(range(1, noise.ndim)), keepdims=True)
 
 
+@checked(optional=("logits_fn", "key", "labels"))
 def transfer(
     logits_fn: LogitsFn,
     key: jax.Array,

@@ -6,13 +6,17 @@ import optax
 
 from robust_gan import random, threat_model
 from robust_gan.attacks.best import keep_better, nothing
+from robust_gan.attacks.checking import check_counts, check_size, checked, checked_loss
 from robust_gan.losses import margin
-from robust_gan.types import LogitsFn, LossFn, ThreatModel
+from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, wide_dtype
 
 STEP_SIZE = 0.3
 """Adam's learning rate in units of epsilon; 0.01 at the 8/255 of the authors."""
+PROBE_SIZE = 0.01
+"""How far probes are from the point, as a share of the range of pixels."""
 
 
+@checked
 def spsa(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -22,9 +26,10 @@ def spsa(
     *,
     num_steps: int = 100,
     num_samples: int = 128,
-    probe_size: float = 0.01,
+    probe_size: float | None = None,
     step_size: float | None = None,
     loss_fn: LossFn = margin,
+    loss_args: tuple[PyTree, ...] = (),
 ) -> jax.Array:
     """Simultaneous perturbation stochastic approximation; the best point seen is returned.
 
@@ -38,15 +43,19 @@ def spsa(
         threat: The threat model.
         num_steps: Steps of Adam.
         num_samples: Random directions for each step, each looked at forwards and backwards.
-        probe_size: How far the probes are from the point, in every pixel; they are clipped to valid pixels.
+        probe_size: How far the probes are from the point, in every pixel; they are clipped to valid pixels. By default
+            a hundredth of the range.
         step_size: Adam's learning rate; by default 0.3 epsilon, in L2 over the root of the number of pixels.
-        loss_fn: What to ascend, unreduced.
+        loss_fn: What to ascend, unreduced: `loss_fn(logits, labels, *loss_args)`.
+        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`; both probes of an image get
+            its row, so that a loss cannot close over them.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
 
     Raises:
-        ValueError: A count is below 1.
+        UserError: A count is below 1, the loss closes over an array of all images, or an argument cannot be meant; see
+            `checking`.
 
     Guarantees:
         `test_spsa_reaches_the_optimum_on_a_linear_classifier`.
@@ -61,9 +70,12 @@ def spsa(
     >>> spsa(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25), num_steps=20).ravel().tolist()
     [0.25, 0.25]
     """
-    if num_steps < 1 or num_samples < 1:
-        raise ValueError(f"num_steps and num_samples must be at least 1, not {num_steps} and {num_samples}")
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+    check_counts(num_steps=num_steps, num_samples=num_samples)
+    width = threat.bounds[1] - threat.bounds[0]
+    probe_size = PROBE_SIZE * width if probe_size is None else probe_size
+    for name, value in (("probe_size", probe_size), ("step_size", 1.0 if step_size is None else step_size)):
+        check_size(name, value)
+    wide = wide_dtype(images.dtype)
     centre, keys = images.astype(wide), random.per_image_keys(key, images.shape[0])
     length: float | jax.Array
     if step_size is not None:
@@ -71,7 +83,11 @@ def spsa(
     else:
         length = STEP_SIZE * jnp.asarray(threat.epsilon, wide)
         length = length / jnp.sqrt(centre[0].size) if threat.norm == "l2" else length
-    adam = optax.scale_by_adam()
+    # Slopes are per pixel: in a wider range they are smaller, and so is what is added to their root.
+    adam = optax.scale_by_adam(eps=1e-8 / width)
+    logits = logits_fn(images)
+    loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=True)
+    twice = jax.tree.map(lambda rows: jnp.concatenate([rows, rows]), (labels, *loss_args))
 
     def estimate(points, keys):
         def add(index, total):
@@ -80,7 +96,7 @@ def spsa(
             probes = jnp.clip(
                 jnp.concatenate([points + probe_size * signs, points - probe_size * signs]), *threat.bounds
             )
-            losses = loss_fn(logits_fn(probes.astype(images.dtype)), jnp.concatenate([labels, labels]))
+            losses = loss_fn(logits_fn(probes.astype(images.dtype)), *twice)
             ahead, behind = jnp.split(jnp.nan_to_num(losses.astype(wide), posinf=1e30, neginf=-1e30), 2)
             slopes = ((ahead - behind) / (2 * probe_size)).reshape((-1,) + (1,) * (images.ndim - 1))
             return total + slopes * signs / num_samples
@@ -92,7 +108,7 @@ def spsa(
 
     def look(points, best):
         logits = logits_fn(seen(points))
-        return keep_better(best, seen(points), loss_fn(logits, labels), logits, labels)
+        return keep_better(best, seen(points), loss_fn(logits, labels, *loss_args), logits, labels)
 
     def step(index, carry):
         points, moments, best = carry
@@ -101,5 +117,5 @@ def spsa(
         points = threat_model.project(points + length * ascent, centre, threat)
         return points, moments, look(points, best)
 
-    best = look(centre, nothing(images, loss_fn(logits_fn(images), labels)))
+    best = look(centre, nothing(images, loss_fn(logits, labels, *loss_args)))
     return jax.lax.fori_loop(0, num_steps, step, (centre, adam.init(centre), best))[2].images

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from robust_gan import random, threat_model
 from robust_gan.attacks import square_patterns
 from robust_gan.attacks.best import where
+from robust_gan.attacks.checking import check_counts, checked
 from robust_gan.attacks.standing import update_standing
+from robust_gan.errors import UserError
 from robust_gan.losses import is_correct, margin
-from robust_gan.types import LogitsFn, ThreatModel
+from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
 
 _QUERIES_AT_ONCE = 100
 """Queries between two looks at which images still stand."""
@@ -75,6 +77,7 @@ def square(
     ).images
 
 
+@checked
 def count_queries(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -106,7 +109,8 @@ def count_queries(
         What was found.
 
     Raises:
-        ValueError: `num_queries` is below 1, or `p_init` not in (0, 1].
+        UserError: `num_queries` is below 1, `p_init` not in (0, 1], the images are not `[B, H, W, C]`, or an argument
+            cannot be meant; see `checking`.
 
     Guarantees:
         `test_square_asks_as_often_as_it_says`, `test_square_never_looks_at_a_gradient`.
@@ -120,10 +124,11 @@ def count_queries(
     >>> count_queries(wrong, jax.random.key(0), jnp.ones((1, 2, 2, 1)), jnp.array([0]), LinfThreat(0.1)).queries.item()
     1
     """
-    if num_queries < 1:
-        raise ValueError(f"num_queries must be at least 1, not {num_queries}")
-    if not 0 < p_init <= 1:
-        raise ValueError(f"p_init must be above 0 and at most 1, not {p_init}")
+    check_counts(num_queries=num_queries)
+    if isinstance(p_init, bool | str) or not 0 < p_init <= 1:
+        raise UserError(f"p_init must be above 0 and at most 1, not {p_init}")
+    if images.ndim != 4:
+        raise UserError(f"square needs images [B, H, W, C], not of shape {images.shape}")
     start_keys, keys = random.split_per_image(random.per_image_keys(key, images.shape[0]), 2)
     begin, change = {"linf": (_stripes, _change_linf), "l2": (_tiles, _change_l2)}[threat.norm]
     height, width = images.shape[1:3]
@@ -194,7 +199,7 @@ def _tiles(keys, images, threat):
 def _change_l2(keys, points, images, threat, sides, index, window):
     """Moves the mass of a second window, and what the sphere has left, into a pattern in a first window."""
     channels = images.shape[3]
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+    wide = wide_dtype(images.dtype)
     delta = points.astype(wide) - images.astype(wide)
     draws = random.uniform_per_image(keys, (5 + channels,))
     side = sides.of_query[index]

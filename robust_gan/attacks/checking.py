@@ -1,0 +1,210 @@
+"""What every attack checks of its arguments, in one place.
+
+Shapes and types are checked always, values where they can be seen: outside compiled functions. Nothing is asked of the
+classifier for it: its logits are checked where the attack has them computed anyway.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_gan import random, threat_model
+from robust_gan.attacks.expectation import is_randomised, needs_keys
+from robust_gan.errors import UserError
+from robust_gan.losses import check_labels, check_logits
+from robust_gan.types import LogitsFn, LossFn, PyTree
+
+
+def checked(
+    attack: Callable[..., Any] | None = None, *, randomised: bool = False, optional: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """Makes an attack check its arguments; NumPy arrays become JAX's, and the classifier one whose logits are checked.
+
+    Args:
+        attack: `(logits_fn, key, images, labels, threat, **settings)`.
+        randomised: Whether it takes classifiers that are `attacks.randomised`.
+        optional: Which of `logits_fn`, `key` and `labels` may be None.
+
+    Returns:
+        The attack, which raises `UserError` for what it could not mean, in one sentence.
+
+    >>> from robust_gan import LinfThreat
+    >>> attack = checked(lambda logits_fn, key, images, labels, threat: logits_fn(images))
+    >>> attack(lambda x: x[:, 0, 0], jax.random.key(0), jnp.zeros((2, 1, 1, 3)), jnp.array([0, 7]), LinfThreat(0.1))
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: labels must be in 0..2, but range from 0 to 7
+    """
+    if attack is None:
+        return functools.partial(checked, randomised=randomised, optional=optional)
+    name = getattr(attack, "__name__", "this attack")
+
+    @functools.wraps(attack)
+    def wrapper(logits_fn, key, images, labels, threat, **settings):
+        for what, value in (("logits_fn", logits_fn), ("key", key), ("labels", labels)):
+            if value is None and what not in optional:
+                raise UserError(f"{name} needs {what}, not None")
+        images, labels = check_batch(images, labels, threat)
+        if key is not None:
+            key = random.threefry(key, images.shape[0])
+        if logits_fn is not None:
+            if not randomised and is_randomised(logits_fn):
+                raise UserError(f"{name} takes no randomised classifier: take apgd or apgd_targeted")
+            logits_fn = checked_logits(logits_fn, labels)
+        return attack(logits_fn, key, images, labels, threat, **settings)
+
+    return wrapper
+
+
+def check_batch(images: Any, labels: Any, threat: Any) -> tuple[jax.Array, Any]:
+    """Returns images and labels as JAX arrays.
+
+    Args:
+        images: Floats `[B, ...]`, B at least 1, inside the bounds of the threat model.
+        labels: Integers `[B]`, or None where nobody looks at them.
+        threat: The threat model.
+
+    Raises:
+        UserError: One of them is none of this.
+
+    >>> from robust_gan import LinfThreat
+    >>> check_batch(np.zeros((1, 2), np.float32), np.array([-1]), LinfThreat(0.1))
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: labels must be class numbers from 0, but range from -1 to -1
+    """
+    threat_model.check_threat(threat)
+    shape = getattr(images, "shape", ())
+    if not hasattr(images, "dtype") or len(shape) < 2 or 0 in shape:
+        what = f"an array of shape {shape}" if hasattr(images, "dtype") else type(images).__name__
+        raise UserError(f"images must be a non-empty array [B, H, W, C], not {what}")
+    threat_model.check_images(images, threat)
+    threat_model.check_threat(threat, math.prod(shape[1:]))
+    if labels is not None:
+        labels = check_labels(labels, shape[:1])
+    return jnp.asarray(images), labels
+
+
+def checked_logits(logits_fn: LogitsFn, labels: jax.Array | None = None) -> LogitsFn:
+    """Returns the classifier with logits of at least float32, which are checked whenever they are computed.
+
+    Args:
+        logits_fn: The classifier.
+        labels: int32 `[B]`: where they are known, they must be classes that the classifier has.
+
+    Raises:
+        UserError: It is no function, or (when called) its result is not `[B, K]`, or a label is beyond K.
+
+    >>> checked_logits(lambda x: x.sum())(jnp.zeros((2, 1, 1, 3)))
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: logits must be numbers [B, K], not float32 ()
+    """
+    if not callable(logits_fn):
+        raise UserError(f"logits_fn must be a function from images to logits, not {type(logits_fn).__name__}")
+    if needs_keys(logits_fn):
+        raise UserError("logits_fn needs the argument keys: say with attacks.randomised(logits_fn) that it is random")
+
+    def checked_fn(points, **keywords):
+        logits = check_logits(logits_fn(points, **keywords))
+        if logits.shape[0] != points.shape[0]:
+            raise UserError(f"logits_fn returned {logits.shape[0]} rows of logits for {points.shape[0]} images")
+        if labels is not None:
+            check_labels(labels, (labels.shape[0], logits.shape[1]))
+        return logits
+
+    checked_fn.takes_keys = is_randomised(logits_fn)  # type: ignore[attr-defined]
+    return checked_fn
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuses settings that are not whole numbers of at least 1, known before anything is compiled.
+
+    >>> check_counts(num_steps=np.int64(3))
+    >>> check_counts(num_steps=0)
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: num_steps must be at least 1, not 0
+    """
+    for name, value in counts.items():
+        try:
+            if isinstance(value, bool | np.bool_) or operator.index(value) < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        except TypeError:
+            raise UserError(f"{name} must be a whole number that is known when compiling, not {value!r}") from None
+
+
+def check_size(name: str, value: Any) -> None:
+    """Refuses a step size that is known and not a positive number.
+
+    >>> check_size("step_size", -1.0)
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: step_size must be a positive number, not -1.0
+    """
+    if isinstance(value, jax.core.Tracer):
+        number = None if value.shape == () else math.nan
+    else:
+        try:
+            number = math.nan if isinstance(value, bool | str) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+    if number is not None and not 0 < number < math.inf:
+        raise UserError(f"{name} must be a positive number, not {value!r}")
+
+
+def checked_loss(
+    loss_fn: LossFn, logits: Any, labels: jax.Array, loss_args: tuple[PyTree, ...], *, gathered: bool
+) -> LossFn:
+    """Returns the loss with losses that are checked whenever they are computed, after one look at the loss itself.
+
+    Args:
+        loss_fn: `(logits, labels, *loss_args) -> losses [B]`.
+        logits: `[B, K]`, or a `jax.ShapeDtypeStruct` of them.
+        labels: int32 `[B]`.
+        loss_args: Pytrees of arrays `[B, ...]`, what belongs to each image beside its label.
+        gathered: Whether the attack asks for losses of some of the images. Then the loss is traced on a single image:
+            one that closes over an array of all images would pair them wrongly, and shows it by the shape.
+
+    Raises:
+        UserError: Some of `loss_args` is not `[B, ...]`, the losses are not floats `[B]`, or the loss closes over an
+            array of all images.
+
+    >>> weights = jnp.ones(4)
+    >>> closes_over = lambda logits, labels: weights * logits[:, 0]
+    >>> checked_loss(closes_over, jnp.zeros((4, 2)), jnp.zeros(4, int), (), gathered=True)
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: loss_fn gives (4,) for 1 of 4 images: what belongs to each image, as targets do, must \
+be given by loss_args=(...,) and taken as loss_fn(logits, labels, ...), so that it is gathered with its image
+    """
+    count = logits.shape[0]
+    if not isinstance(loss_args, tuple):
+        raise UserError(f"loss_args must be a tuple of arrays [B, ...], not {type(loss_args).__name__}")
+    for leaf in jax.tree.leaves(loss_args):
+        if jnp.shape(leaf)[:1] != (count,):
+            raise UserError(f"loss_args must be arrays [{count}, ...], one row for each image, not {jnp.shape(leaf)}")
+
+    def checked_fn(logits, labels, *loss_args):
+        losses = loss_fn(logits, labels, *loss_args)
+        if not hasattr(losses, "dtype") or not jnp.issubdtype(losses.dtype, jnp.floating):
+            raise UserError(f"loss_fn must return floats [B], not {getattr(losses, 'dtype', type(losses).__name__)}")
+        if losses.shape != logits.shape[:1]:
+            raise UserError(f"loss_fn must return one loss for each of {logits.shape[0]} images, not {losses.shape}")
+        return losses
+
+    if gathered and count > 1:
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), (logits, labels, loss_args))
+        try:
+            found = str(getattr(jax.eval_shape(lambda x: loss_fn(x[0], x[1], *x[2]), one), "shape", None))
+        except (TypeError, ValueError, IndexError) as error:
+            found = type(error).__name__
+        if found != "(1,)":
+            # What is wrong on all images too is no matter of gathering, and has a sentence of its own.
+            jax.eval_shape(lambda x: checked_fn(x[0], x[1], *x[2]), (logits, labels, loss_args))
+            raise UserError(
+                f"loss_fn gives {found} for 1 of {count} images: what belongs to each image, as targets do, must be "
+                "given by loss_args=(...,) and taken as loss_fn(logits, labels, ...), so that it is gathered with its "
+                "image"
+            )
+    return checked_fn
