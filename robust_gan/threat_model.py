@@ -89,7 +89,7 @@ def _register(kind: Any) -> None:
     jax.tree_util.register_pytree_with_keys(
         kind,
         lambda threat: (((jax.tree_util.GetAttrKey("epsilon"), threat.epsilon),), (threat.norm, threat.bounds)),
-        lambda static, leaves: _unchecked(kind, leaves[0], static[1]),
+        lambda static, leaves: _unchecked(kind, next(iter(leaves)), static[1]),
     )
 
 
