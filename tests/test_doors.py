@@ -10,7 +10,7 @@ import pytest
 from attack_problems import KEY, THREATS, WEIGHTS, curved, flat, images_between, linear, predicted
 
 import robust_gan as rg
-from robust_gan import L2Threat, LinfThreat, attacks, losses, threat_model
+from robust_gan import L2Threat, LinfThreat, attacks, evaluation, losses, threat_model
 from robust_gan.errors import UserError
 
 NAMES = ["uniform_noise", "fgsm", "pgd3", "margin_pgd3x2", "apgd_ce4", "apgd_dlr4x2", "apgd_t3", "fab3", "fab_t3x2",
@@ -216,3 +216,60 @@ def test_a_linear_classifier_in_grey_levels_falls_to_its_optimum():
                      labels=jnp.zeros(4, int))  # fmt: skip
         expected = flat(images) + 4 * np.sign(WEIGHTS[:, 1] - WEIGHTS[:, 0])
         np.testing.assert_allclose(flat(found), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_evaluation_in_other_units_is_the_same_evaluation(norm):
+    images = images_between(0, 1, count=24)
+    labels, names = np.asarray(predicted(curved, images)), ["fgsm", "pgd3", "generator"]
+
+    def noisy(logits_fn, keys, images, labels, threat):
+        """An attack of one's own, which sees the images and the classifier in their own units."""
+        assert logits_fn(images).shape == (len(images), 5)
+        return threat_model.random_start(keys, images, threat)
+
+    def figures(low, high, epsilon):
+        width = high - low
+        model = evaluation.Model("m", jax.tree_util.Partial(lambda w, x: curved((x - low) / width) * w, 1.0), noisy)
+        threat, moved = THREATS[norm](epsilon * width, bounds=(low, high)), np.asarray(images) * width + low
+        scores = evaluation.evaluate([model], moved, labels, threat, attacks=names)
+        standing, _ = evaluation.survive(model, moved, labels, threat, attacks=["apgd_ce3"])
+        curve = evaluation.trace_curve([model], moved, labels, threat, attack="fgsm")
+        robust = [scores.robust_accuracy("m", ["m"], [name]) for name in names]
+        alarms = evaluation.alarms.of_model(model.logits_fn, moved, labels, threat)
+        np.testing.assert_allclose(curve.epsilons[1], epsilon * width / 4, rtol=1e-6)
+        return robust, standing.tolist(), curve.robust_accuracy, [alarm.fired for alarm in alarms]
+
+    expected = figures(0.0, 1.0, 0.03)
+    assert 0 < expected[0][1] < 1
+    assert figures(-1.0, 1.0, 0.03) == expected
+
+
+def test_evaluations_refuse_what_they_cannot_score():
+    model = evaluation.Model("m", linear)
+    images, labels = np.asarray(IMAGES), np.asarray(LABELS)
+    for sentence, changed in (
+        ("pixels must be in .0, 1., but range from", {"images": 255 * images}),
+        ("pixels must be in .0, 1., but range from", {"images": (images - 0.5) / 0.25}),
+        (
+            "pixels must be in .-1, 1., but range from",
+            {"images": 9 * images, "threat": LinfThreat(0.1, bounds=(-1, 1))},
+        ),
+        ("images must be finite", {"images": images * np.nan}),
+        ("labels must have shape", {"labels": labels[:, None]}),
+        ("labels must be integers", {"labels": labels + 0.9}),
+        ("labels must be class numbers from 0", {"labels": labels * 0 - 1}),
+        ("labels must be in 0..4", {"labels": labels * 0 + 5}),
+        ("threat must be LinfThreat", {"threat": 0.1}),
+        ("m must return logits .B, K., but gives .1,.", {"model": evaluation.Model("m", lambda x: linear(x)[:, 0])}),
+        ("m is randomised", {"model": evaluation.Model("m", attacks.randomised(lambda x, keys: linear(x)))}),
+        ("attacks are given by name", {"names": attacks.autoattack()}),
+        ("attacks must be a list of names", {"names": "fgsm"}),
+        ("unknown attack 'pgd'", {"names": ["fgsm", "pgd"]}),
+    ):
+        given = {"model": model, "images": images, "labels": labels, "threat": LinfThreat(0.1), "names": ["fgsm"]}
+        model_, *batch, names = (given | changed).values()
+        with pytest.raises(UserError, match=sentence):
+            evaluation.evaluate([model_], *batch, attacks=names)
+        with pytest.raises(UserError, match=sentence):
+            evaluation.survive(model_, *batch, attacks=names)

@@ -16,8 +16,9 @@ import numpy as np
 from robust_gan import threat_model
 from robust_gan.evaluation.curve import Curve
 from robust_gan.evaluation.matrix import Scores
-from robust_gan.evaluation.models import CLEAN, GENERATOR, check_images
+from robust_gan.evaluation.models import CLEAN, GENERATOR, Model, check_images
 from robust_gan.evaluation.probes import Probe, draw, invalid
+from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import LogitsFn, ThreatModel
 
 TOLERANCE = {"points": 0.5, "black_box_points": 0.2}
@@ -92,6 +93,9 @@ def of_model(
     images, labels = np.asarray(images), np.asarray(labels)
     if count < 1 or batch_size < 1:
         raise ValueError(f"count and batch_size must be at least 1, not {count} and {batch_size}")
+    if getattr(threat, "bounds", (0.0, 1.0)) != (0.0, 1.0):
+        [model], images, labels, threat = in_unit_range([Model("the model", logits_fn)], images, labels, threat)
+        logits_fn = model.logits_fn
     every = Probe(logits_fn, batch_size, images, labels)
     logits = every.logits()
     check_images(images, labels, logits.shape[-1])

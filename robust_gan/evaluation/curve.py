@@ -12,6 +12,7 @@ from robust_gan.evaluation.keeping import Kept
 from robust_gan.evaluation.matrix import score
 from robust_gan.evaluation.models import GENERATOR, Model
 from robust_gan.evaluation.running import Placed, place
+from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import ThreatModel
 
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
@@ -49,7 +50,7 @@ def trace_curve(
 
     Args:
         models: Under attack, white box.
-        images: uint8 or float `[N, H, W, C]`, checked already.
+        images: uint8 or float `[N, H, W, C]`, within the bounds of the threat model.
         labels: `[N]`.
         threat: Its norm and bounds count, and its radius is the unit of `FACTORS`.
         attack: A name of `attacks.by_name`.
@@ -74,6 +75,8 @@ def trace_curve(
     (0.0, 1.0, 0.0)
     """
     devices = parallel.find_devices() if devices is None else devices
+    width = threat.bounds[1] - threat.bounds[0]
+    models, images, labels, threat = in_unit_range(models, images, labels, threat)
     placed = place(models, images, labels, devices)
     if kept is not None:
         # The radius is in the names of the parts.
@@ -94,7 +97,7 @@ def trace_curve(
             placed, images, labels, scaled, attacks=[attack], sources=[], transfers=False, batch_size=batch_size,
             seed=seed, devices=devices, kept=kept.under(f"epsilon {epsilon!r}: "), shown=(), advance=advance,
         )  # fmt: skip
-        epsilons.append(epsilon)
+        epsilons.append(epsilon * width)
         for model in models:
             if len(epsilons) == 2:
                 shares[model.name].append(scores.clean_accuracy(model.name))

@@ -18,6 +18,7 @@ from robust_gan.data import batching
 from robust_gan.evaluation.keeping import Kept
 from robust_gan.evaluation.models import CLEAN, GENERATOR, Attacks, Model, name_attacks, to_unit
 from robust_gan.evaluation.running import Placed, batch_width, place, share
+from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import ThreatModel
 
 
@@ -121,9 +122,10 @@ def evaluate(
 
     Args:
         targets: The models under attack.
-        images: uint8 or float `[N, H, W, C]`, checked already (`check_images`).
+        images: uint8 or float `[N, H, W, C]`, within the bounds of the threat model.
         labels: `[N]`.
-        threat: The threat model.
+        threat: The threat model; where its bounds are not (0, 1), models, images and radius are moved to [0, 1]
+            together, and so are the images that are shown.
         attacks: Names, see `attacks.by_name`; `generator` for a model's co-trained one; and those of `FRESH`. Or
             functions of your own (`types.Attack`), see `models.name_attacks`.
         sources: Further models on which attacks are made, but which are not scored themselves.
@@ -141,7 +143,7 @@ def evaluate(
         What held, image by image.
 
     Raises:
-        UserError: What was kept is of another evaluation.
+        UserError: What was kept is of another evaluation, or an argument is none that can be scored.
 
     Guarantees:
         `test_every_image_is_counted_once`, `test_scores_do_not_depend_on_batch_size_or_devices`,
@@ -157,7 +159,8 @@ def evaluate(
     """
     devices = parallel.find_devices() if devices is None else devices
     names, functions = name_attacks(attacks)
-    placed = place([*targets, *sources], images, labels, devices, functions)
+    models, images, labels, threat = in_unit_range([*targets, *sources], images, labels, threat)
+    placed = place(models, images, labels, devices, functions)
     if kept is not None:
         kept.belong(placed, images, labels, threat, seed, attacks=names, batch_size=batch_size, devices=devices)
     return score(

@@ -12,6 +12,7 @@ from robust_gan.data import batching
 from robust_gan.evaluation.keeping import Kept, Rows
 from robust_gan.evaluation.models import CLEAN, Attacks, Model, name_attacks
 from robust_gan.evaluation.running import Placed, batch_width, place, share
+from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import ThreatModel
 
 
@@ -57,9 +58,9 @@ def survive(
 
     Args:
         model: Under attack, white box.
-        images: uint8 or float `[N, H, W, C]`, checked already (`check_images`).
+        images: uint8 or float `[N, H, W, C]`, within the bounds of the threat model.
         labels: `[N]`.
-        threat: The threat model.
+        threat: The threat model; where its bounds are not (0, 1), model, images and radius are moved to [0, 1].
         attacks: Names, see `attacks.by_name`, and `generator` for the model's co-trained one, in their order; or
             functions, as `attacks.autoattack` returns them, see `models.name_attacks`.
         batch_size: Images at once, over all devices.
@@ -76,7 +77,7 @@ def survive(
         bool `[N]`, which images stand; and a `Rung` for `clean` and each attack.
 
     Raises:
-        UserError: What was kept is of another evaluation.
+        UserError: What was kept is of another evaluation, or an argument is none that can be scored.
 
     Guarantees:
         `test_in_turn_is_the_worst_case_of_each`, `test_survivors_do_not_depend_on_packing_or_devices`.
@@ -91,6 +92,7 @@ def survive(
     """
     devices = parallel.find_devices() if devices is None else devices
     names, functions = name_attacks(attacks)
+    [model], images, labels, threat = in_unit_range([model], images, labels, threat)
     [placed] = place([model], images, labels, devices, functions)
     if kept is not None:
         kept.belong([placed], images, labels, threat, seed, attacks=[name for name in names if name != CLEAN],

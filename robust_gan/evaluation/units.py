@@ -1,0 +1,106 @@
+"""The door of evaluations: what is refused before anything is computed, and pixels of other bounds moved to [0, 1].
+
+An evaluation in other units is the same evaluation: images, models and radius are moved to [0, 1] together.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from robust_gan import threat_model
+from robust_gan.attacks.expectation import is_randomised, needs_keys
+from robust_gan.errors import DataError, UserError
+from robust_gan.evaluation.models import Model, check_images
+from robust_gan.threat_model import L2Threat, LinfThreat
+from robust_gan.types import ThreatModel
+
+
+def in_unit_range(
+    models: Sequence[Any], images: Any, labels: Any, threat: ThreatModel
+) -> tuple[list[Any], np.ndarray, np.ndarray, ThreatModel]:
+    """Returns models, images, labels and threat model with pixels in [0, 1], after a look at all of them.
+
+    Args:
+        models: `Model`s for images of the bounds; others (`running.Placed`) were checked when they were made.
+        images: Floats `[N, H, W, C]` within the bounds of the threat model, or uint8, of which 255 is the upper one.
+        labels: Integers `[N]`.
+        threat: The threat model.
+
+    Raises:
+        UserError: Images, labels or threat model are none that can be scored, or a model's outputs no logits.
+
+    >>> from robust_gan import LinfThreat
+    >>> images, threat = np.full((1, 2, 2, 1), 51.0), LinfThreat(25.5, bounds=(0, 255))
+    >>> _, images, _, threat = in_unit_range([], images, np.array([0]), threat)
+    >>> images.max().item(), threat
+    (0.2, LinfThreat(epsilon=0.1, bounds=(0.0, 1.0)))
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    low, high = threat.bounds if hasattr(threat, "bounds") else (0.0, 1.0)
+    threat_model.check_threat(threat, int(np.prod(images.shape[1:])) if images.ndim == 4 else 0)
+    if (low, high) != (0.0, 1.0):
+        if np.issubdtype(images.dtype, np.floating):
+            _check_range(images, low, high)
+            images = np.clip((images - low) / (high - low), 0.0, 1.0).astype(np.float32)
+        models = [_moved(model, low, high) if isinstance(model, Model) else model for model in models]
+        epsilon = float(threat.epsilon) / (high - low)
+        # Of the L-infinity radii that allow everything, 1 is the least.
+        threat = LinfThreat(min(epsilon, 1.0)) if threat.norm == "linf" else L2Threat(epsilon)
+    known = [model for model in models if isinstance(model, Model)]
+    check_images(images, labels, min([_num_classes(model, images.shape[1:]) for model in known], default=2**15))
+    return list(models), images, labels, threat
+
+
+def _check_range(images: np.ndarray, low: float, high: float) -> None:
+    if not np.isfinite(images).all():
+        raise DataError("images must be finite, but hold NaN or infinite pixels")
+    slack = 1e-6 * (high - low)
+    if images.size and (images.min() < low - slack or images.max() > high + slack):
+        raise DataError(
+            f"pixels must be in [{low:g}, {high:g}], but range from {images.min():g} to {images.max():g}: give the "
+            "threat model their bounds"
+        )
+
+
+def _num_classes(model: Model, shape: tuple[int, ...]) -> int:
+    if is_randomised(model.logits_fn) or needs_keys(model.logits_fn):
+        raise UserError(
+            f"{model.name} is randomised: evaluations are of deterministic classifiers; attack it with "
+            "attacks.run_in_turn(attacks.autoattack('rand'), ...)"
+        )
+    logits = jax.eval_shape(model.logits_fn, jax.ShapeDtypeStruct((1, *shape), np.float32))
+    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != 1:
+        found = getattr(logits, "shape", type(logits).__name__)
+        raise UserError(f"{model.name} must return logits [B, K], but gives {found} for one image")
+    return logits.shape[1]
+
+
+def _moved(model: Model, low: float, high: float) -> Model:
+    """The model for images in [0, 1]; where its functions bind arrays, the new ones bind the same."""
+    width = high - low
+
+    def logits_fn(function, *arguments, **keywords):
+        *bound, images = arguments
+        return function(*bound, low + width * images, **keywords)
+
+    def generator(function, *arguments, **keywords):
+        *bound, classifier_fn, key, images, labels, threat = arguments
+        outer = type(threat)(width * threat.epsilon, bounds=(low, high))
+        inner = lambda points: classifier_fn((points - low) / width)  # noqa: E731
+        found = function(*bound, inner, key, low + width * images, labels, outer, **keywords)
+        return threat_model.project((found - low) / width, images, threat)
+
+    def wrap(outer: Callable, function: Callable) -> Callable:
+        if isinstance(function, jax.tree_util.Partial):
+            head = functools.partial(outer, function.func)
+            return jax.tree_util.Partial(head, *function.args, **function.keywords)
+        return functools.partial(outer, function)
+
+    return Model(
+        model.name,
+        wrap(logits_fn, model.logits_fn),
+        None if model.generator is None else wrap(generator, model.generator),
+    )
