@@ -56,7 +56,7 @@ def init(game: Game, key: jax.Array, images: jax.Array) -> TrainState:
     >>> int(init(game, jax.random.key(0), jnp.zeros((1, 8, 8, 1))).step)
     0
     """
-    root, classifier_key, adversary_key = jax.random.split(key, 3)
+    root, classifier_key, adversary_key = jax.random.split(random.threefry(key), 3)
     params, batch_stats = game.classifier.init(classifier_key, images)
     classifier = PlayerState(params, batch_stats, game.optimizer.init(params))
     adversary = game.adversary.init(adversary_key, images)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import checkpoint, data, evaluation, game, networks
+from robust_gan import checkpoint, data, evaluation, game, networks, random
 from robust_gan.config import Config, check_epsilon
 from robust_gan.errors import DataError, UserError, one_line
 from robust_gan.game import Game, TrainState
@@ -85,7 +85,7 @@ def initial_state(config: Config, played: Game, image_shape: Sequence[int]) -> T
     """
     images = jnp.zeros((2, *image_shape), jnp.float32)
     try:
-        return jax.jit(functools.partial(game.init, played))(jax.random.key(config.seed), images)
+        return jax.jit(functools.partial(game.init, played))(random.make_key(config.seed), images)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the networks {config.classifier.network} and {config.adversary.generator.network} cannot take images of "

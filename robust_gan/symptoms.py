@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from robust_gan import adversaries, checkpoint, data, evaluation, threat_model, validation
+from robust_gan import adversaries, checkpoint, data, evaluation, random, threat_model, validation
 from robust_gan.attacks import learned
 from robust_gan.config import Config
 from robust_gan.game import TrainState
@@ -139,7 +139,7 @@ def _look(noise_fn: Callable | None, design: learned.Design, num_classes: int) -
         }
         if noise_fn is None:
             return found
-        key = jax.random.key(validation.SEED)
+        key = random.make_key(validation.SEED)
         latent = None
         if design.latent_size:
             # One for all: noise that varies by its random input alone is constant in the images.

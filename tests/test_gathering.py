@@ -29,7 +29,7 @@ def divergence(logits, labels, reference_logits):
 
 
 TARGETS = (LABELS + 1 + jnp.arange(70) % 4) % 5
-CASES = {"targets": (towards, (TARGETS,)), "logits": (divergence, (curved(IMAGES),))}
+CASES = {"targets": (towards, (TARGETS,)), "logits": (divergence, (linear(IMAGES),))}
 ATTACKS = {
     "fgsm": attacks.fgsm,
     "pgd": functools.partial(attacks.pgd, num_steps=2),
@@ -56,22 +56,17 @@ def test_an_attack_on_a_batch_is_that_on_each_image(name, case):
         np.testing.assert_allclose(found[index], alone[0], atol=1e-5)
 
 
-def test_a_targeted_attack_reaches_the_targets_of_a_linear_classifier():
-    """Descent on the cross-entropy of a linear classifier towards its target, with restarts and without, is alike."""
+@pytest.mark.parametrize("num_restarts", [1, 3])
+def test_a_targeted_attack_reaches_the_targets_of_a_linear_classifier(num_restarts):
+    """In this ball descent on the cross-entropy towards the target reaches it for every image."""
     images = images_between(0.4, 0.6, count=70)
     labels = predicted(linear, images)
-    targets = (labels + 1) % 5
-    plain = images
-    for _ in range(40):
-        gradient = jax.grad(lambda x: losses.cross_entropy(linear(x), targets).sum())(plain)
-        plain = jnp.clip(plain - 0.02 * jnp.sign(gradient), images - 0.2, images + 0.2)
-    wanted = predicted(linear, plain) == targets
-    attack = functools.partial(attacks.pgd, linear, num_steps=40, num_restarts=3, loss_fn=towards)
-    found = attack(KEY, images, targets, LinfThreat(0.2), loss_args=(targets,))
-    assert 0.3 < wanted.mean() < 1
-    # Labels that are the targets: an image counts as broken where it is not taken for its target, so none is spared.
-    found = jax.jit(lambda: attack(KEY, images, labels, LinfThreat(0.2), loss_args=(targets,)))()
-    assert np.mean(predicted(linear, found) != labels) >= wanted.mean()
+    targets = (labels + 1 + jnp.arange(70) % 3) % 5
+    attack = functools.partial(attacks.pgd, linear, num_steps=20, num_restarts=num_restarts, loss_fn=towards)
+    found = jax.jit(lambda: attack(KEY, images, labels, LinfThreat(0.4), loss_args=(targets,)))()
+    np.testing.assert_array_equal(predicted(linear, found) != labels, True)
+    if num_restarts == 1:  # A restart spares what is misclassified already, as any class.
+        np.testing.assert_array_equal(predicted(linear, found), targets)
 
 
 @pytest.mark.parametrize("count", [2, 48, 70])
@@ -167,7 +162,7 @@ def test_keys_of_other_implementations_do_not_depend_on_the_batch(implementation
         parts = [attack(keys[i : i + 2], images[i : i + 2], labels[i : i + 2], THREAT) for i in range(0, 8, 2)]
         np.testing.assert_allclose(whole, jnp.concatenate(parts), atol=1e-6)
         assert attack(key, images, labels, THREAT).shape == images.shape
-    data = jax.random.key_data(random.threefry(keys))
+    data = jax.random.key_data(random.threefry(keys, 8))
     assert len(np.unique(data, axis=0)) == 8
     with jax.default_prng_impl(implementation):
         assert random.make_key(3) == jax.random.key(3, impl="threefry2x32")

@@ -6,13 +6,12 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import details, evaluation, report, workdir
+from robust_gan import details, evaluation, random, report, workdir
 from robust_gan import pictures as pictures_lib
 from robust_gan.comparison.request import Request
 from robust_gan.entrants import Chosen
@@ -184,7 +183,7 @@ def write_adversarial(folder: epath.Path, found: Found) -> None:
 
 def _craft(found, images, seed):
     """Makes the attack of the pictures on the images that are shown."""
-    key, labels = jax.random.key(seed), found.chosen.labels[found.shown].astype(np.int32)
+    key, labels = random.make_key(seed), found.chosen.labels[found.shown].astype(np.int32)
     attack = attacks_lib.by_name(found.drawn)
     return {
         model.name: np.asarray(compiled(attack, model.logits_fn)(key, images, labels, found.threat))

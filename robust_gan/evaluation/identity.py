@@ -152,7 +152,7 @@ def of_attack(
 
 def _crafted(placed, attack, images, labels, threat):
     """What an attack that is somebody's own function adds to images."""
-    keys = random.per_image_keys(jax.random.key(0), len(images))
+    keys = random.per_image_keys(random.make_key(0), len(images))
     craft = compiled(lambda made, x, y: made(placed.model.logits_fn, keys, x, y, threat), attack)
     images = to_unit(images)
     try:

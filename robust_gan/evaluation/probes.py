@@ -120,7 +120,7 @@ class Probe:
             seed: Of the attack.
             **settings: `num_steps` and `num_restarts` of `attacks.pgd`.
         """
-        keys, key = random.per_image_keys(jax.random.key(seed), len(self.images)), tuple(settings.items())
+        keys, key = random.per_image_keys(random.make_key(seed), len(self.images)), tuple(settings.items())
         robust = self._attacks.setdefault(key, compiled(_robust, self._logits_fn, **settings))
 
         def attack(images, rows):

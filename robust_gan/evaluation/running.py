@@ -168,7 +168,7 @@ class Placed:
             threat: The threat model.
             seed: Of the attack's randomness; an image's key depends on it, the attack's name and its position alone.
         """
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(attack.encode()))
+        key = jax.random.fold_in(random.make_key(seed), zlib.crc32(attack.encode()))
         functions, arguments = [self.model.logits_fn], [self._arguments]
         if attack == GENERATOR or attack in FRESH or attack in self.attacks:
             made: Callable[..., Any] | None = self.attacks.get(attack, self.generator)

@@ -142,7 +142,7 @@ by queries alone, with --attacks=square
             continue
 
         def attack(images, labels, name=name):
-            keys = random.per_image_keys(jax.random.key(0), most)
+            keys = random.per_image_keys(random.make_key(0), most)
             return attacks_lib.by_name(name)(model.logits_fn, keys, images, labels, threat)
 
         try:

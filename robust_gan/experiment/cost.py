@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from robust_gan import adversaries, checkpoint, files, networks, workdir
+from robust_gan import adversaries, checkpoint, files, networks, random, workdir
 from robust_gan.config import Config, adversarial_weight
 
 LOSSES = ("clean_loss", "adversarial_loss", "generator_loss", "penalty")
@@ -118,5 +118,5 @@ def _lines(path):
 
 
 def _count(network, shape):
-    params, _ = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), np.float32))
+    params, _ = jax.eval_shape(network.init, random.make_key(0), jax.ShapeDtypeStruct((1, *shape), np.float32))
     return networks.count_params(params)
