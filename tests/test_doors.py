@@ -263,8 +263,6 @@ def test_evaluations_refuse_what_they_cannot_score():
         ("threat must be LinfThreat", {"threat": 0.1}),
         ("m must return logits .B, K., but gives .1,.", {"model": evaluation.Model("m", lambda x: linear(x)[:, 0])}),
         ("m is randomised", {"model": evaluation.Model("m", attacks.randomised(lambda x, keys: linear(x)))}),
-        ("attacks are given by name", {"names": attacks.autoattack()}),
-        ("attacks must be a list of names", {"names": "fgsm"}),
         ("unknown attack 'pgd'", {"names": ["fgsm", "pgd"]}),
     ):
         given = {"model": model, "images": images, "labels": labels, "threat": LinfThreat(0.1), "names": ["fgsm"]}
