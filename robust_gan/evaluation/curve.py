@@ -75,7 +75,7 @@ def trace_curve(
     (0.0, 1.0, 0.0)
     """
     devices = parallel.find_devices() if devices is None else devices
-    width = threat.bounds[1] - threat.bounds[0]
+    low, high = getattr(threat, "bounds", (0.0, 1.0))
     models, images, labels, threat = in_unit_range(models, images, labels, threat)
     placed = place(models, images, labels, devices)
     if kept is not None:
@@ -97,7 +97,7 @@ def trace_curve(
             placed, images, labels, scaled, attacks=[attack], sources=[], transfers=False, batch_size=batch_size,
             seed=seed, devices=devices, kept=kept.under(f"epsilon {epsilon!r}: "), shown=(), advance=advance,
         )  # fmt: skip
-        epsilons.append(epsilon * width)
+        epsilons.append(epsilon * (high - low))
         for model in models:
             if len(epsilons) == 2:
                 shares[model.name].append(scores.clean_accuracy(model.name))
