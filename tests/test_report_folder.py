@@ -202,3 +202,85 @@ def test_a_curve_ends_where_nothing_stands_and_a_rising_one_is_an_alarm():
     assert row[-1] == 0.0 < row[-2]
     assert not alarms.of_curve(curve, "a", 200)[0].fired
     assert alarms.of_curve(Curve("pgd10", (0, 0.1, 0.2), {"a": (0.9, 0.3, 0.4)}), "a", 200)[0].fired
+
+
+MODEL = """
+import jax.numpy as jnp, numpy as np
+W = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+def classifier():
+    return lambda x: (x.reshape(len(x), -1) - 0.5) @ W
+def rounded():
+    return lambda x: (jnp.round(x * 255) / 255 - 0.5).reshape(len(x), -1) @ W
+"""
+
+
+@pytest.fixture
+def brought(tmp_path, monkeypatch):
+    """Evaluates a model of one name, which may be mended between two calls."""
+    (tmp_path / "brought_model.py").write_text(MODEL)
+    images = np.random.default_rng(1).integers(0, 256, (24, 4, 4, 1), np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(24) % 3)
+    monkeypatch.chdir(tmp_path)
+
+    def run(**settings):
+        given = {"attacks": "fgsm", "in_turn": "pgd2", "epsilon": 0.1, "progress": False, **settings}
+        return comparison.compare(models=["brought_model:classifier"], dataset="data.npz", output="out", **given)[1]
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_mended_model_is_another_and_overwrite_leaves_nothing_of_the_one_before(brought, tmp_path, monkeypatch):
+    sys.modules.pop("brought_model", None)
+    (tmp_path / "brought_model.py").write_text(
+        MODEL.replace("def classifier", "def c").replace("rounded", "classifier")
+    )
+    masked = brought(save_adversarial=True)
+    sys.modules.pop("brought_model", None)
+    (tmp_path / "brought_model.py").write_text(MODEL)
+    with pytest.raises(UserError, match="holds an evaluation of another brought_model:classifier: give another folder"):
+        brought(save_adversarial=True)
+    with pytest.raises(UserError, match="holds another evaluation"):
+        brought()
+    (tmp_path / "out" / "scores.npz").write_bytes(b"garbled")
+    mended = brought(overwrite=True)
+    name = "brought_model:classifier"
+    accuracies = [values["targets"][name]["robust_accuracy"]["fgsm"][name] for values in (masked, mended)]
+    assert accuracies[0] > accuracies[1]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".lock", "evaluation.json", "scores.npz", "details.npz", "report.json", "report.md", "cards",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_record_is_that_of_the_run_that_attacked(brought, monkeypatch):
+    first = brought()
+    again = brought(batch_size=7)
+    assert again == first
+    monkeypatch.setattr(evaluation.keeping, "__version__", "9.9")
+    with pytest.raises(
+        UserError, match=r"holds an evaluation of another version \(robust_gan 0\..*this is robust_gan 9"
+    ):
+        brought()
+
+
+def test_a_folder_is_one_processs_at_a_time(tmp_path):
+    program = f"""
+from etils import epath
+from robust_gan import report_folder
+with report_folder.held(epath.Path({str(tmp_path / "out")!r})):
+    print("held", flush=True)
+    input()
+"""
+    folder = report_folder.check(tmp_path / "out")
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as process:  # fmt: skip
+        assert process.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=r"another process evaluates in .*out: wait for it"),
+            report_folder.held(folder),
+        ):
+            pass
+        process.communicate("\n")
+    with report_folder.held(folder):
+        pass
