@@ -132,7 +132,7 @@ def paired_comparisons(values: dict[str, Any]) -> str:
 
 
 def alarms_told(values: dict[str, Any]) -> str:
-    """Returns the alarms that fired, a line each, or that none did.
+    """Returns the alarms that fired, a line each, or that none did; and those that could not be asked, by the reason.
 
     Args:
         values: What `record` returned.
@@ -145,8 +145,11 @@ def alarms_told(values: dict[str, Any]) -> str:
     for name, target in values["targets"].items():
         asked += sum(alarm.get("asked", True) for alarm in target["alarms"])
         lines += [f"- {name}: **{alarm['name']}**: {alarm['finding']}" for alarm in target["alarms"] if alarm["fired"]]
-        silent += [f"- {name}: {alarm['name']}: {alarm['finding']}" for alarm in target["alarms"]
-                   if not alarm.get("asked", True)]  # fmt: skip
+        reasons: dict[str, list[str]] = {}
+        for alarm in target["alarms"]:
+            if not alarm.get("asked", True):
+                reasons.setdefault(alarm["finding"], []).append(alarm["name"])
+        silent += [f"- {name}: {', '.join(alarms)}: {reason}" for reason, alarms in reasons.items()]
     found = "\n".join(lines) or (f"None of {asked} fired." if asked else "No alarm was asked.")
     return found if not silent else "\n".join([*([found] if lines else [found, ""]), *silent])
 
