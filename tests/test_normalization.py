@@ -124,7 +124,8 @@ def test_a_channel_that_is_constant_stays_finite():
     x = jnp.full(SHAPE, 1e3)
     y, pullback = jax.vjp(lambda x: normalise(x, variables())[0], x)
     assert np.all(np.isfinite(pullback(jnp.ones_like(y))[0]))
-    np.testing.assert_allclose(y, jnp.broadcast_to(variables()["params"]["bias"], SHAPE), atol=1e-6)
+    # The rounding of 1,000 beside a deviation of sqrt(epsilon).
+    np.testing.assert_allclose(y, jnp.broadcast_to(variables()["params"]["bias"], SHAPE), atol=0.1)
 
 
 def test_batch_norm_sends_one_all_reduce_each_way():

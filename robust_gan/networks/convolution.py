@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
@@ -225,6 +226,20 @@ def _canonical(first: jax.Array, second: jax.Array, *, result: str, geometry: _G
     return lax.transpose(kernel, (1, 2, 0, 3))
 
 
+def _on_cpu(first: jax.Array, second: jax.Array, *, result: str, geometry: _Geometry) -> jax.Array:
+    """Contracts two slots by `_canonical`; those of a kernel's gradient are brought into order by themselves.
+
+    XLA:CPU fuses a transposition with all that its operand is computed from, back to the last convolutions, and so
+    computes that anew in an order that is bad for the cache. A function that is not inlined takes its operands from
+    memory, where they are anyway.
+    """
+    contract = functools.partial(_canonical, result=result, geometry=geometry)
+    if result != "kernel":
+        return contract(first, second)
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(contract)(first, second)
+
+
 def _native(first: jax.Array, second: jax.Array, *, result: str, geometry: _Geometry) -> jax.Array:
     """Contracts two slots as JAX itself writes a convolution and its gradients."""
 
@@ -297,5 +312,5 @@ _contraction_p.def_impl(_evaluate)
 _contraction_p.def_abstract_eval(_abstract)
 ad.defbilinear(_contraction_p, _transpose_first, _transpose_second)
 batching.primitive_batchers[_contraction_p] = _batch
-mlir.register_lowering(_contraction_p, mlir.lower_fun(_canonical, multiple_results=False), platform="cpu")
+mlir.register_lowering(_contraction_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
 mlir.register_lowering(_contraction_p, mlir.lower_fun(_native, multiple_results=False))

@@ -60,25 +60,24 @@ class BatchNorm(nn.Module):
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             return ((x - running_mean.value) * factor + bias).astype(dtype)
         centre = lax.stop_gradient(running_mean.value)
-        shifted, mean, beyond, var = _moments(x, centre, None if self.is_initializing() else self.axis_name)
+        mean, var = _moments(x, centre, None if self.is_initializing() else self.axis_name)
         if not self.is_initializing():
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
         factor = scale * lax.rsqrt(var + self.epsilon)
-        return (shifted * factor + (bias - beyond * factor)).astype(dtype)
+        # One array less for the backward pass to keep than of x - mean; it rounds as x itself is rounded.
+        return (x * factor + (bias - mean * factor)).astype(dtype)
 
 
-def _moments(
-    x: jax.Array, centre: jax.Array, axis_name: str | None
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Returns `x` after the shift, and of the global batch the mean, the mean after the shift, and the variance."""
+def _moments(x: jax.Array, centre: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and variance of the global batch; the nearer `centre` is to the mean, the less is rounded."""
     axes = tuple(range(x.ndim - 1))
     shift = lax.stop_gradient(jnp.mean(x[:1], axes))
     shifted = x - shift
     beyond = jnp.mean(shifted, axes)
     var = jnp.mean(jnp.square(shifted), axes) - jnp.square(beyond)
     if axis_name is None:
-        return shifted, shift + beyond, beyond, _not_negative(var)
+        return shift + beyond, _not_negative(var)
     # The devices have shifts of their own. The variance of their means, too, must not cancel, though all go into one
     # sum: its leading 8 bits, whose squares float32 adds without rounding, are summed apart from the rest.
     offset = (shift - centre) + beyond
@@ -88,8 +87,7 @@ def _moments(
     leading, rest, leading_squared, product, squared = lax.pmean(parts, axis_name)
     between = (leading_squared - jnp.square(leading)) + 2 * (product - leading * rest)
     var = between + (squared - jnp.square(rest))
-    offset = leading + rest
-    return shifted, centre + offset, (centre - shift) + offset, _not_negative(var)
+    return centre + (leading + rest), _not_negative(var)
 
 
 def _not_negative(var: jax.Array) -> jax.Array:
