@@ -412,6 +412,7 @@ def test_outputs_that_are_no_logits_are_named(logits_fn, sentence):
 
 
 def test_legal_models_are_taken():
+    check(lambda x: flat(x).at[0].set(jnp.nan))  # One image of two: the alarm `nan_logits` counts them.
     check(lambda x: flat(x).at[:, 0].set(-jnp.inf))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # That a donated buffer is of no use.
