@@ -4,8 +4,10 @@ import argparse
 import functools
 import time
 
-from robust_gan.command_line import compiler
+from robust_gan.command_line import compiler, memory
 
+if __name__ == "__main__":
+    memory.use_large_pages()
 compiler.set_flags()
 
 import jax

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import platform
 import re
 import subprocess
 import sys
@@ -293,6 +294,7 @@ def test_the_compiler_is_told_what_the_user_has_not(given, expected):
     program = """
 import os
 import pathlib
+import platform
 from robust_gan.command_line import compiler
 from robust_gan.config import from_dict
 compiler.set_flags(spread=True)
@@ -311,11 +313,48 @@ assert jax.numpy.ones(2).sum() == 2  # An unknown flag would have ended the proc
     assert ended.stdout.strip() == expected.format(**names)
 
 
+def test_a_flag_that_this_jaxlib_does_not_know_is_not_given(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    flags = [compiler.FAST_CONVOLUTIONS, "--xla_cpu_no_such_flag=1", f"{compiler.FAST_CONVOLUTIONS}_at_all"]
+    assert [compiler._is_known(flag) for flag in flags] == [True, False, False]
+    monkeypatch.setattr(compiler.subprocess, "run", None)  # Each is asked for once.
+    assert [compiler._is_known(flag) for flag in flags] == [True, False, False]
+    assert len(list((tmp_path / "robust_gan" / "flags").iterdir())) == 3
+
+
+LARGE_PAGES = """
+import os, pathlib, sys
+from robust_gan.command_line import memory
+memory._MODE = pathlib.Path(sys.argv[1])
+print(os.getpid(), os.environ.get("GLIBC_TUNABLES"))
+memory.use_large_pages()
+print(sys.argv[2:], sys.stdin.read())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="large pages are glibc's")
+@pytest.mark.parametrize(("mode", "starts"), [("always [madvise] never", 2), ("[always] madvise never", 1), (None, 1)])
+def test_a_program_starts_again_with_large_pages_where_they_are_given_on_request(tmp_path, mode, starts):
+    if mode:
+        (tmp_path / "mode").write_text(mode)
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    ended = subprocess.run(
+        [sys.executable, "-c", LARGE_PAGES, str(tmp_path / "mode"), "an argument"],
+        env=environment, input="input", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    *started, last = ended.stdout.splitlines()
+    tunables = [None, "glibc.malloc.hugetlb=1"][:starts]
+    assert [line.split()[1] for line in started] == list(map(str, tunables))
+    assert len({line.split()[0] for line in started}) == 1  # The same process.
+    assert last == "['an argument'] input"
+
+
 @pytest.mark.slow
 def test_what_was_compiled_is_found_by_the_next_process(tmp_path):
     program = """
 import os
 import pathlib
+import platform
 from robust_gan.command_line import compiler
 from robust_gan.config import from_dict
 compiler.set_cache()

@@ -1,18 +1,18 @@
 """What XLA is told before jax is loaded, where the user has not told it already."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 
 FAST_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 """On a CPU, convolutions by Eigen and oneDNN: up to 1.9 times as fast as by the default library on these networks."""
 SPREAD = "--xla_force_host_platform_device_count"
 
-# An unknown flag ends the process; these versions know it.
-_KNOWN = ("0.10.", "0.11.")
 _CACHE_SIZE = 4 * 2**30
 """Bytes, after which the least used are removed: a game's step takes some MB."""
 
@@ -28,7 +28,7 @@ def set_flags(*, spread: bool = False) -> None:
         return
     given = os.environ.get("XLA_FLAGS", "")
     added = []
-    if importlib.metadata.version("jaxlib").startswith(_KNOWN) and "ynn_fusion_type" not in given:
+    if "ynn_fusion_type" not in given and _is_known(FAST_CONVOLUTIONS):
         added.append(FAST_CONVOLUTIONS)
     if spread and SPREAD not in given:
         added.append(f"{SPREAD}={_cores()}")
@@ -44,8 +44,7 @@ def set_cache() -> None:
     """
     if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = pathlib.Path(home, "robust_gan", cache_name())
+    folder = _home() / cache_name()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # A home that cannot be written to: slower, and no reason to stop.
@@ -64,6 +63,38 @@ def cache_name() -> str:
     """
     kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
     return f"jaxlib-{importlib.metadata.version('jaxlib')}-{kind}"
+
+
+def _home() -> pathlib.Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return pathlib.Path(home, "robust_gan")
+
+
+def _is_known(flag: str) -> bool:
+    """Tells whether this jaxlib takes a flag; one that it does not know, or a value, would end the process.
+
+    So another process is asked, a third of a second, and the answer is kept for this version.
+    """
+    name = hashlib.sha256(f"{importlib.metadata.version('jaxlib')} {flag}".encode()).hexdigest()[:12]
+    answer = _home() / "flags" / name
+    try:
+        return answer.read_text() == "known"
+    except OSError:
+        pass
+    program = "from jaxlib import xla_client; xla_client.make_cpu_client()"
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "XLA_FLAGS": flag}, capture_output=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    known = ended.returncode == 0
+    with contextlib.suppress(OSError):  # A home that cannot be written to: it is asked again.
+        answer.parent.mkdir(parents=True, exist_ok=True)
+        part = answer.with_name(f"{name}.{os.getpid()}")
+        part.write_text("known" if known else "unknown")
+        part.replace(answer)
+    return known
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from robust_gan.command_line import compiler, fields, pods, screen
+from robust_gan.command_line import compiler, fields, memory, pods, screen
 from robust_gan.command_line.mistakes import INTERRUPTED, complain, guard
 from robust_gan.command_line.recipes import FLAG, of_recipe, place_in_recipe
 from robust_gan.errors import UserError
@@ -32,6 +32,7 @@ def run(
         pod: Whether the launcher can be one of several processes, see `pods`.
         positional: Whether it takes arguments that are no flags.
     """
+    memory.use_large_pages()
     _leave_folder_of_launchers()
     if pod:
         pods.define_flags()
