@@ -171,6 +171,7 @@ def test_the_tables_hold_what_the_reports_say():
     assert [row["label"] for row in table.values()] == ["pgd", "image-only generator (+ exact penalty)"]
     assert list(tables.columns(plan, table)) == [row["label"] for row in table.values()]
     text = tables.write_up(plan, table, reports)
+    assert "The contestant `generator` is the image-only generator (+ exact penalty)." in text
     white, black = (re.search(rf"## {title}.*?\n\| pgd +\|(.*?)\n", text, re.S)[1] for title in ("White", "Black"))
     assert [cell.strip() for cell in white.split("|")[:-1]] == [
         "90.0 ± 0.0", "50.0 ± 14.1", "50.0 ± 14.1", "-", "50.0 ± 14.1", "45.0 ± 14.1",

@@ -162,7 +162,8 @@ def is_released(plan: Plan) -> bool:
 
 
 def _naming(plan):
-    return " The image-only generator is the contestant `generator`." if "generator" in plan.contestants else ""
+    labels = {name: label(plan, name) for name in plan.contestants}
+    return "".join(f" The contestant `{name}` is the {told}." for name, told in labels.items() if told != name)
 
 
 def _strongest(attacks: Sequence[str]) -> str:
