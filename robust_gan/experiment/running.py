@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from robust_gan import checkpoint, comparison, files, pictures, report, starting, training, workdir
+from robust_gan import checkpoint, comparison, files, pictures, report, report_folder, starting, training, workdir
 from robust_gan.errors import CheckpointError
 from robust_gan.experiment import cost, planning, tables
 from robust_gan.experiment.planning import Plan
@@ -15,7 +15,7 @@ from robust_gan.experiment.planning import Plan
 RECORD, TABLES, PICTURE, COSTS = "reproduction.json", "reproduction.md", "reproduction.png", "costs.png"
 SCHEMA = "robust_gan.reproduction/2"
 
-_KEY = "key.json"
+_KEY, _BEGUN = "key.json", "begun.json"
 
 
 class InterruptedRunError(Exception):
@@ -108,21 +108,34 @@ def _is_finished(where, config):
         return False
 
 
+def _is_at(path, key):
+    try:
+        return files.read_json(path) == json.loads(json.dumps(key))
+    except (FileNotFoundError, files.UnreadableError):
+        return False
+
+
 def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
     """Evaluates a seed, unless the same checkpoints were under the same attacks before."""
     records = [checkpoint.read_record(where) for where in (*targets, *sources)]
     key = {
         "attacks": plan.attacks,
         "models": [[str(record.directory), record.step, record.leaves] for record in records],
+        "versions": report.made_with(batch_size, len(devices or ()))["versions"],
     }
     if (output / _KEY).exists() and (output / report.RECORD).exists():
         try:
-            if files.read_json(output / _KEY) == json.loads(json.dumps(key)):
+            if _is_at(output / _KEY, key):
                 values = files.read_json(output / report.RECORD)
                 if values["schema"] == report.SCHEMA:
                     return values
         except (files.UnreadableError, KeyError, TypeError):
             pass  # Cut while it was written: evaluated anew.
+    begun = _is_at(output / _BEGUN, key)
+    if not begun:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / report_folder.SUBJECT).unlink(missing_ok=True)  # What lies there is of no evaluation any more.
+        workdir.write_text(output / _BEGUN, json.dumps(key) + "\n")
     _, values = comparison.compare(
         [str(where) for where in targets],
         sources=[str(where) for where in sources],
@@ -130,7 +143,7 @@ def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
         batch_size=batch_size,
         devices=devices,
         output=output,
-        overwrite=True,
+        overwrite=not begun,  # What was stopped goes on.
         progress=progress,
     )
     workdir.write_text(output / _KEY, json.dumps(key))
