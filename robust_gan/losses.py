@@ -51,6 +51,9 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Returns:
         `[B]`.
 
+    Raises:
+        UserError: There is one class only.
+
     References:
         Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017, section V (f6).
 
@@ -107,6 +110,9 @@ def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
 
     Returns:
         `[B]`, in nats, at least 0.
+
+    Raises:
+        UserError: The two are not of one shape.
 
     >>> kl(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]])).tolist()
     [0.0]

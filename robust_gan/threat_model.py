@@ -121,9 +121,7 @@ def check_bounds(bounds: Any) -> tuple[float, float]:
     (0.0, 255.0)
     """
     try:
-        if any(isinstance(value, str | bool | np.bool_) for value in bounds):
-            raise TypeError("numbers alone")
-        low, high = (float(value) for value in bounds)
+        low, high = (math.nan if isinstance(value, str | bool | np.bool_) else float(value) for value in bounds)
     except (TypeError, ValueError, OverflowError, jax.errors.ConcretizationTypeError):
         low = high = math.nan
     if not -math.inf < low < high < math.inf:

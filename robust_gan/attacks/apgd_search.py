@@ -129,11 +129,11 @@ def search(
         top_points = where(higher, points, state.top_points)
         top_gradient = where(higher, gradient, state.top_gradient)
         top_losses = jnp.where(higher, losses, state.top_losses)
-        rises = state.rises + ((losses > state.losses) & (index > 0))
+        rises = state.rises + ((losses > state.losses) & (index > 0)).astype(jnp.int32)
 
         interval = intervals[index]
         checkpoint = interval > 0
-        rare = rises <= RHO * interval
+        rare = rises.astype(jnp.float32) <= RHO * interval.astype(jnp.float32)
         stalled = ~state.halved & (top_losses <= state.checkpoint_losses)
         halve = checkpoint & (rare | stalled)
         return _State(

@@ -34,6 +34,9 @@ def checked(
     Returns:
         The attack, which raises `UserError` for what it could not mean, in one sentence.
 
+    Raises:
+        UserError: When it is called: an argument cannot be meant.
+
     >>> from robust_gan import LinfThreat
     >>> attack = checked(lambda logits_fn, key, images, labels, threat: logits_fn(images))
     >>> attack(lambda x: x[:, 0, 0], jax.random.key(0), jnp.zeros((2, 1, 1, 3)), jnp.array([0, 7]), LinfThreat(0.1))
@@ -123,6 +126,9 @@ def checked_logits(logits_fn: LogitsFn, labels: jax.Array | None = None) -> Logi
 def check_counts(**counts: Any) -> None:
     """Refuses settings that are not whole numbers of at least 1, known before anything is compiled.
 
+    Raises:
+        UserError: One is not.
+
     >>> check_counts(num_steps=np.int64(3))
     >>> check_counts(num_steps=0)
     Traceback (most recent call last):
@@ -138,6 +144,9 @@ def check_counts(**counts: Any) -> None:
 
 def check_size(name: str, value: Any) -> None:
     """Refuses a step size that is known and not a positive number.
+
+    Raises:
+        UserError: It is not.
 
     >>> check_size("step_size", -1.0)
     Traceback (most recent call last):

@@ -125,14 +125,14 @@ def fab(
 
         def nearer(index, nearest):
             towards = jax.nn.one_hot(index, logits.shape[1], dtype=logits.dtype)
-            normals = pull_back(towards - jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype))[0]
+            normals = pull_back(towards[None] - jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype))[0]
             gaps = logits[:, index] - _at(logits, labels)
             far = jnp.where(index == labels, jnp.inf, jnp.abs(gaps) / (1e-12 + _dual_norm(normals, threat.norm)))
             better = far < nearest[0]
             return tuple(where(better, new, old) for new, old in zip((far, gaps, normals), nearest, strict=True))
 
         none = jnp.full(logits.shape[:1], jnp.inf, logits.dtype)
-        return jax.lax.fori_loop(0, logits.shape[1], nearer, (none, none * 0, jnp.zeros_like(points)))[1:]
+        return jax.lax.fori_loop(0, logits.shape[1], nearer, (none, jnp.zeros_like(none), jnp.zeros_like(points)))[1:]
 
     return _attack(logits_fn, linearise, 1, key, images, labels, threat, num_steps, num_restarts)
 

@@ -149,7 +149,7 @@ def count_queries(
             where(better, points, found.images),
             jnp.where(better, margins, found.margins),
             found.fooled | fooled,
-            found.queries + ~found.fooled,
+            found.queries + (~found.fooled).astype(jnp.int32),
         )
 
     def some_queries(round_index, found):
@@ -225,8 +225,8 @@ def _window(size, spare, row, column, side):
     height, width = size
     top = jnp.floor(row * jnp.maximum(height - side + spare, 1)).astype(jnp.int32)
     left = jnp.floor(column * jnp.maximum(width - side + spare, 1)).astype(jnp.int32)
-    rows = (jnp.arange(height) - top[:, None])[:, :, None]
-    columns = (jnp.arange(width) - left[:, None])[:, None, :]
+    rows = (jnp.arange(height)[None] - top[:, None])[:, :, None]
+    columns = (jnp.arange(width)[None] - left[:, None])[:, None, :]
     inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
     return inside[..., None], rows, columns
 
