@@ -35,8 +35,8 @@ def in_unit_range(
     >>> from robust_gan import LinfThreat
     >>> images, threat = np.full((1, 2, 2, 1), 51.0), LinfThreat(25.5, bounds=(0, 255))
     >>> _, images, _, threat = in_unit_range([], images, np.array([0]), threat)
-    >>> images.max().item(), threat
-    (0.2, LinfThreat(epsilon=0.1, bounds=(0.0, 1.0)))
+    >>> f"{images.max():.1f}", threat
+    ('0.2', LinfThreat(epsilon=0.1, bounds=(0.0, 1.0)))
     """
     images, labels = np.asarray(images), np.asarray(labels)
     low, high = threat.bounds if hasattr(threat, "bounds") else (0.0, 1.0)
