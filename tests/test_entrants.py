@@ -419,3 +419,15 @@ def test_legal_models_are_taken():
         check(jax.jit(flat, donate_argnums=0))
     with pytest.raises(UserError, match="the largest label is 255, which often stands for 'ignore'"):
         check(flat, num_classes=256)
+
+
+@pytest.mark.slow
+def test_a_model_may_choose_strict_promotion(brought):
+    (brought.folder / "my_models.py").write_text(
+        "import jax\njax.config.update('jax_numpy_dtype_promotion', 'strict')\n" + MODULE
+    )
+    try:
+        ended = brought("--in_turn=apgd_ce3,square5")
+    finally:
+        jax.config.update("jax_numpy_dtype_promotion", "standard")
+    assert ended.code == 0, ended.err

@@ -90,7 +90,13 @@ def compare(targets: Sequence[str] = (), **settings: Any) -> tuple[Scores, dict[
             another evaluation. Nothing is written then.
         UnwrittenError: The attacks were made, but the report could not be written.
     """
-    request = Request(tuple(targets), **settings)
+    # A model's own module may choose strict promotion, under which attacks cannot be traced.
+    with jax.numpy_dtype_promotion("standard"):
+        return _compare(Request(tuple(targets), **settings))
+
+
+def _compare(request: Request) -> tuple[Scores, dict[str, Any]]:
+    """Evaluates as `compare` does."""
     chosen_attacks = _read(request)
     folder = None
     if request.output is not None:
