@@ -371,3 +371,14 @@ def test_labels_of_one_byte_are_counted_right():
         "",
     )
     assert details.confusion(found, "m", "clean")[30, 30] == 2
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers")
+@pytest.mark.parametrize("name", ["fgsm", "pgd1", "square2"])
+def test_attacks_that_are_not_compiled_leave_the_images_to_their_owner(name):
+    from robust_gan import attacks
+
+    images, labels = jnp.array(IMAGES), jnp.array(LABELS, jnp.int32)
+    made = [attacks.by_name(name)(fn, jax.random.key(0), images, labels, _threat()) for fn in (donates(), linear)]
+    assert np.allclose(made[0], made[1], atol=1e-6)
+    assert (np.asarray(images) == IMAGES).all()

@@ -112,7 +112,8 @@ def checked_logits(logits_fn: LogitsFn, labels: jax.Array | None = None) -> Logi
         raise UserError("logits_fn needs the argument keys: say with attacks.randomised(logits_fn) that it is random")
 
     def checked_fn(points, **keywords):
-        logits = check_logits(logits_fn(points, **keywords))
+        # A copy, which costs nothing in compiled code: a classifier may donate its argument.
+        logits = check_logits(logits_fn(jnp.array(points, copy=True), **keywords))
         if logits.shape[0] != points.shape[0]:
             raise UserError(f"logits_fn returned {logits.shape[0]} rows of logits for {points.shape[0]} images")
         if labels is not None:
