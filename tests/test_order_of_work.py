@@ -17,6 +17,7 @@ from robust_gan.command_line import fields
 from robust_gan.comparison import additions
 from robust_gan.errors import UserError
 from robust_gan.evaluation import alarms, calling, trying
+from robust_gan.evaluation.keeping import Rows
 
 WEIGHTS = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
 IMAGES = np.random.default_rng(1).uniform(0.2, 0.8, (6, 4, 4, 1)).astype(np.float32)
@@ -229,7 +230,7 @@ def _found(broken):
 
 def test_adversarial_images_of_models_of_any_name_are_written(tmp_path):
     names = ["file", "labels", "allow_pickle", "arr_0", "mit leer", "модель", "a|b", "runs/a/b"]
-    additions.write_adversarial(tmp_path, _found({name: IMAGES + index for index, name in enumerate(names)}))
+    additions.write_adversarial(tmp_path, _found({name: Rows(IMAGES + index) for index, name in enumerate(names)}))
     with np.load(tmp_path / report.ADVERSARIAL, allow_pickle=False) as file:
         assert (file["labels"] == LABELS).all()
         for index, name in enumerate(names):
