@@ -223,8 +223,8 @@ def _change_l2(keys, points, images, threat, sides, index, window):
 def _window(size, spare, row, column, side):
     """Which pixels lie in a square at a random place, `[B, H, W, 1]`, and where in it, `[B, H, 1]` and `[B, 1, W]`."""
     height, width = size
-    top = jnp.floor(row * jnp.maximum(height - side + spare, 1)).astype(jnp.int32)
-    left = jnp.floor(column * jnp.maximum(width - side + spare, 1)).astype(jnp.int32)
+    top = jnp.floor(row * jnp.maximum(height - side + spare, 1).astype(row.dtype)).astype(jnp.int32)
+    left = jnp.floor(column * jnp.maximum(width - side + spare, 1).astype(column.dtype)).astype(jnp.int32)
     rows = (jnp.arange(height)[None] - top[:, None])[:, :, None]
     columns = (jnp.arange(width)[None] - left[:, None])[:, None, :]
     inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
