@@ -12,11 +12,11 @@ import functools
 import sys
 import time
 
-from robust_gan.command_line import compiler, memory
+from robust_gan.cli import memory, xla_flags
 
 if __name__ == "__main__":
     memory.use_large_pages()
-compiler.set_flags()
+xla_flags.set_flags()
 
 import jax
 import jax.numpy as jnp
@@ -100,11 +100,12 @@ def prepare(network: str, num_images: int):
 
 def whole(report: measuring.Report, given: argparse.Namespace) -> None:
     """Attacks the test images of a checkpoint's data with AutoAttack standard, as `launch/evaluate.py` does."""
-    from robust_gan import entrants, evaluation
+    from robust_gan import evaluation
     from robust_gan.attacks.autoattack import VERSIONS
+    from robust_gan.evaluation import loading
 
-    (entrant,) = entrants.from_checkpoints([given.checkpoint])
-    chosen = entrants.choose_data([entrant], dataset="", split="test", data_dir="", count=given.images)
+    (entrant,) = loading.from_checkpoints([given.checkpoint])
+    chosen = loading.choose_data([entrant], dataset="", split="test", data_dir="", count=given.images)
     threat = LinfThreat(given.epsilon)
     for run in ("with compilation", "without"):
         cpu = time.process_time()

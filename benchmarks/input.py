@@ -7,9 +7,9 @@ A step of the CIFAR-10 game takes seconds on a CPU and some milliseconds on a GP
 
 import argparse
 
-from robust_gan.command_line import compiler
+from robust_gan.cli import xla_flags
 
-compiler.set_flags()
+xla_flags.set_flags()
 
 import jax
 import numpy as np

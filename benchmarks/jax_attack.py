@@ -4,11 +4,11 @@ import argparse
 import functools
 import time
 
-from robust_gan.command_line import compiler, memory
+from robust_gan.cli import memory, xla_flags
 
 if __name__ == "__main__":
     memory.use_large_pages()
-compiler.set_flags()
+xla_flags.set_flags()
 
 import jax
 import jax.numpy as jnp

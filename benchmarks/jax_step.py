@@ -4,11 +4,11 @@ import argparse
 import functools
 import time
 
-from robust_gan.command_line import compiler, memory
+from robust_gan.cli import memory, xla_flags
 
 if __name__ == "__main__":
     memory.use_large_pages()
-compiler.set_flags()
+xla_flags.set_flags()
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,9 @@ import counting
 import measuring
 import serving
 import step
-from robust_gan import finiteness, game, parallel, recipes, stepping
-from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
+from robust_gan import game, parallel
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, methods
+from robust_gan.training import multi_step, nonfinite
 
 NUM_IMAGES = 50_000
 
@@ -27,7 +28,7 @@ NUM_IMAGES = 50_000
 def config_of(given: argparse.Namespace) -> Config:
     """Returns the recipe of `configs/cifar10.py` with what was given."""
     form = "exact" if given.penalty == "none" else given.penalty
-    config = recipes.resnet_game(
+    config = methods.resnet_game(
         "generator",
         data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=2),
         epsilon=8 / 256,
@@ -72,19 +73,19 @@ def start(config: Config, image_shape: tuple[int, int, int], devices: list[jax.D
         "images": rng.integers(0, 256, (NUM_IMAGES, *image_shape), np.uint8),
         "labels": rng.integers(0, 10, NUM_IMAGES).astype(np.int32),
     }
-    carried = stepping.Carried(initial_state(played, image_shape), finiteness.begin())
-    return functools.partial(stepping.play, played, config, "stop"), *parallel.replicate((carried, arrays), devices)
+    carried = multi_step.Carried(initial_state(played, image_shape), nonfinite.begin())
+    return functools.partial(multi_step.play, played, config, "stop"), *parallel.replicate((carried, arrays), devices)
 
 
-def unrolled(played: game.Game, config: Config, carried: stepping.Carried, arrays: dict, share: stepping.Orders):
+def unrolled(played: game.Game, config: Config, carried: multi_step.Carried, arrays: dict, share: multi_step.Orders):
     """Plays one step as `stepping.play` does, without a loop."""
     looped = jax.lax.scan
     jax.lax.scan = functools.partial(looped, unroll=True)
     try:
-        state, metrics = stepping.training_step(played, config, carried.state, arrays, share.positions[0])
+        state, metrics = multi_step.training_step(played, config, carried.state, arrays, share.positions[0])
     finally:
         jax.lax.scan = looped
-    return stepping.Carried(*finiteness.guard(carried.state, state, metrics, carried.watch, policy="stop")), metrics
+    return multi_step.Carried(*nonfinite.guard(carried.state, state, metrics, carried.watch, policy="stop")), metrics
 
 
 def prepare(given: argparse.Namespace):
@@ -98,8 +99,8 @@ def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: 
     devices = parallel.find_devices(num_devices=1)
     play, carried, arrays = start(config, (32, 32, 3), devices)
 
-    def orders(count: int) -> stepping.Orders:
-        return stepping.orders(config, 0, count, steps, NUM_IMAGES, devices)
+    def orders(count: int) -> multi_step.Orders:
+        return multi_step.orders(config, 0, count, steps, NUM_IMAGES, devices)
 
     began, cpu = time.perf_counter(), time.process_time()
     if unroll:

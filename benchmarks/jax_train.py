@@ -2,22 +2,21 @@
 
 import argparse
 
-from robust_gan.command_line import compiler, memory
+from robust_gan.cli import memory, xla_flags
 
 if __name__ == "__main__":
     memory.use_large_pages()
-compiler.set_flags()
+xla_flags.set_flags()
 
 import jax_step
 import serving
 import train
-from robust_gan import recipes
-from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, methods
 
 
 def config_of(given: argparse.Namespace) -> Config:
     """Returns the recipe of a method in the schedule of `configs/cifar10_resnet18.py`, in float32."""
-    config = recipes.resnet_game(
+    config = methods.resnet_game(
         given.method,
         data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=4),
         epsilon=train.RADIUS,

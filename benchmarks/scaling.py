@@ -15,7 +15,7 @@ import re
 import sys
 import time
 
-from robust_gan.command_line import compiler
+from robust_gan.cli import xla_flags
 
 _parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 _parser.add_argument("--devices", type=int, default=4)
@@ -25,16 +25,17 @@ _parser.add_argument("--rounds", type=int, default=5)
 _parser.add_argument("--volume", action="store_true")
 _parser.add_argument("--output", help="a JSON file")
 GIVEN = _parser.parse_args()
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {compiler.SPREAD}={GIVEN.devices}".strip()
-compiler.set_flags()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.SPREAD}={GIVEN.devices}".strip()
+xla_flags.set_flags()
 
 import jax
 import numpy as np
 
 import jax_step
 import measuring
-from robust_gan import game, parallel, stepping
+from robust_gan import game, parallel
 from robust_gan.config import AdversaryConfig, Config, GeneratorConfig
+from robust_gan.training import multi_step
 
 _SIZES = {"f32": 4, "bf16": 2, "s32": 4, "pred": 1, "u32": 4}
 
@@ -94,7 +95,7 @@ def prepare(count: int):
     config = Config(batch_size=GIVEN.batch, adversary=AdversaryConfig(name="generator"))
     devices = parallel.find_devices(num_devices=count)
     play, carried, arrays = jax_step.start(config, (8, 8, 1), devices)
-    orders = stepping.orders(config, 0, 1, 1, jax_step.NUM_IMAGES, devices)
+    orders = multi_step.orders(config, 0, 1, 1, jax_step.NUM_IMAGES, devices)
     compiled = parallel.compile_step(play, devices, carried, arrays, orders)
 
     def run():

@@ -5,7 +5,8 @@
     python benchmarks/step.py --against unrolled      # ours without a loop around steps
     python benchmarks/step.py --against none --rounds 0 --remat --batch 256    # compiled only: FLOP and memory
 
-The step is that of `configs/cifar10.py`, 5 generator steps and one of the classifier, as `robust_gan.stepping` plays
+The step is that of `configs/cifar10.py`, 5 generator steps and one of the classifier, as
+`robust_gan.training.multi_step` plays
 it: the data lie on the device, images are fetched and augmented in the step. PyTorch's gets one batch that lies there.
 """
 

@@ -115,7 +115,7 @@ def check(given: argparse.Namespace) -> float:
     import jax.numpy as jnp
 
     import jax_attack
-    from robust_gan.attacks.gradient import input_gradient
+    from robust_gan.attacks.pgd import input_gradient
     from robust_gan.networks import inference
 
     images, weights = jax_attack.images_of(given.classifier, given.images), jax_attack.classifier_of(given.classifier)

@@ -126,7 +126,8 @@ def check(given: argparse.Namespace) -> float:
     import jax
 
     import jax_step
-    from robust_gan import game, losses, objective
+    from robust_gan import game, losses
+    from robust_gan.game import objective
     from robust_gan.types import Batch
 
     config = jax_step.config_of(given)

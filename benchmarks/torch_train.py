@@ -163,7 +163,8 @@ def check(given: argparse.Namespace) -> float:
 
     import jax_step
     import jax_train
-    from robust_gan import game, losses, objective
+    from robust_gan import game, losses
+    from robust_gan.game import objective
     from robust_gan.types import Batch
 
     played = game.from_config(jax_train.config_of(given), num_classes=10, channels=3)

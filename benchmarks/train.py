@@ -4,8 +4,8 @@
     taskset -c 1 python benchmarks/train.py --method none --by cpu_seconds     # one core, of a machine that is busy
     python benchmarks/train.py --method pgd --against none --rounds 1          # ours alone
 
-The methods are those of `robust_gan.recipes`: standard training, N-FGSM, PGD with 10 steps, TRADES, and a generator
-that sees the classifier's gradient and is asked twice. Ours fetches and augments its images in the step, as a run does;
+The methods are those of `robust_gan.config.methods`: standard training, N-FGSM, PGD with 10 steps, TRADES, and a
+generator that sees the classifier's gradient and is asked twice. Ours fetches and augments its images in the step, as a run does;
 PyTorch gets one batch that lies there.
 """
 

@@ -12,13 +12,12 @@ has the sign that damps the game, and is exact. What still differs from the rele
 Measured: not run.
 """
 
-from robust_gan import recipes
-from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, methods
 
 
 def get_config(choice: str = "generator") -> Config:
-    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.recipes`."""
-    return recipes.resnet_game(
+    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.config.methods`."""
+    return methods.resnet_game(
         choice,
         data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=2),
         epsilon=8 / 256,

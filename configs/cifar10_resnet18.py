@@ -10,15 +10,14 @@ The schedule, the augmentation and the weight decay are those of Wong, Rice and 
 Measured: not run.
 """
 
-from robust_gan import recipes
-from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, methods
 
 _STEPS = 30 * 191  # 30 epochs of 49,000 images.
 
 
 def get_config(choice: str = "generator_hops_alone") -> Config:
-    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.recipes`."""
-    config = recipes.resnet_game(
+    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.config.methods`."""
+    config = methods.resnet_game(
         choice,
         data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=4),
         epsilon=8 / 255,

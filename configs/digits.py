@@ -8,7 +8,6 @@ The generator's rate and the penalty were chosen on the validation split, among 
 Measured: see the README.
 """
 
-from robust_gan import recipes
 from robust_gan.config import (
     AdversaryConfig,
     ClassifierConfig,
@@ -20,12 +19,13 @@ from robust_gan.config import (
     PGDConfig,
     ThreatConfig,
     ValidationConfig,
+    methods,
 )
 
 
 def get_config(choice: str = "generator") -> Config:
-    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.recipes`."""
-    name, budget = recipes.read(choice)
+    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.config.methods`."""
+    name, budget = methods.read(choice)
     config = Config(
         data=DataConfig(name="digits", validation_size=180),
         threat=ThreatConfig(norm="linf", epsilon=0.15),
@@ -51,4 +51,4 @@ def get_config(choice: str = "generator") -> Config:
         validation=ValidationConfig(every=200, pgd_steps=10),
     )
     # It is small enough for `paper` and `cpu` to be the same.
-    return recipes.contestant(recipes.smoke(config) if budget == "smoke" else config, name)
+    return methods.contestant(methods.smoke(config) if budget == "smoke" else config, name)

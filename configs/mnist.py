@@ -12,7 +12,6 @@ has the sign that damps the game, and is exact. What still differs from the rele
 Measured: the budget cpu, 3,000 updates of light networks, see the README; the released code's 40,000: not run.
 """
 
-from robust_gan import recipes
 from robust_gan.config import (
     AdversaryConfig,
     ClassifierConfig,
@@ -24,12 +23,13 @@ from robust_gan.config import (
     PGDConfig,
     ThreatConfig,
     ValidationConfig,
+    methods,
 )
 
 
 def get_config(choice: str = "generator") -> Config:
-    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.recipes`."""
-    name, budget = recipes.read(choice)
+    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.config.methods`."""
+    name, budget = methods.read(choice)
     config = Config(
         data=DataConfig(name="mnist", validation_size=5_000),
         threat=ThreatConfig(norm="linf", epsilon=0.3),
@@ -62,9 +62,9 @@ def get_config(choice: str = "generator") -> Config:
         validation=ValidationConfig(every=1_000, size=1_000, batch_size=500),
     )
     if budget == "smoke":
-        config = recipes.smoke(config)
-    config = recipes.contestant(config, name)
-    return _shortened(config) if budget == "cpu" else recipes.as_released(config, name)
+        config = methods.smoke(config)
+    config = methods.contestant(config, name)
+    return _shortened(config) if budget == "cpu" else methods.as_released(config, name)
 
 
 def _shortened(config: Config) -> Config:

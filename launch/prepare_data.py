@@ -1,37 +1,6 @@
-"""Prepares a data set as array_record, without TensorFlow.
+"""Runs `robust-gan-prepare-data` from a clone: see `robust_gan/cli/prepare_data.py`."""
 
-To download it: `python launch/prepare_data.py --dataset=cifar10`. To read the published archives, or what extracting
-makes of them, from a folder: `python launch/prepare_data.py --dataset=cifar10 --source=FOLDER`.
-"""
-
-import sys
-from collections.abc import Sequence
-
-from absl import flags
-
-from robust_gan import command_line, data
-
-_DATASET = flags.DEFINE_string("dataset", None, f"Which data set: {', '.join(data.KNOWN)}.")
-_SOURCE = flags.DEFINE_string(
-    "source",
-    None,
-    "A folder that holds the published archives or what extracting makes of them. Default: download them.",
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir",
-    None,
-    "Where to put it. Default: $ROBUST_GAN_DATA_DIR, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.",
-)
-
-_GROUPS = {"What": ["dataset=NAME", "source=DIR", "data_dir=DIR"]}
-
-
-def main(argv: Sequence[str]) -> None:
-    """Prepares the data set of the flags and says where it is."""
-    del argv
-    name = command_line.required("dataset", _DATASET.value, f"one of {', '.join(data.KNOWN)}")
-    print(data.prepare(name, source=_SOURCE.value, data_dir=_DATA_DIR.value, progress=sys.stderr.isatty()))
-
+from robust_gan.cli.prepare_data import run
 
 if __name__ == "__main__":
-    command_line.run(main, groups=_GROUPS)
+    run()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import random
+from robust_gan import prng
 from robust_gan.config import ThreatConfig
 from robust_gan.errors import UserError
 from robust_gan.types import ThreatModel, wide_dtype
@@ -389,15 +389,15 @@ def random_start(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax
     """
     check_threat(threat)
     check_images(images, threat)
-    keys = random.per_image_keys(keys, images.shape[0])
+    keys = prng.per_image_keys(keys, images.shape[0])
     shape, wide = images.shape[1:], wide_dtype(images.dtype)
     if threat.norm == "linf":
-        delta = random.uniform_per_image(keys, shape, wide, -1.0, 1.0)
+        delta = prng.uniform_per_image(keys, shape, wide, -1.0, 1.0)
     else:
         # A normalised Gaussian is uniform on the sphere; the radius of a uniform point in the d-ball is u ** (1 / d).
-        direction_keys, radius_keys = random.split_per_image(keys, 2)
-        direction = random.normal_per_image(direction_keys, shape, wide)
-        radius = random.uniform_per_image(radius_keys, (), wide) ** (1 / max(1, math.prod(shape)))
+        direction_keys, radius_keys = prng.split_per_image(keys, 2)
+        direction = prng.normal_per_image(direction_keys, shape, wide)
+        radius = prng.uniform_per_image(radius_keys, (), wide) ** (1 / max(1, math.prod(shape)))
         delta = direction * _expand(radius / l2_norm(direction), direction)
     return project(images + jnp.asarray(threat.epsilon, wide) * delta, images, threat)
 

@@ -89,7 +89,7 @@ class Attack(Protocol):
 
         Args:
             logits_fn: The classifier under attack.
-            key: One key, or one key per image (`[B]` typed keys); see `robust_gan.random.per_image_keys`.
+            key: One key, or one key per image (`[B]` typed keys); see `robust_gan.prng.per_image_keys`.
             images: `[B, H, W, C]` in the range of the threat model.
             labels: `[B]`, the true labels.
             threat: The threat model.

@@ -16,8 +16,9 @@ os.environ |= {
 
 import numpy as np  # noqa: E402
 
-from robust_gan import checkpoint, workdir  # noqa: E402
+from robust_gan import checkpoint  # noqa: E402
 from robust_gan.config import Config  # noqa: E402
+from robust_gan.storage import workdir  # noqa: E402
 
 RUN = "gs://bucket/run"
 info = checkpoint.DataInfo("digits", (8, 8, 1), 10, tuple("0123456789"))

@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import NamedTuple
 
-from robust_gan.command_line import compiler
+from robust_gan.cli import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Kept from run to run: the next compiles only what has changed. Workers and launchers, started later, find it set.
-    compiled = ROOT / ".pytest_cache" / compiler.cache_name()
+    compiled = ROOT / ".pytest_cache" / xla_flags.cache_name()
     if compiled.exists() and sum(path.stat().st_size for path in compiled.iterdir()) > 2 * 2**30:
         shutil.rmtree(compiled)  # Of many versions of the code.
     compiled.mkdir(parents=True, exist_ok=True)
@@ -63,6 +63,8 @@ def _launch(script, *arguments):
             warnings.simplefilter("ignore", DeprecationWarning)
             flags.FLAGS.unparse_flags()
             sys.modules.pop("config_config", None)  # The recipe before.
+            # It defines its flags when it is imported.
+            sys.modules.pop(f"robust_gan.cli.{script}", None)
             try:
                 runpy.run_path(sys.argv[0], run_name="__main__")
             except SystemExit as end:

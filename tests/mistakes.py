@@ -7,7 +7,7 @@ import shutil
 from typing import NamedTuple
 
 from robust_gan import checkpoint
-from robust_gan.checkpoint import records
+from robust_gan.checkpoint import metadata
 from robust_gan.version import __version__
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "errors.md"
@@ -71,7 +71,7 @@ def make(folder, run):
         for path in (folder / name / checkpoint.FOLDER).glob("*/config/metadata"):
             saved = json.loads(path.read_text())
             change(saved)
-            path.write_text(json.dumps(records.signed(saved)))
+            path.write_text(json.dumps(metadata.signed(saved)))
     names |= {name: folder / name for name in ("FILE", "EMPTY", "LINK", "GARBLED", "NEWER", "RENAMED", "FORMAT")}
     return names
 

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import tiny_recipe
 
-from robust_gan import comparison, leaves, parallel, training
+from robust_gan import parallel, training
 from robust_gan.errors import UserError
+from robust_gan.reporting import run
+from robust_gan.storage import leaves
 
 port, process, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
 parallel.connect(f"127.0.0.1:{port}", 2, process, timeout=60)
@@ -65,7 +67,7 @@ found["said"] = said
 found["digests"] = {name: leaves.digest(np.asarray(leaf)) for name, leaf in leaves.named(result.state).items()}
 found["validation"] = result.validation
 settings = {"attacks": "clean,fgsm,generator", "in_turn": "pgd2", "count": 30, "batch_size": 20, "progress": False}
-scores, values = comparison.compare([str(folder / "run@6")], output=folder / "report", **settings)
+scores, values = run.compare([str(folder / "run@6")], output=folder / "report", **settings)
 found["scores"] = {" of ".join(key): held.tolist() for key, held in scores.robust.items()}
 found["in_turn"] = [rung["robust_accuracy"] for rung in values["targets"]["run"]["in_turn"]]
 (folder / f"{process}.json").write_text(json.dumps(found))

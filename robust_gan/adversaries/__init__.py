@@ -10,7 +10,7 @@ from robust_gan.adversaries.fgsm import fgsm
 from robust_gan.adversaries.generator import generator
 from robust_gan.adversaries.none import none
 from robust_gan.adversaries.pgd import pgd
-from robust_gan.attacks.learned import Design, trained
+from robust_gan.attacks.generator import Design, trained
 from robust_gan.config import AdversaryConfig, GeneratorConfig
 from robust_gan.networks import inference
 from robust_gan.types import Adversary, LogitsFn, ThreatModel

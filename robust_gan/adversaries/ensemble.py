@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_gan import attacks, random
+from robust_gan import attacks, prng
 from robust_gan.losses import cross_entropy
 from robust_gan.types import Adversary, LogitsFn, PyTree, ThreatModel
 
@@ -96,8 +96,8 @@ def ensemble(
         del axis_name
         if not clean_share:
             return attack(state, classifier_fn, batch, keys)
-        keys = random.per_image_keys(keys, batch.images.shape[0])
-        clean_keys, attack_keys = random.split_per_image(keys, 2)
+        keys = prng.per_image_keys(keys, batch.images.shape[0])
+        clean_keys, attack_keys = prng.split_per_image(keys, 2)
         clean = jax.vmap(lambda key: jax.random.bernoulli(key, clean_share))(clean_keys)
         return jnp.where(clean[:, None, None, None], batch.images, attack(state, classifier_fn, batch, attack_keys))
 
@@ -116,7 +116,7 @@ def ensemble(
 
 
 def _three_ways(logits_fn, keys, images, labels, threat, num_steps, keep_best):
-    way_keys, pgd_keys = random.split_per_image(random.per_image_keys(keys, images.shape[0]), 2)
+    way_keys, pgd_keys = prng.split_per_image(prng.per_image_keys(keys, images.shape[0]), 2)
     logits = logits_fn(images)
     predicted, least_likely = jnp.argmax(logits, axis=-1), jnp.argmin(logits, axis=-1)
     # Both single steps are one gradient: up from the predicted label, or down to the least likely class.

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from robust_gan import attacks, random, threat_model
+from robust_gan import attacks, prng, threat_model
 from robust_gan.types import Adversary, ThreatModel
 
 NOISE = 2.0
@@ -40,7 +40,7 @@ def fgsm(threat: ThreatModel, *, start: str = "random", step_size: float = 1.25)
         # From a start in a wider ball, or none, the same projection does for both.
         scale = NOISE if start == "noise" else 1.0
         reach = NOISE + step_size if start == "noise" else 1.0
-        keys = random.per_image_keys(keys, batch.images.shape[0])
+        keys = prng.per_image_keys(keys, batch.images.shape[0])
         point = threat_model.random_start(keys, batch.images, threat_model.scaled(threat, scale))
         direction = threat_model.steepest(attacks.input_gradient(classifier_fn, point, batch.labels), threat)
         moved = point + step_size * jnp.asarray(threat.epsilon, direction.dtype) * direction

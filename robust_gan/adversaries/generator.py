@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robust_gan import random
-from robust_gan.attacks import learned
-from robust_gan.attacks.learned import PAPER, Design
+from robust_gan import prng
+from robust_gan.attacks.generator import PAPER, Design, draw_latent, unroll
 from robust_gan.losses import generator_loss
 from robust_gan.optimizers import mean_over
 from robust_gan.types import Adversary, Network, PlayerState, ThreatModel
@@ -70,12 +69,12 @@ def generator(
             return network.apply(params, batch_stats, seen, train=True, axis_name=axis_name)
 
         images, labels = batch
-        return learned.unroll(
+        return unroll(
             apply, batch_stats, classifier_fn, latent, images, labels, threat, design, num_classes
         )  # fmt: skip
 
     def latent_of(keys):
-        return learned.draw_latent(keys, design) if design.latent_size else None
+        return draw_latent(keys, design) if design.latent_size else None
 
     def improve(state, classifier_fn, batch, keys, *, axis_name=None):
         def loss_fn(params, batch_stats, latents):
@@ -93,7 +92,7 @@ def generator(
             latents = [None]
             if design.latent_size:
                 step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-                pairs = random.split_per_image(step_keys, 2) if diversity else [step_keys]
+                pairs = prng.split_per_image(step_keys, 2) if diversity else [step_keys]
                 latents = [latent_of(key) for key in pairs]
             gradient, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, latents)
             loss, gradient = mean_over(axis_name, (loss, gradient))

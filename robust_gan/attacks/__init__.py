@@ -5,15 +5,15 @@ Each is called as `attack(logits_fn, key, images, labels, threat)`; further sett
 AutoAttack in their order, for `run_in_turn`.
 """
 
+from robust_gan.attacks._eot import randomised
 from robust_gan.attacks.apgd import apgd, apgd_targeted
 from robust_gan.attacks.autoattack import VERSIONS, Outcome, autoattack, run_in_turn
-from robust_gan.attacks.expectation import randomised
 from robust_gan.attacks.fab import fab, fab_targeted
-from robust_gan.attacks.fresh import fresh_generator, train_generator
-from robust_gan.attacks.gradient import fgsm, input_gradient, pgd
-from robust_gan.attacks.learned import generator
-from robust_gan.attacks.naming import by_name, classes_needed
+from robust_gan.attacks.generator import generator
 from robust_gan.attacks.noise import transfer, uniform_noise
+from robust_gan.attacks.pgd import fgsm, input_gradient, pgd
+from robust_gan.attacks.registry import by_name, classes_needed
+from robust_gan.attacks.retrained_generator import fresh_generator, train_generator
 from robust_gan.attacks.spsa import spsa
 from robust_gan.attacks.square import square
 

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from robust_gan import random
-from robust_gan.attacks.apgd_search import search
-from robust_gan.attacks.best import nothing
+from robust_gan import prng
+from robust_gan.attacks._apgd_search import search
+from robust_gan.attacks._best import nothing
+from robust_gan.attacks._compaction import attack_in_rounds
+from robust_gan.attacks._eot import ask
 from robust_gan.attacks.checking import check_counts, checked, checked_loss
-from robust_gan.attacks.expectation import ask
-from robust_gan.attacks.standing import attack_in_rounds
 from robust_gan.errors import UserError
 from robust_gan.losses import check_labels, cross_entropy, dlr, is_correct
 from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel
@@ -130,7 +130,7 @@ def apgd_targeted(
     [0.25, 0.25]
     """
     check_counts(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets, num_samples=num_samples)
-    logits = ask(logits_fn, images, random.per_image_keys(key, images.shape[0]))
+    logits = ask(logits_fn, images, prng.per_image_keys(key, images.shape[0]))
     if targets is None:
         targets = likely_wrong(logits, labels, num_targets)
     elif jnp.ndim(targets) != 2 or not targets.shape[1]:
@@ -166,4 +166,4 @@ def likely_wrong(logits: jax.Array, labels: jax.Array, num_targets: int) -> jax.
 
 def _keys_of_rounds(key, images, num_rounds):
     """`[B, rounds]`, so that they are gathered with their images."""
-    return jnp.swapaxes(random.split_per_image(random.per_image_keys(key, images.shape[0]), num_rounds), 0, 1)
+    return jnp.swapaxes(prng.split_per_image(prng.per_image_keys(key, images.shape[0]), num_rounds), 0, 1)

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_gan import random
+from robust_gan import prng
+from robust_gan.attacks._best import where
+from robust_gan.attacks._compaction import update_standing
+from robust_gan.attacks._eot import ask
 from robust_gan.attacks.apgd import apgd
-from robust_gan.attacks.best import where
 from robust_gan.attacks.checking import check_batch, checked_logits
-from robust_gan.attacks.expectation import ask
-from robust_gan.attacks.naming import by_name, classes_needed
-from robust_gan.attacks.standing import update_standing
+from robust_gan.attacks.registry import by_name, classes_needed
 from robust_gan.errors import UserError
 from robust_gan.losses import cross_entropy, dlr, is_correct
 from robust_gan.types import Attack, LogitsFn, ThreatModel
@@ -117,7 +117,7 @@ def run_in_turn(
     """
     images, labels = check_batch(images, labels, threat)
     logits_fn = checked_logits(logits_fn, labels)
-    keys = random.per_image_keys(key, images.shape[0])
+    keys = prng.per_image_keys(key, images.shape[0])
     clean = ask(logits_fn, images, keys)
     _check_classes(components, clean.shape[-1])
     state = images, is_correct(clean, labels)
@@ -127,7 +127,7 @@ def run_in_turn(
         def update(_, inputs, attack=attack, index=index):
             images, labels, keys = inputs
             keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-            attack_keys, judge_keys = random.split_per_image(keys, 2)
+            attack_keys, judge_keys = prng.split_per_image(keys, 2)
             adversarial = attack(logits_fn, attack_keys, images, labels, threat)
             holds = is_correct(ask(logits_fn, adversarial, judge_keys), labels)
             return where(holds, images, adversarial), holds

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import random, threat_model
-from robust_gan.attacks.expectation import is_randomised, needs_keys
+from robust_gan import prng, threat_model
+from robust_gan.attacks._eot import is_randomised, needs_keys
 from robust_gan.errors import UserError
 from robust_gan.losses import check_labels, check_logits
 from robust_gan.types import LogitsFn, LossFn, PyTree
@@ -54,7 +54,7 @@ def checked(
                 raise UserError(f"{name} needs {what}, not None")
         images, labels = check_batch(images, labels, threat)
         if key is not None:
-            key = random.threefry(key, images.shape[0])
+            key = prng.threefry(key, images.shape[0])
         if logits_fn is not None:
             if not randomised and is_randomised(logits_fn):
                 raise UserError(f"{name} takes no randomised classifier: take apgd or apgd_targeted")

@@ -5,13 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from robust_gan import random, threat_model
+from robust_gan import prng, threat_model
+from robust_gan.attacks._best import Best, keep_better, where
+from robust_gan.attacks._box_hyperplane import to_hyperplane
+from robust_gan.attacks._compaction import attack_in_rounds
 from robust_gan.attacks.apgd import likely_wrong
-from robust_gan.attacks.best import Best, keep_better, where
-from robust_gan.attacks.box_hyperplane import to_hyperplane
 from robust_gan.attacks.checking import check_counts, checked
 from robust_gan.attacks.noise import surface_noise
-from robust_gan.attacks.standing import attack_in_rounds
 from robust_gan.losses import is_correct, margin
 from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
 
@@ -142,7 +142,7 @@ def _attack(logits_fn, linearise, num_targets, key, images, labels, threat, num_
     check_counts(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
     logits = logits_fn(images)
     targets = likely_wrong(logits, labels, num_targets)
-    keys = random.per_image_keys(key, images.shape[0])
+    keys = prng.per_image_keys(key, images.shape[0])
     best = Best(images, margin(logits, labels), ~is_correct(logits, labels))
 
     def one_round(index, best, keys, images, labels, targets):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from robust_gan import random, threat_model
+from robust_gan import prng, threat_model
 from robust_gan.attacks.checking import checked
 from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
 
@@ -34,7 +34,7 @@ def uniform_noise(
     True
     """
     del logits_fn, labels
-    return threat_model.random_start(random.per_image_keys(key, images.shape[0]), images, threat)
+    return threat_model.random_start(prng.per_image_keys(key, images.shape[0]), images, threat)
 
 
 def surface_noise(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
@@ -56,8 +56,8 @@ def surface_noise(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> ja
     """
     wide = wide_dtype(images.dtype)
     if threat.norm != "linf":
-        return threat_model.steepest(random.normal_per_image(keys, images.shape[1:], wide), threat)
-    noise = random.uniform_per_image(keys, images.shape[1:], wide, -1.0, 1.0)
+        return threat_model.steepest(prng.normal_per_image(keys, images.shape[1:], wide), threat)
+    noise = prng.uniform_per_image(keys, images.shape[1:], wide, -1.0, 1.0)
     return noise / jnp.max(jnp.abs(noise), axis=tuple(range(1, noise.ndim)), keepdims=True)
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robust_gan import random, threat_model
-from robust_gan.attacks.best import keep_better, nothing
+from robust_gan import prng, threat_model
+from robust_gan.attacks._best import keep_better, nothing
 from robust_gan.attacks.checking import check_counts, check_size, checked, checked_loss
 from robust_gan.losses import margin
 from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, wide_dtype
@@ -76,7 +76,7 @@ def spsa(
     for name, value in (("probe_size", probe_size), ("step_size", 1.0 if step_size is None else step_size)):
         check_size(name, value)
     wide = wide_dtype(images.dtype)
-    centre, keys = images.astype(wide), random.per_image_keys(key, images.shape[0])
+    centre, keys = images.astype(wide), prng.per_image_keys(key, images.shape[0])
     length: float | jax.Array
     if step_size is not None:
         length = step_size
@@ -92,7 +92,7 @@ def spsa(
     def estimate(points, keys):
         def add(index, total):
             draws = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-            signs = jnp.where(random.uniform_per_image(draws, images.shape[1:]) < 0.5, -1.0, 1.0).astype(wide)
+            signs = jnp.where(prng.uniform_per_image(draws, images.shape[1:]) < 0.5, -1.0, 1.0).astype(wide)
             probes = jnp.clip(
                 jnp.concatenate([points + probe_size * signs, points - probe_size * signs]), *threat.bounds
             )

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_gan import random, threat_model
-from robust_gan.attacks import square_patterns
-from robust_gan.attacks.best import where
+from robust_gan import prng, threat_model
+from robust_gan.attacks import _square_patterns
+from robust_gan.attacks._best import where
+from robust_gan.attacks._compaction import update_standing
 from robust_gan.attacks.checking import check_counts, checked
-from robust_gan.attacks.standing import update_standing
 from robust_gan.errors import UserError
 from robust_gan.losses import is_correct, margin
 from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
@@ -129,10 +129,10 @@ def count_queries(
         raise UserError(f"p_init must be above 0 and at most 1, not {p_init}")
     if images.ndim != 4:
         raise UserError(f"square needs images [B, H, W, C], not of shape {images.shape}")
-    start_keys, keys = random.split_per_image(random.per_image_keys(key, images.shape[0]), 2)
+    start_keys, keys = prng.split_per_image(prng.per_image_keys(key, images.shape[0]), 2)
     begin, change = {"linf": (_stripes, _change_linf), "l2": (_tiles, _change_l2)}[threat.norm]
     height, width = images.shape[1:3]
-    sides = square_patterns.sides((height, width), threat.norm, num_queries - 1, p_init)
+    sides = _square_patterns.sides((height, width), threat.norm, num_queries - 1, p_init)
     window = functools.partial(_window, (height, width), int(all_places))
 
     def ask(points, images, labels):
@@ -174,13 +174,13 @@ def count_queries(
 
 def _stripes(keys, images, threat):
     """Columns of pixels at the border of the cube."""
-    signs = _signs(random.uniform_per_image(keys, (1, *images.shape[2:])))
+    signs = _signs(prng.uniform_per_image(keys, (1, *images.shape[2:])))
     return images + jnp.asarray(threat.epsilon, signs.dtype) * signs
 
 
 def _change_linf(keys, points, images, threat, sides, index, window):
     """Moves a square of pixels to the border of the cube, each channel to a random side."""
-    draws = random.uniform_per_image(keys, (2 + images.shape[3],))
+    draws = prng.uniform_per_image(keys, (2 + images.shape[3],))
     inside = window(draws[:, 0], draws[:, 1], sides.of_query[index])[0]
     signs = _signs(draws[:, 2:])[:, None, None, :]
     return points + jnp.where(inside, 2 * jnp.asarray(threat.epsilon, signs.dtype) * signs, 0.0)
@@ -188,9 +188,9 @@ def _change_linf(keys, points, images, threat, sides, index, window):
 
 def _tiles(keys, images, threat):
     """A chequer of small patterns, each of random sign and orientation, stretched to the sphere."""
-    pattern, tile_of = square_patterns.tiling(images.shape[1:3])
+    pattern, tile_of = _square_patterns.tiling(images.shape[1:3])
     count = int(tile_of.max()) + 1
-    draws = random.uniform_per_image(keys, (count, 1 + images.shape[3]))
+    draws = prng.uniform_per_image(keys, (count, 1 + images.shape[3]))
     turned = (draws[:, :, 0] > 0.5)[:, tile_of]
     patterns = jnp.where(turned, pattern[1], pattern[0])[..., None] * _signs(draws[:, :, 1:])[:, tile_of]
     return images + jnp.asarray(threat.epsilon, draws.dtype) * threat_model.steepest(patterns, threat)
@@ -201,7 +201,7 @@ def _change_l2(keys, points, images, threat, sides, index, window):
     channels = images.shape[3]
     wide = wide_dtype(images.dtype)
     delta = points.astype(wide) - images.astype(wide)
-    draws = random.uniform_per_image(keys, (5 + channels,))
+    draws = prng.uniform_per_image(keys, (5 + channels,))
     side = sides.of_query[index]
     inside, rows, columns = window(draws[:, 0], draws[:, 1], side)
     emptied = window(draws[:, 2], draws[:, 3], side)[0]

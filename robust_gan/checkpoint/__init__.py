@@ -8,7 +8,9 @@ every restore.
 What is saved are host arrays without a device axis: they restore on any number of devices.
 """
 
-from robust_gan.checkpoint.folders import FOLDER, parse_location
+from robust_gan.checkpoint.locations import FOLDER, parse_location
+from robust_gan.checkpoint.manager import Writer
+from robust_gan.checkpoint.metadata import FORMAT, SELECTION, DataInfo, Record, read_record
 from robust_gan.checkpoint.models import (
     attack_of,
     classifier_of,
@@ -18,8 +20,6 @@ from robust_gan.checkpoint.models import (
     load_classifier,
     load_generator,
 )
-from robust_gan.checkpoint.records import FORMAT, SELECTION, DataInfo, Record, read_record
-from robust_gan.checkpoint.saving import Writer
 
 __all__ = [
     "FOLDER",

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from robust_gan import adversaries, networks, random
-from robust_gan.checkpoint.records import Record, read_record
-from robust_gan.checkpoint.restoring import fill
+from robust_gan import adversaries, networks, prng
+from robust_gan.checkpoint.metadata import Record, read_record
+from robust_gan.checkpoint.restore import fill
 from robust_gan.errors import CheckpointError
 from robust_gan.networks import inference
 from robust_gan.types import Attack, LogitsFn, Network, PyTree
@@ -114,5 +114,5 @@ def _generator(record: Record) -> dict[str, PyTree]:
 
 def _shapes(network: Network, image_shape: tuple[int, ...]) -> PyTree:
     images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    params, batch_stats = jax.eval_shape(network.init, random.make_key(0), images)
+    params, batch_stats = jax.eval_shape(network.init, prng.make_key(0), images)
     return {"params": params, "batch_stats": batch_stats}

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from robust_gan.random import split_per_image
+from robust_gan.prng import split_per_image
 
 Augmentation = Literal["none", "crop_flip", "crop"]
 AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)

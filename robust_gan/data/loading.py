@@ -21,7 +21,7 @@ from robust_gan.data.order import permutation
 from robust_gan.data.preparation import prepare
 from robust_gan.data.reading import Split, open_prepared, read_split
 from robust_gan.errors import DataError
-from robust_gan.places import is_remote
+from robust_gan.storage.paths import is_remote
 
 _VALIDATION, _EXTRA = 2, 3
 

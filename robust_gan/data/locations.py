@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import TypeVar
 
-from robust_gan import files, places
 from robust_gan.errors import DataError
+from robust_gan.storage import files, paths
 
 KNOWN = ("cifar10", "cifar100", "digits", "mnist", "svhn_cropped")
 """The data sets that `prepare` can make. Any other that is prepared already is found by its name."""
@@ -32,7 +32,7 @@ def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
     PosixPath('/data')
     """
     chosen = chosen_directory(data_dir)
-    if places.is_remote(chosen):
+    if paths.is_remote(chosen):
         raise DataError(f"data cannot be prepared in {chosen}: prepare them in a folder of this machine, and copy that")
     return Path(chosen).expanduser()
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import filelock
 from etils import epath
 
-from robust_gan import places
 from robust_gan.data.locations import find_prepared
 from robust_gan.errors import DataError
+from robust_gan.storage import paths
 
 
 def mirrored(name: str, directory: epath.PathLike) -> Path | None:
@@ -26,8 +26,8 @@ def mirrored(name: str, directory: epath.PathLike) -> Path | None:
         DataError: The set cannot be copied.
         UserError: The store cannot be reached.
     """
-    remote = places.locate(directory)
-    places.exists(remote)
+    remote = paths.locate(directory)
+    paths.exists(remote)
     found = find_prepared(name, remote)
     if found is None:
         return None

@@ -5,11 +5,11 @@ Everything takes any `logits_fn`: images `[B, H, W, C]` in [0, 1] to logits `[B,
 
 from robust_gan.evaluation import alarms
 from robust_gan.evaluation.curve import Curve, trace_curve
-from robust_gan.evaluation.keeping import Kept
-from robust_gan.evaluation.matrix import Scores, evaluate, total
 from robust_gan.evaluation.models import CLEAN, FRESH, GENERATOR, Model, attack_names, check_images, to_unit
+from robust_gan.evaluation.sequential import Rung, survive
+from robust_gan.evaluation.state import Kept
 from robust_gan.evaluation.suites import SUITES, Suite, suite_of
-from robust_gan.evaluation.survivors import Rung, survive
+from robust_gan.evaluation.transfer import Scores, evaluate, total
 
 __all__ = [
     "CLEAN",

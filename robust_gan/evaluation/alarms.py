@@ -15,9 +15,9 @@ import numpy as np
 
 from robust_gan import threat_model
 from robust_gan.evaluation.curve import Curve
-from robust_gan.evaluation.matrix import Scores
 from robust_gan.evaluation.models import CLEAN, GENERATOR, Model, check_images
 from robust_gan.evaluation.probes import Probe, draw, invalid
+from robust_gan.evaluation.transfer import Scores
 from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import LogitsFn, ThreatModel
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from robust_gan import parallel, threat_model
 from robust_gan.errors import UserError
-from robust_gan.evaluation.keeping import Kept
-from robust_gan.evaluation.matrix import score
 from robust_gan.evaluation.models import GENERATOR, Model
-from robust_gan.evaluation.running import Placed, place
+from robust_gan.evaluation.sharded_model import Placed, place
+from robust_gan.evaluation.state import Kept
+from robust_gan.evaluation.transfer import score
 from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import ThreatModel
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import leaves, random
+from robust_gan import prng
 from robust_gan.evaluation.models import to_unit
 from robust_gan.evaluation.probes import draw
-from robust_gan.evaluation.running import Placed, arguments_of, compiled, is_architecture
+from robust_gan.evaluation.sharded_model import Placed, arguments_of, compiled, is_architecture
+from robust_gan.storage import leaves
 from robust_gan.types import Attack, ThreatModel
 
 LOOKED_AT, DIFFERENTIATED, CRAFTED = 1024, 256, 64
@@ -152,7 +153,7 @@ def of_attack(
 
 def _crafted(placed, attack, images, labels, threat):
     """What an attack that is somebody's own function adds to images."""
-    keys = random.per_image_keys(random.make_key(0), len(images))
+    keys = prng.per_image_keys(prng.make_key(0), len(images))
     craft = compiled(lambda made, x, y: made(placed.model.logits_fn, keys, x, y, threat), attack)
     images = to_unit(images)
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
-from robust_gan.attacks.fresh import DESIGNS
+from robust_gan.attacks.retrained_generator import DESIGNS
 from robust_gan.errors import DataError, UserError
 from robust_gan.types import Attack, LogitsFn
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import random
+from robust_gan import prng
 from robust_gan.attacks import input_gradient, pgd
 from robust_gan.data import batching
 from robust_gan.errors import one_line
 from robust_gan.evaluation.models import to_unit
-from robust_gan.evaluation.running import compiled
+from robust_gan.evaluation.sharded_model import compiled
 from robust_gan.losses import is_correct
 from robust_gan.types import LogitsFn, ThreatModel
 
@@ -120,7 +120,7 @@ class Probe:
             seed: Of the attack.
             **settings: `num_steps` and `num_restarts` of `attacks.pgd`.
         """
-        keys, key = random.per_image_keys(random.make_key(seed), len(self.images)), tuple(settings.items())
+        keys, key = prng.per_image_keys(prng.make_key(seed), len(self.images)), tuple(settings.items())
         robust = self._attacks.setdefault(key, compiled(_robust, self._logits_fn, **settings))
 
         def attack(images, rows):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import random
+from robust_gan import prng
 from robust_gan.attacks import input_gradient
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation.calling import in_batches
@@ -75,7 +75,7 @@ def try_model(model: Model, images: np.ndarray, most: int, num_classes: int) -> 
     Traceback (most recent call last):
     robust_gan.errors.UserError: mine must return logits of shape [4, K] for 4 images, not [3, 3]
     """
-    from robust_gan.evaluation.bringing import check_model
+    from robust_gan.evaluation.user_inputs import check_model
 
     whole = to_unit(images[np.arange(most) % len(images)])
     exactly = most > 1 and not _answers(model.logits_fn, whole[:1]) and _answers(model.logits_fn, whole)
@@ -142,7 +142,7 @@ by queries alone, with --attacks=square
             continue
 
         def attack(images, labels, name=name):
-            keys = random.per_image_keys(random.make_key(0), most)
+            keys = prng.per_image_keys(prng.make_key(0), most)
             return attacks_lib.by_name(name)(model.logits_fn, keys, images, labels, threat)
 
         try:

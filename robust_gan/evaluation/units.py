@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from robust_gan import threat_model
-from robust_gan.attacks.expectation import is_randomised, needs_keys
+from robust_gan.attacks._eot import is_randomised, needs_keys
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation.models import Model, check_images
 from robust_gan.threat_model import L2Threat, LinfThreat

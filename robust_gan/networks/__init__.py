@@ -10,7 +10,7 @@ import jax
 
 from robust_gan.networks.classifiers import CLASSIFIERS, build_classifier
 from robust_gan.networks.generators import GENERATORS, build_generator, generator_for
-from robust_gan.networks.registering import register_classifier, register_generator
+from robust_gan.networks.registry import register_classifier, register_generator
 from robust_gan.types import Params
 
 __all__ = [

@@ -3,6 +3,7 @@
 One process alone is the ordinary case: then nothing of `processes` communicates, and all that it asks is answered here.
 """
 
+from robust_gan.parallel.connection import connect, disconnect, leave
 from robust_gan.parallel.devices import (
     AXIS,
     check_batch_size,
@@ -15,8 +16,7 @@ from robust_gan.parallel.devices import (
     split,
     split_tree,
 )
-from robust_gan.parallel.joining import connect, disconnect, leave
-from robust_gan.parallel.processes import (
+from robust_gan.parallel.multihost import (
     Agreement,
     bytes_from_first,
     check_same,

@@ -19,10 +19,11 @@ import smallest  # Before the libraries.
 # isort: split
 import jax
 
-from robust_gan import checkpoint, evaluation, parallel, starting, threat_model, training
+from robust_gan import checkpoint, evaluation, parallel, threat_model, training
 from robust_gan.attacks import pgd
 from robust_gan.config import ValidationConfig
 from robust_gan.evaluation import alarms
+from robust_gan.training import setup
 
 ALARM = "zero_gradients"
 CONTESTANTS = ("none", "n_fgsm", "pgd")
@@ -44,7 +45,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             training.train(config, pathlib.Path(folder, "run"), devices=devices, progress=False, say=lambda _: None)
             logits_fn = checkpoint.load_classifier(pathlib.Path(folder, "run"), "last")
-        test, threat = starting.load_data(config).test, threat_model.from_config(config.threat)
+        test, threat = setup.load_data(config).test, threat_model.from_config(config.threat)
         for scale in fired:
             model = jax.tree_util.Partial(scaled, float(scale), logits_fn)
             found = alarms.of_model(model, test.images, test.labels, threat)

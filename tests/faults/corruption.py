@@ -25,9 +25,10 @@ import smallest  # Before the libraries.
 import jax
 import numpy as np
 
-from robust_gan import checkpoint, leaves, parallel, training
-from robust_gan.checkpoint import records, restoring
+from robust_gan import checkpoint, parallel, training
+from robust_gan.checkpoint import metadata, restore
 from robust_gan.errors import CheckpointError
+from robust_gan.storage import leaves
 
 
 def main():
@@ -90,9 +91,9 @@ DAMAGES = {
 
 def come_out(run, like):
     """What a resume and an evaluation get."""
-    record = records.read_step(run / checkpoint.FOLDER, 10)
+    record = metadata.read_step(run / checkpoint.FOLDER, 10)
     classifier, generator = checkpoint.classifier_of(record), checkpoint.generator_of(record)
-    return restoring.fill(like, record), classifier.args, generator.args, record.config, record.metrics
+    return restore.fill(like, record), classifier.args, generator.args, record.config, record.metrics
 
 
 def same(left, right):

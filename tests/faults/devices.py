@@ -21,8 +21,9 @@ import smallest  # Before the libraries.
 import jax
 import numpy as np
 
-from robust_gan import checkpoint, evaluation, parallel, starting, threat_model, training
+from robust_gan import checkpoint, evaluation, parallel, threat_model, training
 from robust_gan.config import OptimizerConfig, ValidationConfig
+from robust_gan.training import setup
 
 TOLERANCE = 1e-5
 
@@ -38,7 +39,7 @@ def main():
             config.adversary.generator.optimizer = OptimizerConfig(name="sgd", learning_rate=0.05)
             run, devices = pathlib.Path(folder, str(count)), parallel.find_devices(num_devices=count)
             results[count] = training.train(config, run, devices=devices, progress=False, say=lambda _: None)
-        test, apart = starting.load_data(config).test, {}
+        test, apart = setup.load_data(config).test, {}
         for count in counts[1:]:
             pairs = zip(*(jax.tree.leaves((results[n].state.classifier.params, results[n].state.adversary.params))
                           for n in (1, count)), strict=True)  # fmt: skip

@@ -24,9 +24,11 @@ import conftest
 import hypothesis
 from hypothesis import strategies as st
 
-from robust_gan import evaluation, forecast, parallel, training, workdir
+from robust_gan import evaluation, parallel, training
 from robust_gan.config import Config
 from robust_gan.errors import UserError
+from robust_gan.storage import workdir
+from robust_gan.training import dry_run
 
 SECONDS = 10
 REACHED = "everything is in order"
@@ -94,7 +96,7 @@ def main():
         training.train(smallest.config(num_steps=2), folder / "run", devices=parallel.find_devices(num_devices=1),
                        progress=False, say=lambda _: None)  # fmt: skip
         workdir.claim = reached
-        forecast.of = reached
+        dry_run.of = reached
         evaluation.evaluate = reached
         recipe = folder / "recipe.py"
 

@@ -12,7 +12,8 @@ import time
 
 import jax
 
-from robust_gan import finiteness, game, parallel, starting, stepping
+from robust_gan import game, parallel
+from robust_gan.training import multi_step, nonfinite, setup
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -25,15 +26,15 @@ def main():
     arguments = parser.parse_args()
     recipe, _, contestant = arguments.config.partition(":")
     config = runpy.run_path(str(ROOT / "configs" / f"{recipe}.py"))["get_config"](contestant)
-    dataset, devices = starting.load_data(config), parallel.find_devices(num_devices=1)
+    dataset, devices = setup.load_data(config), parallel.find_devices(num_devices=1)
     shape = dataset.train.images.shape[1:]
     played = game.from_config(config, num_classes=dataset.num_classes, channels=shape[-1])
     arrays = parallel.replicate({"images": dataset.train.images, "labels": dataset.train.labels}, devices)
-    guard, plays = finiteness.guard, {}
+    guard, plays = nonfinite.guard, {}
     for name in ("watched", "bare"):
-        finiteness.guard = guard if name == "watched" else lambda before, after, metrics, watch, **_: (after, watch)
-        play = parallel.map_step(functools.partial(stepping.play, played, config, "stop"), devices)
-        carried = stepping.Carried(starting.initial_state(config, played, shape), finiteness.begin())
+        nonfinite.guard = guard if name == "watched" else lambda before, after, metrics, watch, **_: (after, watch)
+        play = parallel.map_step(functools.partial(multi_step.play, played, config, "stop"), devices)
+        carried = multi_step.Carried(setup.initial_state(config, played, shape), nonfinite.begin())
         plays[name] = [play, parallel.replicate(carried, devices)]
         run(plays[name], config, arrays, devices, 2)  # Compiles while its guard is in place.
     seconds = {name: [] for name in plays}
@@ -47,7 +48,7 @@ def main():
 
 
 def run(play, config, arrays, devices, steps):
-    orders = stepping.orders(config, 0, 1, 1, len(arrays["labels"]), devices)
+    orders = multi_step.orders(config, 0, 1, 1, len(arrays["labels"]), devices)
     began = time.process_time()
     for _ in range(steps):
         play[1], _ = play[0](play[1], arrays, orders)

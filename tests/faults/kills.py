@@ -23,7 +23,9 @@ import time
 import smallest  # Before the libraries.
 
 # isort: split
-from robust_gan import checkpoint, parallel, recording, training, validation, workdir
+from robust_gan import checkpoint, parallel, training
+from robust_gan.storage import workdir
+from robust_gan.training import evaluator, writers
 
 PER_RUN = {b"t": 8, b"v": 6, b"s": 3, b"c": 3}
 """Events from which a kill is drawn, counted from where the run went on."""
@@ -94,8 +96,8 @@ def run(where, kill=None):
 
 def train(where, tell):
     """The child: the run, with its events told."""
-    wrap(recording.Recorder, "record", before=lambda: tell(b"t"))
-    wrap(validation, "score", before=lambda: tell(b"v"), after=lambda: tell(b"v"))
+    wrap(writers.Recorder, "record", before=lambda: tell(b"t"))
+    wrap(evaluator, "score", before=lambda: tell(b"v"), after=lambda: tell(b"v"))
     wrap(checkpoint.Writer, "save", before=lambda: tell(b"s"), after=lambda: tell(b"c"))
     devices = parallel.find_devices(num_devices=1)
     training.train(smallest.config(), where, devices=devices, progress=False, say=lambda _: None)

@@ -20,8 +20,10 @@ import smallest  # Before the libraries.
 # isort: split
 import jax
 
-from robust_gan import comparison, parallel, recording, training
+from robust_gan import parallel, training
 from robust_gan.config import ValidationConfig
+from robust_gan.reporting import run as run_lib
+from robust_gan.training import writers
 
 
 class Compilations(logging.Handler):
@@ -49,7 +51,7 @@ def main():
     devices = parallel.find_devices(num_devices=1)
     with tempfile.TemporaryDirectory() as folder:
         run = pathlib.Path(folder, "run")
-        taken, record = [], recording.Recorder.record
+        taken, record = [], writers.Recorder.record
         every = arguments.steps // 10
 
         def watch(recorder, step, values):
@@ -57,14 +59,14 @@ def main():
             if step % every == 0 and "validation/clean_accuracy" in values:
                 taken.append(take(compilations))
 
-        recording.Recorder.record = watch
+        writers.Recorder.record = watch
         settings = {"num_steps": arguments.steps, "log_every": 100}
         config = smallest.config("none", **settings, validation=ValidationConfig(every=every, pgd_steps=1))
         training.train(config, run, devices=devices, progress=False, say=lambda _: None)
         wrong |= told(f"{arguments.steps} steps", taken)
         taken = []
         for index in range(arguments.evaluations):
-            comparison.compare([str(run)], attacks="fgsm,pgd2", count=32, devices=devices, progress=False, seed=index)
+            run_lib.compare([str(run)], attacks="fgsm,pgd2", count=32, devices=devices, progress=False, seed=index)
             if (index + 1) % max(arguments.evaluations // 10, 1) == 0:
                 taken.append(take(compilations))
         wrong |= told(f"{arguments.evaluations} evaluations", taken)

@@ -70,8 +70,10 @@ def member(folder, steps, processes, devices, number, port):
     """One of the processes."""
     import smallest  # Before the libraries.
 
-    from robust_gan import checkpoint, evaluation, leaves, parallel, starting, threat_model, training
+    from robust_gan import checkpoint, evaluation, parallel, threat_model, training
     from robust_gan.config import OptimizerConfig, ValidationConfig
+    from robust_gan.storage import leaves
+    from robust_gan.training import setup
 
     if processes > 1:
         parallel.connect(f"127.0.0.1:{port}", processes, number)
@@ -87,7 +89,7 @@ def member(folder, steps, processes, devices, number, port):
 
     record = checkpoint.read_record(folder / f"run_{SIZES[0][0]}x{SIZES[0][1]}", "last")
     model = evaluation.Model("model", checkpoint.classifier_of(record), checkpoint.attack_of(record))
-    test = starting.load_data(config).test
+    test = setup.load_data(config).test
     scores = evaluation.evaluate(
         [model], test.images, test.labels, threat_model.from_config(config.threat),
         attacks=("fgsm", "pgd10", evaluation.GENERATOR), batch_size=96,

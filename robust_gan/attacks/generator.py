@@ -1,0 +1,257 @@
+"""A trained generator as an attack: what it sees, how often it looks, and how its noise becomes a perturbation.
+
+The generator of Wang and Yu sees the image alone, once. What later work adds are options of `Design`, off by
+default.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robust_gan import prng, threat_model
+from robust_gan.attacks.checking import checked
+from robust_gan.attacks.pgd import input_gradient
+from robust_gan.networks import inference
+from robust_gan.types import LogitsFn, PyTree, ThreatModel
+
+SIGHTS = ("gradient", "perturbation", "label")
+"""What a generator can see beside the image."""
+
+
+class Design(NamedTuple):
+    """How a generator attacks. The default sees the image alone.
+
+    Attributes:
+        sees: Any of `SIGHTS`: the gradient of the classifier's loss in the pixels at the point reached so far, the
+            perturbation so far, the label.
+        hops: How often the generator is asked; it sees where its last answer led and replaces it by a new one.
+        latent_size: Random channels that it sees too, so that one image has many perturbations.
+        final_step: Length, in units of epsilon, of a last step along the sign of the gradient from where the generator
+            led; 0 for none.
+        box: `project`: epsilon times the noise, clipped to valid pixels; or `map`: noise of -1 to 1 is mapped onto the
+            box of valid pixels within epsilon of each pixel, so that no noise is lost to clipping (L-infinity only).
+    """
+
+    sees: tuple[str, ...] = ()
+    hops: int = 1
+    latent_size: int = 0
+    final_step: float = 0.0
+    box: str = "project"
+
+    def channels(self, image_channels: int, num_classes: int) -> int:
+        """Returns how many channels the generator sees.
+
+        >>> Design().channels(3, 10), Design(sees=("gradient", "label"), latent_size=4).channels(3, 10)
+        (3, 20)
+        """
+        sizes = {"gradient": image_channels, "perturbation": image_channels, "label": num_classes}
+        return image_channels + sum(sizes[name] for name in self.sees) + self.latent_size
+
+
+PAPER = Design()
+"""The generator of Wang and Yu."""
+
+
+@checked(optional=("logits_fn", "key", "labels"))
+def generator(
+    logits_fn: LogitsFn | None,
+    key: jax.Array | None,
+    images: jax.Array,
+    labels: jax.Array | None,
+    threat: ThreatModel,
+    *,
+    noise_fn: Callable[[jax.Array], jax.Array],
+    design: Design = PAPER,
+    num_classes: int = 0,
+) -> jax.Array:
+    """Perturbs images with the noise of a trained generator.
+
+    Args:
+        logits_fn: The classifier; looked at only where the design sees its gradient or takes a final step.
+        key: One key, or one per image; used only where the design has latent channels.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`, the true labels; used only where the classifier is looked at or the label is seen.
+        threat: The threat model.
+        noise_fn: What the generator sees `[B, H, W, C']` to noise in [-1, 1] `[B, H, W, C]`, as
+            `checkpoint.load_generator` returns it; for the image-only design it sees the images, in [0, 1] whatever the
+            bounds of the threat model are.
+        design: How it attacks.
+        num_classes: K; used only where the label is seen.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`; clean where the noise is NaN: a diverged generator fools nobody.
+
+    Raises:
+        ValueError: The design has latent channels and there is no key.
+
+    References:
+        Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, section 3.
+
+    >>> from robust_gan import LinfThreat
+    >>> x = jnp.full((1, 2, 1, 1), 0.5)
+    >>> generator(None, None, x, None, LinfThreat(0.25), noise_fn=jnp.ones_like).ravel().tolist()
+    [0.75, 0.75]
+    """
+
+    def apply(carry, seen):
+        noise = noise_fn(seen)
+        return jnp.where(jnp.isnan(noise), 0, noise), carry
+
+    latent = None
+    if design.latent_size:
+        if key is None:
+            raise ValueError(f"a design with {design.latent_size} latent channels needs a key")
+        latent = draw_latent(prng.per_image_keys(key, images.shape[0]), design)
+    return unroll(apply, (), logits_fn, latent, images, labels, threat, design, num_classes)[0]
+
+
+@functools.cache
+def trained(
+    noise_fn: Callable[..., jax.Array], design: Design = PAPER, num_classes: int = 0
+) -> Callable[..., jax.Array]:
+    """Returns the attack of a network: `(params, batch_stats, logits_fn, key, images, labels, threat) -> images`.
+
+    With the network's arrays bound by `jax.tree_util.Partial` it is an `Attack`. The same arguments give the same
+    object, so that compiled functions are found again.
+
+    Args:
+        noise_fn: `(params, batch_stats, seen) -> noise`, as `networks.inference.generate` returns it.
+        design: How it attacks.
+        num_classes: K.
+
+    >>> trained(jnp.add) is trained(jnp.add)
+    True
+    """
+
+    def attack(params, batch_stats, logits_fn, key, images, labels, threat):
+        apply = functools.partial(noise_fn, params, batch_stats)
+        return generator(
+            logits_fn, key, images, labels, threat, noise_fn=apply, design=design, num_classes=num_classes
+        )  # fmt: skip
+
+    if name := inference.architecture_of(noise_fn):
+        inference.as_architecture(attack, f"{name}, {design}, {num_classes} classes")
+    return attack
+
+
+def draw_latent(keys: jax.Array, design: Design) -> jax.Array:
+    """Draws the random input of each image, uniform in [0, 1]: `[B, latent_size]`.
+
+    >>> draw_latent(jax.random.split(jax.random.key(0), 3), Design(latent_size=2)).shape
+    (3, 2)
+    """
+    return prng.uniform_per_image(keys, (design.latent_size,))
+
+
+def unroll(
+    apply: Callable[[PyTree, jax.Array], tuple[jax.Array, PyTree]],
+    carry: PyTree,
+    logits_fn: LogitsFn | None,
+    latent: jax.Array | None,
+    images: jax.Array,
+    labels: jax.Array | None,
+    threat: ThreatModel,
+    design: Design,
+    num_classes: int,
+) -> tuple[jax.Array, PyTree]:
+    """Lets a generator attack, in training as after it.
+
+    Differentiable in the generator's parameters: through the perturbation that a later hop sees, but not through the
+    classifier's gradient, which counts as data.
+
+    Args:
+        apply: `(carry, seen [B, H, W, C']) -> (noise [B, H, W, C], carry)`, once for each hop.
+        carry: What it carries from hop to hop: running statistics in training.
+        logits_fn: The classifier, or None where the design does not look at it.
+        latent: `[B, latent_size]` in [0, 1], or None.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`, or None where nothing looks at them.
+        threat: The threat model.
+        design: How it attacks.
+        num_classes: K; used only where the label is seen.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`, and the last carry.
+
+    References:
+        Jiang, Chen, Shi, Dai and Zhao, "Learning to Defend by Learning to Attack" (L2L), AISTATS 2021 (gradient, hops).
+        Jia, Zhang, Wu, Wang, Cao, "Boosting Fast Adversarial Training with Learnable Adversarial Initialization"
+            (FGSM-SDI), IEEE Transactions on Image Processing 2022 (the final step).
+
+    >>> from robust_gan import LinfThreat
+    >>> x = jnp.full((1, 1, 1, 1), 0.5)
+    >>> half = lambda carry, seen: (0.5 * jnp.ones_like(seen), carry + 1)
+    >>> adversarial, count = unroll(half, 0, None, None, x, None, LinfThreat(0.25), Design(hops=3), 0)
+    >>> adversarial.item(), count
+    (0.625, 3)
+    """
+    point = images
+    for _ in range(design.hops):
+        seen = observe(logits_fn, latent, images, point, labels, threat, design, num_classes)
+        noise, carry = apply(carry, seen)
+        if design.box == "map":
+            point = threat_model.perturb_within_box(images, noise, threat)
+        else:
+            point = threat_model.perturb(images, noise, threat)
+    if design.final_step:
+        if logits_fn is None or labels is None:
+            raise ValueError("a design with a final step needs the classifier and the labels")
+        direction = threat_model.steepest(input_gradient(logits_fn, point, labels), threat)
+        length = design.final_step * jnp.asarray(threat.epsilon, direction.dtype)
+        point = threat_model.project(point + length * direction, images, threat)
+    return point, carry
+
+
+def observe(
+    logits_fn: LogitsFn | None,
+    latent: jax.Array | None,
+    images: jax.Array,
+    point: jax.Array,
+    labels: jax.Array | None,
+    threat: ThreatModel,
+    design: Design,
+    num_classes: int,
+) -> jax.Array:
+    """Returns what the generator sees: a stack of channels in [0, 1], the image first.
+
+    The gradient is divided by its root mean square over the image and squashed by tanh, so that its sign and relative
+    size are seen whatever the confidence of the classifier; it and the perturbation (in units of epsilon) are moved
+    from [-1, 1] to [0, 1], as pixels are.
+
+    >>> from robust_gan import LinfThreat
+    >>> x = jnp.full((1, 1, 1, 1), 0.5)
+    >>> seen = observe(None, None, x, x + 0.25, jnp.array([1]), LinfThreat(0.25),
+    ...                Design(sees=("perturbation", "label")), num_classes=2)
+    >>> seen.ravel().tolist()
+    [0.5, 1.0, 0.0, 1.0]
+    """
+    low, high = threat.bounds
+    stack = [images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)]
+    for name in design.sees:
+        if name == "gradient":
+            gradient = _unit_gradient(logits_fn, point, labels)
+            size = jnp.sqrt(jnp.mean(jnp.square(gradient), axis=(1, 2, 3), keepdims=True))
+            stack.append(0.5 + 0.5 * jnp.tanh(gradient / jnp.where(size > 0, size, 1.0)))
+        elif name == "perturbation":
+            epsilon = jnp.asarray(threat.epsilon, images.dtype)
+            stack.append(0.5 + 0.5 * (point - images) / jnp.where(epsilon > 0, epsilon, 1.0))
+        else:
+            stack.append(_everywhere(jax.nn.one_hot(labels, num_classes), images))
+    if latent is not None:
+        stack.append(_everywhere(latent, images))
+    return jnp.concatenate([part.astype(images.dtype) for part in stack], axis=-1)
+
+
+def _unit_gradient(logits_fn, point, labels):
+    gradient = input_gradient(logits_fn, point, labels)
+    # The tiny gradients of a confident classifier would underflow when squared.
+    # A maximum over many numbers loses NaN on a CPU (jaxlib 0.10), and all that is beside it.
+    largest = jnp.max(jnp.where(jnp.isnan(gradient), 0.0, jnp.abs(gradient)), axis=(1, 2, 3), keepdims=True)
+    return jnp.nan_to_num(gradient / jnp.where(largest > 0, largest, 1.0))
+
+
+def _everywhere(vectors, images):
+    return jnp.broadcast_to(vectors[:, None, None, :], (*images.shape[:3], vectors.shape[-1]))

@@ -1,0 +1,204 @@
+"""White-box attacks that follow the gradient: FGSM and PGD, in L-infinity and L2."""
+
+import jax
+import jax.numpy as jnp
+
+from robust_gan import prng, threat_model
+from robust_gan.attacks._best import keep_better, nothing
+from robust_gan.attacks._compaction import attack_in_rounds
+from robust_gan.attacks.checking import check_counts, check_size, checked, checked_logits, checked_loss
+from robust_gan.errors import UserError
+from robust_gan.losses import check_labels, cross_entropy
+from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, wide_dtype
+
+
+def input_gradient(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    loss_fn: LossFn = cross_entropy,
+    loss_args: tuple[PyTree, ...] = (),
+) -> jax.Array:
+    """Returns the gradient of each image's loss in its pixels, as data: nothing is differentiated through it.
+
+    Args:
+        logits_fn: The classifier, differentiable.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`.
+        loss_fn: Unreduced: `loss_fn(logits, labels, *loss_args)`.
+        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`.
+
+    Returns:
+        `[B, H, W, C]`.
+
+    Raises:
+        UserError: Images, labels, logits or losses are not of the shapes and types above.
+
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> input_gradient(logits_fn, jnp.zeros((1, 1, 1, 1)), jnp.array([0])).item()
+    -1.0
+    """
+    images = jax.lax.stop_gradient(jnp.asarray(images))
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images must be floats, not {images.dtype}")
+    labels = check_labels(labels, images.shape[:1])
+    logits_fn = checked_logits(logits_fn, labels)
+
+    def total(points):
+        logits = logits_fn(points)
+        return jnp.sum(checked_loss(loss_fn, logits, labels, loss_args, gathered=False)(logits, labels, *loss_args))
+
+    return jax.lax.stop_gradient(jax.grad(total)(images))
+
+
+@checked(optional=("key",))
+def fgsm(
+    logits_fn: LogitsFn,
+    key: jax.Array | None,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    loss_fn: LossFn = cross_entropy,
+    loss_args: tuple[PyTree, ...] = (),
+) -> jax.Array:
+    """Fast gradient sign method: one step of length epsilon from the image along the steepest ascent of the loss.
+
+    Args:
+        logits_fn: The classifier, differentiable.
+        key: Not used; the attack is deterministic.
+        images: `[B, H, W, C]`.
+        labels: int32 `[B]`.
+        threat: The threat model; in L2 the step is along g / ||g||.
+        loss_fn: What to ascend, unreduced: `loss_fn(logits, labels, *loss_args)`.
+        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`.
+
+    Raises:
+        UserError: An argument cannot be meant; see `checking`.
+
+    Guarantees:
+        `test_fgsm_is_the_optimum_on_a_linear_classifier`.
+
+    References:
+        Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples", ICLR 2015, section 4.
+
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> x = jnp.full((1, 2, 2, 1), 0.5)
+    >>> fgsm(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25)).ravel().tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    del key
+    gradient = input_gradient(logits_fn, images, labels, loss_fn=loss_fn, loss_args=loss_args)
+    direction = threat_model.steepest(gradient, threat)
+    return threat_model.project(images + jnp.asarray(threat.epsilon, direction.dtype) * direction, images, threat)
+
+
+@checked
+def pgd(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    num_steps: int = 10,
+    step_size: float | None = None,
+    num_restarts: int = 1,
+    random_start: bool = True,
+    keep_best: bool = True,
+    loss_fn: LossFn = cross_entropy,
+    loss_args: tuple[PyTree, ...] = (),
+) -> jax.Array:
+    """Projected gradient descent with random starts; the best point seen is returned.
+
+    For each image the best is, of all iterates, a misclassified one before a correctly classified one, and among equals
+    the one of the highest loss. So an iterate that fools the classifier is never lost again. A restart attacks only the
+    images that none before it has broken: robust accuracy is the same, and costs what still stands.
+
+    Args:
+        logits_fn: The classifier, differentiable.
+        key: One key, or one per image.
+        images: `[B, H, W, C]`; where they are narrower than float32, as bfloat16 is, the iterates are float32 all the
+            same and the classifier sees them rounded: a short step would be lost in the rounding.
+        labels: int32 `[B]`.
+        threat: The threat model.
+        num_steps: Gradient steps of each restart.
+        step_size: Length of a step in the unit of epsilon; by default 2.5 epsilon / num_steps, which for 10 steps is
+            the released code's epsilon / 4.
+        num_restarts: Independent runs, until one has broken the image; the best over all is kept. With more than one
+            the classifier must treat each image for itself, so no statistics of the batch.
+        random_start: Start uniformly in the ball, otherwise at the image.
+        keep_best: Return the best point seen, otherwise the last, as Madry et al. do; with one restart only.
+        loss_fn: What to ascend, unreduced: `losses.cross_entropy`, `losses.margin`, ..., called as
+            `loss_fn(logits, labels, *loss_args)`.
+        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`: target classes, or the clean
+            logits. A restart gathers them with the images, which a closure over them would escape.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`.
+
+    Raises:
+        UserError: A count is below 1, several restarts come without `keep_best`, with restarts the loss closes
+            over an array of all images, or an argument cannot be meant; see `checking`.
+
+    Guarantees:
+        `test_pgd_reaches_the_optimum_on_a_linear_classifier`, `test_pgd_returns_the_best_iterate`,
+        `test_more_restarts_never_hurt`, `test_a_restart_costs_what_still_stands`,
+        `test_attack_does_not_depend_on_the_batch_size`.
+
+    References:
+        Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, section 2.1.
+
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> x = jnp.full((1, 2, 2, 1), 0.5)
+    >>> pgd(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25)).ravel().tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    check_counts(num_steps=num_steps, num_restarts=num_restarts)
+    if step_size is not None:
+        check_size("step_size", step_size)
+    if num_restarts > 1 and not keep_best:
+        raise UserError(f"of {num_restarts} restarts the best point is returned: set keep_best, or num_restarts to 1")
+    wide = wide_dtype(images.dtype)
+    size = 2.5 * jnp.asarray(threat.epsilon, wide) / num_steps if step_size is None else jnp.asarray(step_size, wide)
+    # `[B, restarts]`, so that they are gathered with their images.
+    keys = jax.vmap(lambda key: jax.random.split(key, num_restarts))(prng.per_image_keys(key, images.shape[0]))
+
+    logits = logits_fn(images)
+    loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=num_restarts > 1)
+
+    def restart(index, best, keys, images, labels, loss_args):
+        centre = images.astype(wide)
+
+        def loss_and_logits(points):
+            logits = logits_fn(points)
+            losses = loss_fn(logits, labels, *loss_args)
+            return jnp.sum(losses), (losses, logits)
+
+        def seen(points):
+            return points if images.dtype == wide else threat_model.project(points, images, threat)
+
+        def step(_, carry):
+            points, best = carry
+            gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(seen(points))
+            best = keep_better(best, seen(points), losses, logits, labels)
+            moved = points + size * threat_model.steepest(gradient, threat)
+            return threat_model.project(moved, centre, threat), best
+
+        start = threat_model.random_start(keys[:, index], centre, threat) if random_start else centre
+        points, best = jax.lax.fori_loop(0, num_steps, step, (start, best))
+        if not keep_best:
+            return best._replace(images=seen(points))
+        logits = logits_fn(seen(points))
+        return keep_better(best, seen(points), loss_fn(logits, labels, *loss_args), logits, labels)
+
+    best = nothing(images, loss_fn(logits, labels, *loss_args))
+    if num_restarts == 1:
+        return restart(0, best, keys, images, labels, loss_args).images
+    return attack_in_rounds(restart, num_restarts, best, (keys, images, labels, loss_args)).images

@@ -1,0 +1,233 @@
+"""What a step says of itself: written, signed with a digest, and read again without its arrays."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from robust_gan import config as config_lib
+from robust_gan import networks
+from robust_gan.checkpoint import locations
+from robust_gan.config import Config
+from robust_gan.errors import CheckpointError, UserError
+from robust_gan.storage import leaves as leaves_lib
+from robust_gan.version import __version__
+
+FORMAT = 2
+"""Raised when what is written changes; no other format is read, and none before it was released."""
+
+SELECTION = "selection"
+"""The metric by which the best step is chosen; see `training`."""
+
+_DIGEST = "sha256"
+_DROPPING = 0.1  # Seconds in which a run that drops a step is done with it.
+
+
+class DataInfo(NamedTuple):
+    """What a network must know of its data.
+
+    Attributes:
+        name: The data set.
+        image_shape: (H, W, C).
+        num_classes: K.
+        label_names: Names of the classes.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    label_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a step says of itself, without its arrays.
+
+    Attributes:
+        directory: The folder of the checkpoints.
+        step: Classifier steps taken.
+        config: The run's configuration.
+        data: What the networks know of the data.
+        metrics: The validation figures at that step.
+        versions: Versions of the libraries that wrote it.
+        leaves: For each array its shape, dtype and SHA-256 digest.
+    """
+
+    directory: epath.Path
+    step: int
+    config: Config
+    data: DataInfo
+    metrics: dict[str, float]
+    versions: dict[str, str]
+    leaves: dict[str, dict[str, Any]]
+
+
+class DamagedError(CheckpointError):
+    """A step whose files are not what was written.
+
+    Args:
+        folder: The folder of the checkpoints.
+        step: Which.
+        why: What was found.
+    """
+
+    def __init__(self, folder: epath.Path, step: int, why: str) -> None:
+        """Makes the sentence, which names the other steps."""
+        self.finding = f"the checkpoint {folder / str(step)} is damaged ({why})"
+        others = ", ".join(str(number) for number in locations.steps(folder) if number != step)
+        super().__init__(self.finding + (f": name another step, of {others}" if others else ""))
+
+
+def to_json(
+    step: int, config: Config, data: DataInfo, metrics: dict[str, float], leaves: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Returns what is written of a step, signed.
+
+    Args:
+        step: Classifier steps taken.
+        config: The run's configuration.
+        data: What the networks know of the data.
+        metrics: The validation figures, all finite: JSON has no NaN.
+        leaves: The arrays by name.
+
+    >>> info = DataInfo("digits", (8, 8, 1), 10, tuple("0123456789"))
+    >>> written = to_json(3, Config(), info, {SELECTION: 0.5}, {"x": np.zeros(2, np.float32)})
+    >>> written["leaves"]["x"]["shape"], written["format"] == FORMAT
+    ([2], True)
+    """
+    return signed(
+        {
+            "format": FORMAT,
+            "step": step,
+            "config": config_lib.to_dict(config),
+            "data": data._asdict(),
+            "metrics": metrics,
+            "versions": _versions(),
+            "networks": _revisions(config),
+            "leaves": {
+                name: leaves_lib.layout(leaf) | {"sha256": leaves_lib.digest(leaf)} for name, leaf in leaves.items()
+            },
+        }
+    )
+
+
+def signed(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record with the digest of what it holds.
+
+    >>> signed({"step": 3}) == signed(signed({"step": 3})), signed({"step": 3}) == signed({"step": 4})
+    (True, False)
+    """
+    content = {name: value for name, value in record.items() if name != _DIGEST}
+    return content | {_DIGEST: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
+def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
+    """Reads what a step says of itself, without reading its arrays.
+
+    Args:
+        directory: A run's workdir, or its `checkpoints` folder.
+        step: A number, `best` or `last`.
+
+    Returns:
+        The record.
+
+    Raises:
+        CheckpointError: The folder or the step is missing, empty, damaged or of another format.
+    """
+    folder = locations.find(directory)
+    steps = locations.steps(folder)
+    if not steps:
+        raise CheckpointError(f"{folder} holds no finished checkpoint: train first, or name another folder")
+    if step == "best":
+        records = {}
+        for number in steps:
+            try:
+                records[number] = read_step(folder, number)
+            except DamagedError:
+                time.sleep(_DROPPING)
+                if (folder / str(number)).exists() or number == steps[-1]:
+                    raise  # Else a run that goes on has just dropped it.
+        return records[best({number: record.metrics.get(SELECTION) for number, record in records.items()})]
+    wanted = steps[-1] if step == "last" else step
+    if wanted not in steps:
+        raise CheckpointError(f"{folder} has no step {step}: the steps there are {', '.join(map(str, steps))}")
+    return read_step(folder, int(wanted))
+
+
+def read_step(folder: epath.Path, step: int) -> Record:
+    """Reads what a step says of itself.
+
+    Args:
+        folder: The folder of the checkpoints.
+        step: Which.
+
+    Raises:
+        DamagedError: It is not what was written.
+        CheckpointError: It is of another format, or its configuration or one of its networks is of another version.
+    """
+    where = f"the checkpoint {folder / str(step)}"
+    try:
+        saved = json.loads((folder / str(step) / "config" / "metadata").read_text())
+        if _DIGEST in saved and saved != signed(saved):
+            raise ValueError("it is not what was saved")
+        if saved["format"] != FORMAT:
+            raise CheckpointError(
+                f"{where} has format {saved['format']}, and this version of robust_gan reads format {FORMAT} alone: "
+                "load it with the version that wrote it"
+            )
+        if _DIGEST not in saved:
+            raise ValueError("it has no digest")
+        if saved["step"] != step:
+            raise ValueError(f"it is that of step {saved['step']}")
+        data = saved["data"] | {
+            "image_shape": tuple(saved["data"]["image_shape"]),
+            "label_names": tuple(saved["data"]["label_names"]),
+        }
+        config = config_lib.from_dict(saved["config"])
+        for name, revision in _revisions(config).items():
+            if saved.get("networks", {}).get(name, 1) != revision:
+                raise CheckpointError(
+                    f"{where} is of another network {name!r} than that of this version of robust_gan, in which its "
+                    "weights would mean something else: load it with the version that wrote it, or train again"
+                )
+        return Record(
+            folder, step, config, DataInfo(**data), saved["metrics"], saved["versions"], saved["leaves"]
+        )  # fmt: skip
+    except UserError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{where} does not fit this version of robust_gan: {error}") from error
+    except Exception as error:
+        raise DamagedError(folder, step, f"its configuration cannot be read: {error}") from error
+
+
+def best(selection: dict[int, float | None]) -> int:
+    """Returns the step of the largest metric; the newest of equals.
+
+    Args:
+        selection: The metric of each step, None where it has none; at least one step.
+
+    >>> best({1: 0.25, 2: 0.5, 3: 0.5, 4: None})
+    3
+    """
+    values = {step: -math.inf if value is None else value for step, value in selection.items()}
+    return max(values, key=lambda step: (values[step], step))
+
+
+def _revisions(config: Config) -> dict[str, int]:
+    """Returns the revisions of a run's networks; see `networks.REVISIONS`."""
+    names = [config.classifier.network]
+    if config.adversary.name == "generator":
+        names.append(config.adversary.generator.network)
+    return {name: networks.REVISIONS.get(name, 1) for name in names}
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    return {"robust_gan": __version__} | {name: importlib.metadata.version(name) for name in libraries}

@@ -1,0 +1,14 @@
+"""What the launchers share: a user's mistake becomes one sentence and exit code 2, never a traceback.
+
+Imports nothing heavy, so that a mistake on the command line is told before jax is loaded.
+"""
+
+from robust_gan.cli.app import arguments, run
+from robust_gan.cli.config_file import config_of
+from robust_gan.cli.distributed import is_distributed
+from robust_gan.cli.errors import INTERRUPTED, MISTAKE, NOT_FINITE, complain, guard, required
+
+__all__ = [
+    "INTERRUPTED", "MISTAKE", "NOT_FINITE", "arguments", "complain", "config_of", "guard", "is_distributed", "required",
+    "run",
+]  # fmt: skip

@@ -1,0 +1,125 @@
+"""Says how robust checkpoints are, attacked in the open and from other models.
+
+    python launch/evaluate.py --checkpoint=runs/digits --attacks=clean,fgsm,pgd40,generator --output=runs/report
+    python launch/evaluate.py --checkpoint=runs/a,runs/b@2000 --sources=runs/stranger
+    python launch/evaluate.py --model=my_package.my_module:my_function --data=mine.npz --epsilon=8/255 --suite=quick
+
+A checkpoint is DIR, DIR@STEP, DIR@best (the default) or DIR@last.
+"""
+
+from typing import NoReturn
+
+from absl import flags
+
+from robust_gan import cli
+
+_CHECKPOINT = flags.DEFINE_list("checkpoint", [], "The models under attack.")
+_MODEL = flags.DEFINE_list("model", [], "Classifiers of your own: the function, which is run, returns a logits_fn.")
+_SOURCES = flags.DEFINE_list("sources", [], "Further models to make black-box attacks on.")
+_SUITE = flags.DEFINE_string("suite", "", "quick, paper, autoattack or full; or name attacks.")
+_ATTACKS = flags.DEFINE_string(
+    "attacks",
+    None,
+    "In place of the suite's, made on every model and tried on every checkpoint: generator, fgsm, pgdNxR (N steps, R "
+    "restarts), margin_pgdNxR, apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, uniform_noise, fresh_generator, "
+    "fresh_generator_label, fresh_generator_hops. Default: clean,fgsm,pgd10,generator.",
+)
+_IN_TURN = flags.DEFINE_string("in_turn", None, "In place of the suite's, made in turn, each on what still stands.")
+_DATA = flags.DEFINE_string("data", "", "A TFDS data set, or images and labels; empty for that of training.")
+_SPLIT = flags.DEFINE_string("split", "test", "test, validation or train.")
+_COUNT = flags.DEFINE_integer("count", 0, "Only the first images of the split; 0 for all.")
+_NORM = flags.DEFINE_enum("norm", "", ["", "linf", "l2"], "Empty for that of the training.")
+_EPSILON = flags.DEFINE_float("epsilon", None, "In units of the [0, 1] pixel range: 8/255; left out, that of training.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once; no figure depends on it.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")
+_CHANNELS = flags.DEFINE_enum("channels", "", ["", "last"], "last: take a file's images as they are, whatever shape.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; a stopped evaluation goes on there.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Begin anew where the folder holds another evaluation.")
+_PICTURES = flags.DEFINE_list("pictures", [], "To draw: examples, curve, transfer (needs the extra plot).")
+_SAVE_ADVERSARIAL = flags.DEFINE_bool("save_adversarial", False, "Write what attacks in turn broke to adversarial.npz.")
+_BATCH_STATISTICS = flags.DEFINE_bool(
+    "batch_statistics",
+    False,
+    "BatchNorm by each batch's statistics, to show how lenient that is.",
+)
+_PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
+_PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
+
+_GROUPS = {
+    "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "sources=DIR[@STEP],.."],
+    "Attacks": ["suite=NAME", "attacks=NAME,..", "in_turn=NAME,..", "norm=linf|l2", "epsilon=X", "seed=N"],
+    "Images": ["data=NAME|FILE.npz", "data_dir=DIR", "split=NAME", "count=N", "channels=last"],
+    "Report": ["output=DIR", "overwrite", "pictures=NAME,..", "save_adversarial"],
+    "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "batch_statistics"],
+}
+
+
+def main(argv):
+    """Evaluates."""
+    del argv
+    if not _MODEL.value:
+        cli.required("checkpoint", ",".join(_CHECKPOINT.value), "the workdir of a run, such as runs/digits")
+
+    # After the flags: a mistake is told before jax is loaded.
+    from robust_gan import parallel
+    from robust_gan.evaluation import statistics
+    from robust_gan.reporting import run, tables
+
+    try:
+        scores, values = run.compare(
+            _CHECKPOINT.value,
+            models=_MODEL.value,
+            sources=_SOURCES.value,
+            attacks=_ATTACKS.value,
+            in_turn=_IN_TURN.value,
+            suite=_SUITE.value,
+            dataset=_DATA.value,
+            split=_SPLIT.value,
+            count=_COUNT.value,
+            norm=_NORM.value,
+            epsilon=_EPSILON.value,
+            batch_size=_BATCH_SIZE.value,
+            seed=_SEED.value,
+            devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+            data_dir=_DATA_DIR.value,
+            channels=_CHANNELS.value,
+            output=_OUTPUT.value,
+            overwrite=_OVERWRITE.value,
+            pictures=_PICTURES.value,
+            save_adversarial=_SAVE_ADVERSARIAL.value,
+            batch_statistics=_BATCH_STATISTICS.value,
+            progress=_PROGRESS.value,
+        )
+        unwritten = ""
+    except run.UnwrittenError as error:
+        scores, values, unwritten = error.scores, error.values, str(error)
+    if not parallel.is_first():
+        return 0
+    threat, data = values["threat"], values["data"]
+    print(f"{data['name']} {data['split']}, {data['count']} images, {threat['norm']} epsilon {threat['epsilon']:g}")
+    if _BATCH_STATISTICS.value:
+        print(tables.BATCH_STATISTICS)
+    print(f"Accuracy in %; {statistics.INTERVALS}.")
+    print(tables.white_and_black_box(scores))
+    if len(scores.makers) > 1:
+        print("\nBy source (*white box*):")
+        print(tables.by_source(scores))
+    if table := tables.in_turn(values):
+        print(f"\nAttacks in turn, each on what still stood:\n{table}")
+    if table := tables.paired_comparisons(values):
+        print(f"\nPaired comparisons, in points:\n{table}")
+    print(f"\nAlarms:\n{tables.alarms_told(values)}")
+    if notes := tables.notes_told(values):
+        print(f"\nNot made:\n{notes}")
+    if unwritten:
+        return cli.complain(unwritten)
+    if _OUTPUT.value:
+        print(f"\nReport: {_OUTPUT.value.rstrip('/')}/{tables.TABLES}, and the same as {tables.RECORD}")
+    return 0
+
+
+def run() -> NoReturn:
+    """Runs the command and exits."""
+    cli.run(main, document=__doc__, groups=_GROUPS, spread=True, pod=True)

@@ -1,0 +1,34 @@
+"""Makes one HTML page out of runs, evaluations and reproductions: pictures and tables, without a server or a network.
+
+    python launch/report.py runs/digits runs/digits_pgd runs/report --output=report.html
+    python launch/report.py runs/quickstart --output=report.html
+
+Whatever lies in a folder, or up to four levels below it, is found.
+"""
+
+from typing import NoReturn
+
+from absl import flags
+
+from robust_gan import cli
+from robust_gan.errors import UserError
+
+_OUTPUT = flags.DEFINE_string("output", "report.html", "The file.")
+
+_GROUPS = {"Where": ["output=FILE.html"]}
+
+
+def main(argv):
+    """Makes the page."""
+    if len(argv) < 2:
+        raise UserError("no folder is given: name those of runs and evaluations, such as runs/quickstart")
+
+    from robust_gan.reporting import page
+
+    print(page.write(argv[1:], _OUTPUT.value))
+    return 0
+
+
+def run() -> NoReturn:
+    """Runs the command and exits."""
+    cli.run(main, document=__doc__, groups=_GROUPS, positional=True)

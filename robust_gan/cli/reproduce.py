@@ -1,0 +1,93 @@
+"""Trains every contestant, attacks each from all the others, and writes tables of what came out.
+
+    python launch/reproduce.py --dataset=digits --budget=cpu --seeds=0,1,2 --output=runs/reproduce_digits
+    python launch/reproduce.py --dataset=cifar10 --budget=paper --contestants=pgd,generator --output=runs/cifar10
+
+Stopped, it goes on with the same command.
+"""
+
+import functools
+import pathlib
+import runpy
+from typing import NoReturn
+
+from absl import flags
+
+from robust_gan import cli
+from robust_gan.errors import UserError
+
+_CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+_NAMES = sorted(path.stem for path in _CONFIGS.glob("*.py"))
+
+_DATASET = flags.DEFINE_string("dataset", None, f"The recipe: {', '.join(_NAMES)}.")
+_BUDGET = flags.DEFINE_string(
+    "budget",
+    "cpu",
+    "smoke: some steps, to see that it works; cpu: an evening on two cores; paper: as long as the released code.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs, the evaluations and the tables.")
+_CONTESTANTS = flags.DEFINE_list(
+    "contestants",
+    [],
+    "Names of robust_gan.config.methods.CONTESTANTS; without it those of the released code and what came after.",
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the contestants, from 0 to 99.")
+_ATTACKS = flags.DEFINE_string("attacks", "", "See evaluate.py; empty for those of the budget.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for the recipe's.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once in the evaluation.", lower_bound=1)
+_PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
+_PROGRESS = flags.DEFINE_bool("progress", None, "Show bars; by default where stderr is a terminal.")
+
+_GROUPS = {
+    "What": ["dataset=NAME", "budget=smoke|cpu|paper", "contestants=NAME,..", "seeds=N,..", "attacks=NAME,.."],
+    "Where": ["output=DIR", "data_dir=DIR", "platform=cpu|gpu|tpu", "num_devices=N"],
+    "How": ["batch_size=N", "[no]progress"],
+}
+
+
+def main(argv):
+    """Reproduces."""
+    del argv
+    dataset = cli.required("dataset", _DATASET.value, f"one of {', '.join(_NAMES)}")
+    output = cli.required("output", _OUTPUT.value, "a folder, such as runs/reproduce_digits")
+    if dataset not in _NAMES:
+        raise UserError(f"there is no recipe {dataset!r}: the recipes are {', '.join(_NAMES)}")
+    try:
+        seeds = [int(seed) for seed in _SEEDS.value]
+    except ValueError as error:
+        raise UserError(f"--seeds must be whole numbers separated by commas, not {','.join(_SEEDS.value)!r}") from error
+    recipe = runpy.run_path(str(_CONFIGS / f"{dataset}.py"))["get_config"]
+
+    from robust_gan import parallel, reproduction
+
+    plan = reproduction.plan(
+        recipe,
+        dataset,
+        _BUDGET.value,
+        output,
+        contestants=_CONTESTANTS.value,
+        seeds=seeds,
+        attacks=_ATTACKS.value,
+        data_dir=_DATA_DIR.value,
+    )
+    say = functools.partial(print, flush=True)
+    try:
+        text, _ = reproduction.run(
+            plan,
+            output,
+            devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+            batch_size=_BATCH_SIZE.value,
+            progress=_PROGRESS.value,
+            say=say,
+        )
+    except reproduction.InterruptedRunError as stopped:
+        say(str(stopped))
+        return 0
+    say(text)
+    return 0
+
+
+def run() -> NoReturn:
+    """Runs the command and exits."""
+    cli.run(main, document=__doc__, groups=_GROUPS)

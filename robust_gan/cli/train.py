@@ -1,0 +1,82 @@
+"""Trains a classifier against an adversary.
+
+    python launch/train.py --config=configs/digits.py --workdir=runs/digits
+    python launch/train.py --config=configs/digits.py:pgd --workdir=runs/digits_pgd --config.seed=1
+
+The contestant comes after the colon (none, pgd, generator). Run again, the same command goes on where it stopped.
+"""
+
+import json
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import config_flags
+
+from robust_gan import cli
+from robust_gan.config import to_dict
+from robust_gan.storage import workdir
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The recipe. It is Python and is run: use your own only.",
+    sys_argv=cli.arguments(),
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
+_PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write for TensorBoard too (needs the extra tensorboard).")
+_ON_NAN = flags.DEFINE_enum(
+    "on_nan", "stop", ["stop", "skip"], "At a NaN or infinite loss or gradient: end with code 3, or leave the step out."
+)
+_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the configuration as JSON, flags included, and end.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say shapes, parameters, memory and time, write nothing, and end.")
+
+_GROUPS = {
+    "What": ["config=FILE[:CONTESTANT]", "config.FIELD=VALUE", "workdir=DIR"],
+    "Where": ["platform=cpu|gpu|tpu", "num_devices=N"],
+    "Before it runs": ["print_config", "dry_run"],
+    "While it runs": ["[no]progress", "tensorboard", "on_nan=stop|skip"],
+}
+
+
+def main(argv):
+    """Trains."""
+    del argv
+    config = cli.config_of(_CONFIG.value)
+    if _PRINT_CONFIG.value:
+        print(json.dumps(to_dict(config), indent=2))
+        return 0
+    if _DRY_RUN.value:
+        if _WORKDIR.value:
+            workdir.check(_WORKDIR.value, config)
+
+        from robust_gan import parallel
+        from robust_gan.training import dry_run
+
+        print(dry_run.told(dry_run.of(config, parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value))))
+        return 0
+    directory = cli.required("workdir", _WORKDIR.value, "the folder of the run, such as runs/digits")
+    if not cli.is_distributed():  # Else the first process does it, and tells the others.
+        workdir.check(directory, config)
+
+    from robust_gan import parallel, training  # After the flags: a mistake is told before jax is loaded.
+
+    result = training.train(
+        config,
+        directory,
+        devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+        progress=_PROGRESS.value,
+        tensorboard=_TENSORBOARD.value,
+        on_nan=_ON_NAN.value,
+    )
+    if result.finished and result.validation and parallel.is_first():
+        figures = ", ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in result.validation.items())
+        print(f"step {result.step}, validation: {figures}; best: step {result.best_step}")
+    return 0
+
+
+def run() -> NoReturn:
+    """Runs the command and exits."""
+    cli.run(main, document=__doc__, groups=_GROUPS, pod=True)

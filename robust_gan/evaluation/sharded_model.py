@@ -1,0 +1,267 @@
+"""Models on devices: a batch of images to adversarial images, and to which of them held."""
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_gan import attacks as attacks_lib
+from robust_gan import networks, parallel, prng
+from robust_gan.attacks.retrained_generator import DESIGNS
+from robust_gan.evaluation.models import FRESH, GENERATOR, Model, to_unit
+from robust_gan.losses import has_class, is_correct
+from robust_gan.networks import inference
+from robust_gan.types import Attack, PyTree, ThreatModel
+
+Shares = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Indices, images and labels of a batch, split over the devices: `[D, B / D, ...]` each."""
+
+
+class Compiler:
+    """Compiles what is computed with models: once for each architecture, for functions of others once for each call.
+
+    What needs only the networks of this package is kept for the whole process, as their functions depend on their
+    arguments alone. A function that somebody brought may be an object that is trained in place, or close over arrays:
+    each `Compiler` traces it anew, and lets it go when it is let go itself.
+
+    Args:
+        devices: Where.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device]) -> None:
+        """Has compiled nothing yet."""
+        self._devices = tuple(devices)
+        self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._held: list[Callable] = []
+
+    def map(self, task: Callable[..., Any], functions: Sequence[Callable]) -> Callable[..., Any]:
+        """Compiles `task(functions, replicated, share) -> rows` over the devices (`parallel.map_batch`).
+
+        Args:
+            task: A function of this module, or one that its caches return: it is known by its identity.
+            functions: Those of the models; the arrays that a `jax.tree_util.Partial` binds are arguments.
+
+        Returns:
+            `((arguments, replicated), share) -> rows`, with the `arguments_of` each of the functions.
+        """
+        heads = tuple(map(_head, functions))
+        if all(map(inference.architecture_of, heads)):
+            return _mapped(task, heads, self._devices)
+        key = (task, *map(id, heads))
+        if key not in self._made:
+            self._held += heads  # An identity is of one function only while that is alive.
+            self._made[key] = parallel.map_batch(_bound(task, heads), self._devices)
+        return self._made[key]
+
+
+def compiled(task: Callable[..., Any], function: Callable, **static: Any) -> Callable[..., Any]:
+    """Compiles `task(function, ...)` on one device, with what is compiled kept as `Compiler` keeps it.
+
+    Args:
+        task: A function of a module.
+        function: A model's.
+        **static: Keyword arguments of the task that are constants; hashable.
+
+    >>> compiled(lambda function, x, *, times: times * function(x), lambda x: x + 1, times=2)(jnp.ones(())).item()
+    4.0
+    """
+    head = _head(function)
+    make = _jitted if is_architecture(function) else _jitted.__wrapped__
+    return functools.partial(make(task, head, tuple(sorted(static.items()))), arguments_of(function))
+
+
+def arguments_of(function: Callable) -> PyTree:
+    """Returns the arrays that a `jax.tree_util.Partial` binds, as a pytree; of every other function, nothing.
+
+    >>> arguments_of(jax.tree_util.Partial(max, 1, 2)), arguments_of(max)
+    (((1, 2), {}), ((), {}))
+    """
+    return (function.args, function.keywords) if isinstance(function, jax.tree_util.Partial) else ((), {})
+
+
+def is_architecture(function: Callable) -> bool:
+    """Tells whether a function is a network of this package with its arrays bound: it computes what they say.
+
+    >>> is_architecture(jax.tree_util.Partial(inference.classify("digits_cnn", 10), {}, {})), is_architecture(len)
+    (True, False)
+    """
+    return bool(inference.architecture_of(_head(function)))
+
+
+def _head(function):
+    return function.func if isinstance(function, jax.tree_util.Partial) else function
+
+
+def _rebuilt(head, arguments):
+    """Returns a function made of its parts, new at each trace, so that no cache of jax finds an older one's."""
+    fresh = functools.wraps(head, updated=())(lambda *args, **kwargs: head(*args, **kwargs))
+    return functools.partial(fresh, *arguments[0], **arguments[1])
+
+
+def _bound(task, heads):
+    def apply(replicated, batch):
+        arguments, rest = replicated
+        return task([_rebuilt(*parts) for parts in zip(heads, arguments, strict=True)], rest, batch)
+
+    return apply
+
+
+@functools.cache
+def _mapped(task, heads, devices):
+    return parallel.map_batch(_bound(task, heads), devices)
+
+
+@functools.cache
+def _jitted(task, head, static):
+    return jax.jit(lambda arguments, *rest: task(_rebuilt(head, arguments), *rest, **dict(static)))
+
+
+class Placed:
+    """A model on devices, ready to be attacked and scored in batches of one size.
+
+    It is evaluated as it was when it was first traced: changed in place since, it has to be placed anew.
+
+    Attributes:
+        model: Which.
+        name: Its name.
+        generator: Its generator.
+        attacks: Attacks that are functions of somebody's own, by name.
+        known: What it is known by, where that was asked (`identity.of_model`).
+
+    Args:
+        model: Which.
+        images: All that are scored, uint8 or float `[N, H, W, C]`: what fresh generators learn from.
+        labels: `[N]`.
+        devices: Where.
+        compiler: One for all models that are evaluated together.
+    """
+
+    def __init__(
+        self, model: Model, images: np.ndarray, labels: np.ndarray, devices: Sequence[jax.Device], compiler: Compiler
+    ) -> None:
+        """Copies the model's arrays to the devices."""
+        self.model, self.name, self.generator = model, model.name, model.generator
+        self._images, self._labels, self._compiler = images, labels, compiler
+        self.known: dict[tuple[Any, ...], list[Any]] = {}
+        self._devices, self._generators = devices, dict[int, PyTree]()
+        self._fresh: dict[tuple[str, str, float], Attack] = {}
+        self.attacks: dict[str, Attack] = {}
+        self._arguments = parallel.replicate(arguments_of(model.logits_fn), devices)
+
+    def can(self, attack: str) -> bool:
+        """Tells whether an attack can be made on the model: its generator, only where it has one."""
+        return attack != GENERATOR or attack in self.attacks or self.generator is not None
+
+    def craft(self, attack: str, shares: Shares, threat: ThreatModel, seed: int) -> jax.Array:
+        """Makes adversarial images, left on the devices.
+
+        Args:
+            attack: A name of `attacks.by_name` or of `Placed.attacks`, `generator`, or one of `FRESH`, which is trained
+                first.
+            shares: Of `share`.
+            threat: The threat model.
+            seed: Of the attack's randomness; an image's key depends on it, the attack's name and its position alone.
+        """
+        key = jax.random.fold_in(prng.make_key(seed), zlib.crc32(attack.encode()))
+        functions, arguments = [self.model.logits_fn], [self._arguments]
+        if attack == GENERATOR or attack in FRESH or attack in self.attacks:
+            made: Callable[..., Any] | None = self.attacks.get(attack, self.generator)
+            if attack in FRESH and attack not in self.attacks:
+                made = self._trained(attack, jax.random.fold_in(key, 2**31 - 1), threat)
+            assert made is not None  # `can` was asked.
+            if id(made) not in self._generators:
+                self._generators[id(made)] = parallel.replicate(arguments_of(made), self._devices)
+            functions, arguments = [*functions, made], [*arguments, self._generators[id(made)]]
+        return self._compiler.map(_crafter(attack), functions)((arguments, (key, threat)), shares)
+
+    def _trained(self, attack: str, key: jax.Array, threat: ThreatModel) -> Attack:
+        """Trains a generator against the model, once for each radius, on the first of the devices."""
+        found = (attack, threat.norm, float(threat.epsilon))
+        if found not in self._fresh:
+            name, channels = networks.generator_for(self._images.shape[1:]), self._images.shape[-1]
+            logits_fn, images = self.model.logits_fn, to_unit(self._images)
+            train = compiled(_train, logits_fn, attack=attack, network=name, channels=channels)
+            trained = train(key, images, self._labels.astype(np.int32), threat)
+            num_classes = jax.eval_shape(_rebuilt(_head(logits_fn), arguments_of(logits_fn)), images[:1]).shape[-1]
+            function = trained(inference.generate(name, channels), DESIGNS[attack], num_classes)
+            self._fresh[found] = jax.tree_util.Partial(function, *jax.device_get(trained))
+        return self._fresh[found]
+
+    def score(self, images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Tells which images are classified right, and as what (-1 where logits are NaN): bool and int32 `[B]`."""
+        score = self._compiler.map(_score, [self.model.logits_fn])
+        right, predicted = score(([self._arguments], ()), (images, labels))
+        return parallel.join(right), parallel.join(predicted)
+
+
+def place(
+    models: Sequence[Model | Placed],
+    images: np.ndarray,
+    labels: np.ndarray,
+    devices: Sequence[jax.Device],
+    attacks: Mapping[str, Attack] = MappingProxyType({}),
+) -> list[Placed]:
+    """Places models that are evaluated together; those that are placed already stay as they are.
+
+    Args:
+        models: Which.
+        images: All that are scored, uint8 or float `[N, H, W, C]`.
+        labels: `[N]`.
+        devices: Where.
+        attacks: Functions that attack, by the names that they have in this evaluation.
+
+    >>> [placed.name for placed in place([Model("a", len)], np.zeros((2, 1, 1, 1)), np.zeros(2), jax.devices())]
+    ['a']
+    """
+    compiler = Compiler(devices)
+    found = [
+        model if isinstance(model, Placed) else Placed(model, images, labels, devices, compiler) for model in models
+    ]
+    for placed in found:
+        placed.attacks |= attacks
+    return found
+
+
+def share(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, devices: Sequence[jax.Device]) -> Shares:
+    """Splits a batch over the devices: `(indices, images, labels)`, the images as floats in [0, 1]."""
+    batch = (indices, to_unit(images[indices]), labels[indices].astype(np.int32))
+    return parallel.split_tree(batch, devices)
+
+
+def batch_width(batch_size: int, num_images: int, devices: Sequence[jax.Device]) -> int:
+    """Returns the size of the batches: no larger than there are images, and a multiple of the devices.
+
+    >>> batch_width(500, 7, [None] * 4)
+    8
+    """
+    return -(-min(batch_size, num_images) // len(devices)) * len(devices)
+
+
+def _score(functions, _, batch):
+    images, labels = batch
+    logits = functions[0](images)
+    classes = jnp.where(has_class(logits), jnp.argmax(logits, axis=-1), -1)
+    return is_correct(logits, labels), classes.astype(jnp.int32)
+
+
+@functools.cache
+def _crafter(name: str) -> Callable[..., jax.Array]:
+    """Returns the function of an attack; cached, so that what is compiled for it is found again."""
+
+    def craft(functions, rest, batch):
+        (key, threat), (indices, images, labels) = rest, batch
+        keys = prng.keys_at(key, indices)
+        attack = functions[1] if len(functions) > 1 else attacks_lib.by_name(name)
+        return attack(functions[0], keys, images, labels, threat)
+
+    return craft
+
+
+def _train(logits_fn, key, images, labels, threat, *, attack, network, channels):
+    built = networks.build_generator(network, channels)
+    return attacks_lib.train_generator(logits_fn, key, images, labels, threat, network=built, design=DESIGNS[attack])

@@ -1,0 +1,395 @@
+"""What an evaluation has found so far, kept on disk, so that a stopped one goes on where it was."""
+
+import copy
+import dataclasses
+import datetime
+import hashlib
+import inspect
+import io
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from robust_gan import attacks as attacks_lib
+from robust_gan import parallel
+from robust_gan.attacks.retrained_generator import DESIGNS, train_generator
+from robust_gan.errors import UserError
+from robust_gan.evaluation import identity
+from robust_gan.evaluation.identity import Trait
+from robust_gan.evaluation.models import GENERATOR, Model
+from robust_gan.evaluation.sharded_model import Placed, place
+from robust_gan.storage import files, paths, workdir
+from robust_gan.types import ThreatModel
+from robust_gan.version import __version__
+
+SECONDS = 30.0
+"""Between two writings: what a kill can lose."""
+
+_DONE = "done: "
+_RUNS = "the runs"
+_TOLD = "told: "
+_INDICES, _VALUES = "indices", "values: "
+
+
+@dataclasses.dataclass
+class _State:
+    """What all prefixes of one `Kept` share: when it was written, and which run this is."""
+
+    written: float = dataclasses.field(default_factory=time.monotonic)
+    pending: bool = False
+    anew: bool = True
+    files: int = 0
+    run: dict[str, Any] | None = None
+    began: float = 0.0
+    listed: bool = False
+
+
+class Rows:
+    """A large array with a row for each image, of which those alone are written that were set since the last time.
+
+    Attributes:
+        array: `[N, ...]`.
+
+    >>> rows = Rows(np.zeros((3, 2)))
+    >>> rows[np.array([2])] = 1.0
+    >>> rows.array[2].tolist(), rows.changed
+    ([1.0, 1.0], [2])
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        """Takes the array as it is."""
+        self.array = array
+        self.changed: list[int] = []
+
+    def __setitem__(self, indices: np.ndarray, values: np.ndarray | float) -> None:
+        """Sets rows."""
+        self.array[indices] = values
+        self.changed += np.asarray(indices).tolist()
+
+    def packed(self, name: str) -> bytes:
+        """Returns the rows that were set since this was last asked, as an `.npz` file."""
+        indices, self.changed = np.unique(np.array(self.changed, np.int64)), []
+        return _packed({_INDICES: indices, _VALUES + name: self.array[indices]})
+
+
+def parts_of(path: epath.Path) -> epath.Path:
+    """Returns the folder in which a file of findings has the rows of its large arrays.
+
+    >>> parts_of(epath.Path("report/scores.npz")).name
+    'scores.parts'
+    """
+    return path.with_suffix(".parts")
+
+
+class Kept:
+    """Findings image by image, under names, and of which images each is known already.
+
+    Args:
+        path: An `.npz` file, read if it is there; written every `SECONDS` and by `flush`. Large arrays lie beside it,
+            see `parts_of`. None to keep everything in memory.
+
+    Raises:
+        UserError: The file is there but is not one of these.
+
+    >>> kept = Kept()
+    >>> stood, done = kept.part("pgd10", 3)
+    >>> stood[1], done[1] = True, True
+    >>> kept.part("pgd10", 3)[0].tolist()
+    [False, True, False]
+    """
+
+    def __init__(self, path: epath.PathLike | None = None) -> None:
+        """Reads what is there."""
+        self._path = None if path is None else epath.Path(path)
+        self._arrays: dict[str, np.ndarray] = {}
+        self._rows: dict[str, Rows] = {}
+        self._prefix, self._state = "", _State()
+        if self._path is None:
+            return
+        if self._path.exists():
+            try:
+                self._arrays = files.read_arrays(self._path)
+            except files.UnreadableError as error:
+                raise UserError(
+                    f"{self._path} is damaged ({error}): remove it, and the evaluation begins anew"
+                ) from error
+            self._state.anew = False
+            self._state.files = max((int(file.stem) for file in self._files()), default=0)
+
+    def part(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the findings of a name and of which images they are known, to be filled in place.
+
+        Args:
+            name: Whose.
+            count: N, images.
+
+        Returns:
+            bool `[N]` each; all False where nothing is known.
+        """
+        return self.array(name, np.zeros(count, bool)), self.array(_DONE + name, np.zeros(count, bool))
+
+    def array(self, name: str, start: np.ndarray) -> np.ndarray:
+        """Returns the array of a name, to be filled in place.
+
+        Args:
+            name: Which.
+            start: What it is where nothing is known; copied.
+
+        Raises:
+            UserError: The one on disk has another shape.
+        """
+        found = self._arrays.setdefault(self._prefix + name, np.array(start))
+        if found.shape != start.shape:
+            raise UserError(f"{self._path} is of another number of images: remove it, and the evaluation begins anew")
+        return found
+
+    def rows(self, name: str, start: np.ndarray) -> Rows:
+        """Returns a large array of a name, of which the rows that are set are written, and no others.
+
+        Args:
+            name: Which; without the prefix of `under`.
+            start: What it is where nothing is known, a row for each image; copied.
+
+        Raises:
+            UserError: What lies on disk has another shape, or is damaged.
+        """
+        if name not in self._rows:
+            found = Rows(np.array(start))
+            for indices, values in self._written(name):
+                if values.shape[1:] != start.shape[1:] or indices.max(initial=0) >= len(start):
+                    raise UserError(f"{self._parts()} is of other images: remove it, and the evaluation begins anew")
+                found.array[indices] = values
+            self._rows[name] = found
+        return self._rows[name]
+
+    def _files(self) -> list[epath.Path]:
+        parts = None if self._path is None else self._parts()
+        if parts is None or not paths.exists(parts):
+            return []
+        return sorted(
+            (file for file in parts.iterdir() if re.fullmatch("[0-9]+[.]npz", file.name)), key=lambda f: f.name
+        )
+
+    def _written(self, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for file in () if self._state.anew else self._files():
+            try:
+                part = files.read_arrays(file)
+                if _VALUES + name in part:
+                    yield part[_INDICES], part[_VALUES + name]
+            except (files.UnreadableError, KeyError) as error:
+                raise UserError(
+                    f"{file} is damaged ({error}): remove {self._path}, and the evaluation begins anew"
+                ) from error
+
+    def differs(
+        self, models: Sequence[Model | Placed], images: np.ndarray, labels: np.ndarray, threat: ThreatModel, seed: int,
+        *, attacks: Sequence[str] = (), batch_size: int = 500, devices: Sequence[jax.Device] | None = None,
+    ) -> str:  # fmt: skip
+        """Says in what another evaluation was that found this; where nothing was found, remembers of which this is.
+
+        A model is known by all that `identity.of_model` says of it: under the same name it may have been trained on,
+        or mended.
+
+        Args:
+            models: Whom to evaluate, and on whom attacks are made.
+            images: uint8 or float `[N, H, W, C]`.
+            labels: `[N]`.
+            threat: The threat model.
+            seed: Of the attacks.
+            attacks: Their names.
+            batch_size: Images at once; it counts where a model's logits depend on the batch.
+            devices: Where; None for all.
+
+        Returns:
+            What is another; empty where nothing is.
+
+        >>> from robust_gan import LinfThreat
+        >>> kept, images, labels = Kept(), np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int)
+        >>> kept.differs([], images, labels, LinfThreat(0.1), 0), kept.differs([], images, labels, LinfThreat(0.2), 0)
+        ('', 'another threat model')
+        """
+        if other := self._another_version():
+            return other
+        devices = parallel.find_devices() if devices is None else devices
+        functions = {
+            name: made for model in models if isinstance(model, Placed) for name, made in model.attacks.items()
+        }
+        norm = np.array([threat.norm == "l2", float(threat.epsilon), *threat.bounds], np.float64)
+        parts = [
+            ("other images", Trait("", _digest(images))),
+            ("other labels", Trait("", _digest(labels.astype(np.int64)))),
+            ("another threat model", Trait("", norm)),
+            ("another seed", Trait("", np.array(seed))),
+            *((f"another {name}", Trait("", np.array(_described(name, functions)))) for name in attacks),
+        ]
+        for what, trait in parts:
+            if not self._agrees(what, trait):
+                return what
+        placed = place(models, images, labels, devices)
+        for name, made in functions.items() if placed else ():
+            for trait in identity.of_attack(placed[0], made, images, labels, threat):
+                if not self._agrees(f"another {name}: {trait.name}", trait):
+                    return f"another {name}"
+        for model in placed:
+            for trait in identity.of_model(model, images, labels, threat, batch_size, len(devices)):
+                if not self._agrees(f"another {model.name}: {trait.name}", trait):
+                    by_batch = f"{model.name} in batches of another size, on which its logits depend"
+                    return by_batch if trait.name == "batches" else f"another {model.name}"
+        return ""
+
+    def belong(self, *evaluation: Any, **settings: Any) -> None:
+        """Refuses what was found in another evaluation; the arguments are those of `differs`.
+
+        Raises:
+            UserError: The findings are of another.
+
+        >>> from robust_gan import LinfThreat
+        >>> Kept().belong([], np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int), LinfThreat(0.1), 0)
+        """
+        if what := self.differs(*evaluation, **settings):
+            name = "what was kept" if self._path is None else self._path
+            raise UserError(f"{name} is of {what}: give a new file for this evaluation")
+
+    def _another_version(self) -> str:
+        """Constants and algorithms change with the version, and so may figures: nobody asked for a mixture."""
+        here = f"robust_gan {__version__}, jax {jax.__version__}"
+        found = any(_DONE in key for key in self._arrays)
+        there = str(self._arrays.setdefault("of the versions", np.array("an older one" if found else here)))
+        return "" if there == here else f"another version ({there}; this is {here})"
+
+    def _agrees(self, what: str, trait: Trait) -> bool:
+        return trait.agrees(self._arrays.setdefault(f"{self._prefix}of {what}", np.array(trait.value)))
+
+    def under(self, prefix: str) -> "Kept":
+        """Returns the same findings, with a prefix before every name: those of one evaluation of several."""
+        part = copy.copy(self)
+        part._prefix = self._prefix + prefix
+        return part
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keeps a JSON-able value under a name; it is written with the next `flush`.
+
+        >>> kept = Kept()
+        >>> kept.remember("alarms", [["randomised", False]])
+        >>> kept.recall("alarms"), kept.recall("other")
+        ([['randomised', False]], None)
+        """
+        self._arrays[_TOLD + name] = np.array(json.dumps(value))
+        self.save()
+
+    def recall(self, name: str) -> Any:
+        """Returns what `remember` kept under a name; None where there is nothing."""
+        return json.loads(str(self._arrays.get(_TOLD + name, "null")))
+
+    def start(self, run: dict[str, Any]) -> None:
+        """Begins a run, to which what is found from now on belongs, until `stop`.
+
+        Args:
+            run: What it is made with, JSON-able.
+        """
+        self._state.run, self._state.began = run, time.perf_counter()
+
+    def stop(self) -> None:
+        """Ends the run: what is found from now on does not count."""
+        self._state.run = None
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Returns the runs that found something, each with when its last finding was `created` and the `seconds` to it.
+
+        >>> kept = Kept()
+        >>> kept.start({"device": "cpu"})
+        >>> kept.runs()
+        []
+        >>> kept.save()
+        >>> [run["device"] for run in kept.runs()]
+        ['cpu']
+        """
+        return json.loads(str(self._arrays.get(_RUNS, "[]")))
+
+    def save(self) -> None:
+        """Says that something was found: writes it, where it is `SECONDS` ago that anything was written."""
+        state = self._state
+        if state.run is not None:
+            runs = self.runs()
+            if not state.listed:
+                runs.append({})
+                state.listed = True
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            runs[-1] = {**state.run, "created": created, "seconds": round(time.perf_counter() - state.began, 3)}
+            self._arrays[_RUNS] = np.array(json.dumps(runs))
+        state.pending = True
+        if time.monotonic() - state.written >= SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was found since it was last written, if anything was, whole or not at all."""
+        if not self._state.pending:
+            return
+        if self._path is not None:
+            if self._state.anew and paths.exists(self._parts()):
+                self._parts().rmtree()  # Of findings that are gone.
+            self._state.anew = False
+            for name, rows in self._rows.items():
+                if rows.changed:
+                    # Before the file that says that they are known.
+                    self._parts().mkdir(exist_ok=True)
+                    self._state.files += 1
+                    workdir.write_bytes(self._parts() / f"{self._state.files:06d}.npz", rows.packed(name))
+            workdir.write_bytes(self._path, _packed(self._arrays))
+        self._state.pending, self._state.written = False, time.monotonic()
+
+    def shared(self) -> "Kept":
+        """Returns, in every process, what the first has; it alone writes it.
+
+        >>> kept = Kept()
+        >>> kept.shared() is kept
+        True
+        """
+        if parallel.number()[1] == 1:
+            return self
+        content = parallel.bytes_from_first(lambda: _packed(self._arrays))
+        if not parallel.is_first():
+            self._path, self._arrays = None, files.unpack_arrays(content)
+        return self
+
+    def _parts(self) -> epath.Path:
+        assert self._path is not None
+        return parts_of(self._path)
+
+
+def _described(name, functions):
+    """Says what an attack's name stands for here, its constants included."""
+    if name in functions:
+        return _signature(functions[name])
+    if name == GENERATOR:
+        return name
+    if name in DESIGNS:
+        return f"{DESIGNS[name]} {_signature(train_generator)}"
+    return _signature(attacks_lib.by_name(name))
+
+
+def _signature(function):
+    inner = function
+    while hasattr(inner, "func"):
+        inner = inner.func
+    inner = inner if hasattr(inner, "__qualname__") else type(inner)  # An object that is called has no name.
+    text = f"{inner.__module__}.{inner.__qualname__}{inspect.signature(function)}"
+    return re.sub(" at 0x[0-9a-f]+", "", text)
+
+
+def _digest(array: np.ndarray) -> np.ndarray:
+    layout = f"{array.dtype} {array.shape}".encode()
+    digest = hashlib.sha256(layout + np.ascontiguousarray(array).tobytes()).digest()
+    return np.frombuffer(digest, np.uint8).astype(np.int16)
+
+
+def _packed(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

@@ -1,6 +1,0 @@
-"""The experiments: every contestant trained alike, attacked by all others, and put into tables."""
-
-from robust_gan.experiment.planning import OF_THE_PAPER, Plan, plan
-from robust_gan.experiment.running import InterruptedRunError, run
-
-__all__ = ["OF_THE_PAPER", "InterruptedRunError", "Plan", "plan", "run"]

@@ -1,0 +1,186 @@
+"""What the classifier minimises: its loss on clean and perturbed images, and the gradient penalty."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robust_gan.game import weights
+from robust_gan.game.state import Game
+from robust_gan.losses import classifier_loss, cross_entropy, is_correct, trades
+from robust_gan.optimizers import kernels, mean_over
+from robust_gan.types import Batch, LogitsFn, Metrics, PlayerState, PyTree
+
+
+def attacked_classifier(game: Game, classifier: PlayerState, axis_name: str | None) -> LogitsFn:
+    """Returns the classifier as the adversary meets it.
+
+    Args:
+        game: The game.
+        classifier: The classifier as it stands.
+        axis_name: The mapped axis, if there is one.
+
+    Returns:
+        Images to logits, with the statistics of `game.attacked_batch_norm`; no gradient flows into the parameters.
+
+    >>> from robust_gan import adversaries, networks
+    >>> game = Game(networks.build_classifier("digits_cnn", 10), optax.sgd(0.1), adversaries.none())
+    >>> images = jnp.zeros((2, 8, 8, 1))
+    >>> params, batch_stats = game.classifier.init(jax.random.key(0), images)
+    >>> attacked_classifier(game, PlayerState(params, batch_stats, ()), None)(images).shape
+    (2, 10)
+    """
+    train = game.attacked_batch_norm == "batch"
+
+    def classifier_fn(images):
+        params, batch_stats = jax.lax.stop_gradient((classifier.params, classifier.batch_stats))
+        return game.classifier.apply(params, batch_stats, images, train=train, axis_name=axis_name)[0]
+
+    return classifier_fn
+
+
+def classifier_gradient(
+    game: Game,
+    classifier: PlayerState,
+    adversary: PyTree,
+    batch: Batch,
+    keys: jax.Array,
+    *,
+    axis_name: str | None = None,
+) -> tuple[PyTree, PyTree, Metrics]:
+    """Returns the direction in which the classifier learns: its loss on clean and perturbed images, and the penalty.
+
+    Args:
+        game: The game.
+        classifier: The classifier before the step.
+        adversary: The adversary's state, improved already.
+        batch: The minibatch.
+        keys: One key per image, `[B]`.
+        axis_name: The mapped axis, if there is one.
+
+    Returns:
+        The gradient in the classifier's parameters (weight decay is the optimiser's), the new running statistics, and
+        scalar metrics; all averaged over the axis.
+
+    Raises:
+        ValueError: A gradient penalty is asked for, but the adversary has no parameters.
+
+    >>> from robust_gan import adversaries, networks
+    >>> game = Game(networks.build_classifier("digits_cnn", 10), optax.sgd(0.1), adversaries.none(),
+    ...             adversarial_weight=0.0)
+    >>> batch = Batch(jnp.zeros((2, 8, 8, 1)), jnp.array([3, 7]))
+    >>> params, batch_stats = game.classifier.init(jax.random.key(0), batch.images)
+    >>> gradient, _, metrics = classifier_gradient(game, PlayerState(params, batch_stats, ()), (), batch, None)
+    >>> sorted(metrics)
+    ['classifier_loss', 'clean_accuracy', 'clean_loss']
+    """
+    attacked = attacked_classifier(game, classifier, axis_name)
+    if game.gradient_penalty:
+        if game.adversary.response is None:
+            raise ValueError("the gradient penalty needs an adversary with parameters; set gradient_penalty to 0")
+        phi, images_fn = game.adversary.response(adversary, attacked, batch, keys, axis_name=axis_name)
+        gradient_at = functools.partial(_penalised_gradient, game, classifier, batch, phi, images_fn, axis_name)
+    else:
+        images = None
+        if game.adversarial_weight:
+            images = game.adversary.perturb(adversary, attacked, batch, keys, axis_name=axis_name)
+        gradient_at = functools.partial(_loss_gradient, game, classifier, batch, images, axis_name)
+    params = classifier.params
+    if game.weight_perturbation:
+        params = weights.perturb_weights(
+            params, mean_over(axis_name, gradient_at(params)[0]), game.weight_perturbation
+        )  # fmt: skip
+    gradient, batch_stats, metrics = gradient_at(params)
+    gradient, metrics = mean_over(axis_name, (gradient, metrics))
+    return gradient, batch_stats, metrics
+
+
+def _loss_gradient(game, classifier, batch, images, axis_name, params):
+    """Returns this device's gradient of the loss, the new running statistics, and metrics."""
+
+    def mean_loss(params):
+        batch_stats, logits = classifier.batch_stats, {}
+        # Apart, because BatchNorm normalises clean and adversarial images apart; a term of weight 0 is not computed.
+        if game.clean_weight:
+            logits["clean"], batch_stats = game.classifier.apply(
+                params, batch_stats, batch.images, train=True, axis_name=axis_name
+            )
+        if game.adversarial_weight:
+            logits["adversarial"], batch_stats = game.classifier.apply(
+                params, batch_stats, jax.lax.stop_gradient(images), train=True, axis_name=axis_name
+            )
+        return _mean_loss(game, logits, batch.labels), (logits, batch_stats)
+
+    gradient, (logits, batch_stats) = jax.grad(mean_loss, has_aux=True)(params)
+    return gradient, batch_stats, _measure(game, logits, batch.labels)
+
+
+def _penalised_gradient(game, classifier, batch, phi, images_fn, axis_name, params):
+    """Returns the same with the gradient penalty: the two terms apart, for the penalty shares the adversarial one."""
+    labels, batch_stats = batch.labels, classifier.batch_stats
+
+    def mean_loss(params, batch_stats, images):
+        logits, batch_stats = game.classifier.apply(params, batch_stats, images, train=True, axis_name=axis_name)
+        loss = jnp.mean(cross_entropy(logits, labels, label_smoothing=game.label_smoothing))
+        return loss, (logits, batch_stats)
+
+    terms, logits = [], {}
+    if game.clean_weight:
+        gradient, (logits["clean"], batch_stats) = jax.grad(mean_loss, has_aux=True)(params, batch_stats, batch.images)
+        terms.append((game.clean_weight, gradient))
+    images, pullback = jax.vjp(images_fn, phi)
+    # One backward pass gives both the gradient in theta and the cotangent of the pixels for the pullback to phi.
+    (gradient, cotangent), (logits["adversarial"], batch_stats) = jax.grad(mean_loss, argnums=(0, 2), has_aux=True)(
+        params, batch_stats, images
+    )
+    v = mean_over(axis_name, pullback(cotangent)[0])
+    gradient_at = functools.partial(
+        jax.grad(lambda params, images: mean_loss(params, classifier.batch_stats, images)[0]), params
+    )
+    penalty_gradient = _penalty_gradient(game, gradient_at, gradient, images, images_fn, phi, v)
+    terms += [(game.adversarial_weight, gradient), (game.gradient_penalty, penalty_gradient)]
+    factors, trees = zip(*terms, strict=True)
+    total = jax.tree.map(lambda *leaves: sum(w * g for w, g in zip(factors, leaves, strict=True)), *trees)
+    penalty = {"penalty": 0.5 * optax.tree.norm(v, squared=True)}
+    return total, batch_stats, penalty | _measure(game, logits, labels)
+
+
+def _penalty_gradient(game, gradient_at, gradient_here, images, images_fn, phi, v):
+    """Returns this device's share of grad_theta R, given v = grad_phi CE over all devices.
+
+    Exactly, grad_theta R = grad_theta <v(theta), v> = grad_theta <grad_x CE, u>, where u = (d images / d phi) v does
+    not depend on theta: one forward-mode pass through the generator, then forward over reverse through the classifier
+    alone. The finite difference moves the generator by +h v, as a plain gradient step on its loss does, weight decay
+    included where the game says so.
+    """
+    if game.penalty_form == "exact":
+        tangent = jax.jvp(images_fn, (phi,), (v,))[1]
+        return jax.jvp(gradient_at, (images,), (tangent,))[1]
+    if game.penalty_decay:
+        v = jax.tree.map(lambda p, d, decays: d - game.penalty_decay * decays * p, phi, v, kernels(phi))
+    virtual = images_fn(jax.tree.map(lambda p, d: p + game.penalty_step * d, phi, v))
+    return jax.tree.map(lambda a, b: (a - b) / game.penalty_step, gradient_at(virtual), gradient_here)
+
+
+def _mean_loss(game, logits, labels):
+    loss_fn = trades if game.loss == "trades" else classifier_loss
+    given = list(logits.values())  # Where a term has weight 0, the logits of the other stand in for it.
+    return jnp.mean(
+        loss_fn(
+            logits.get("clean", given[0]),
+            logits.get("adversarial", given[0]),
+            labels,
+            clean_weight=game.clean_weight,
+            adversarial_weight=game.adversarial_weight,
+            label_smoothing=game.label_smoothing,
+        )
+    )
+
+
+def _measure(game, logits, labels):
+    metrics = {"classifier_loss": _mean_loss(game, logits, labels)}
+    for name, values in logits.items():
+        metrics[f"{name}_loss"] = jnp.mean(cross_entropy(values, labels))
+        metrics[f"{name}_accuracy"] = jnp.mean(is_correct(values, labels))
+    return metrics

@@ -1,0 +1,173 @@
+"""What lies in folders: runs, evaluations and reproductions."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from robust_gan.errors import UserError
+from robust_gan.reporting import details, noise_images
+from robust_gan.reporting.details import Details
+from robust_gan.reporting.noise_images import Film
+from robust_gan.storage import files, workdir
+
+REPORT, REPRODUCTION = "report.json", "reproduction.json"
+SCHEMAS = {REPORT: "robust_gan.evaluation/4", REPRODUCTION: "robust_gan.reproduction/2"}
+"""Those of `report` and `experiment`, whose modules load jax."""
+
+_DEPTH = 4
+_PASSED_OVER = ("checkpoints", "tensorboard", noise_images.FOLDER, "cards")
+
+
+class Run(NamedTuple):
+    """A training run.
+
+    Attributes:
+        name: To show.
+        group: Runs of one contestant with other seeds share it.
+        folder: Where.
+        config: As in `config.json`.
+        metrics: Lines of `metrics.jsonl`.
+        timing: Lines of `timing.jsonl`.
+        film: The generator's noise, None where there is none.
+    """
+
+    name: str
+    group: str
+    folder: str
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    film: Film | None
+
+
+class Evaluation(NamedTuple):
+    """An evaluation.
+
+    Attributes:
+        name: To show.
+        report: As in `report.json`.
+        details: Image by image; None in the folder of an older version.
+    """
+
+    name: str
+    report: dict[str, Any]
+    details: Details | None
+
+
+class Found(NamedTuple):
+    """Everything that lies in some folders.
+
+    Attributes:
+        runs: Runs.
+        evaluations: Evaluations.
+        reproductions: What `reproduction.json` holds, by folder.
+    """
+
+    runs: list[Run]
+    evaluations: list[Evaluation]
+    reproductions: dict[str, dict[str, Any]]
+
+
+def find(directories: Sequence[epath.PathLike]) -> Found:
+    """Finds runs, evaluations and reproductions in folders and up to four levels below.
+
+    Args:
+        directories: The folders.
+
+    Raises:
+        UserError: One is no folder or holds nothing of the kind, or a file is damaged.
+
+    >>> find([]).runs
+    []
+    """
+    found, seen = Found([], [], {}), set[str]()
+    for directory in directories:
+        root = epath.Path(os.path.abspath(os.path.expanduser(os.fspath(directory))))
+        if not root.is_dir():
+            raise UserError(f"there is no folder {root}: give those of runs and evaluations")
+        before = len(found.runs) + len(found.evaluations) + len(found.reproductions)
+        folders = {os.fspath(folder): folder for folder in _folders(root, _DEPTH)}
+        for path in folders.keys() - seen:
+            _add(found, folders[path], root)
+        after = len(found.runs) + len(found.evaluations) + len(found.reproductions)
+        if after == before and not folders.keys() & seen:
+            raise UserError(
+                f"{root} holds no run, evaluation or reproduction: give folders that train.py, evaluate.py or "
+                "reproduce.py wrote"
+            )
+        seen |= folders.keys()
+    named = _shorten({run.group for run in found.runs})
+    runs = [run._replace(group=named[run.group]) for run in sorted(found.runs, key=lambda run: run.folder)]
+    return Found(runs, sorted(found.evaluations, key=lambda one: one.name), found.reproductions)
+
+
+def _shorten(paths: set[str]) -> dict[str, str]:
+    """Names each path by as many of its last parts as tell it from the others.
+
+    >>> sorted(_shorten({"/a/b/c", "/a/d/c", "/a/e"}).values())
+    ['b/c', 'd/c', 'e']
+    """
+    named: dict[str, str] = {}
+    for depth in range(1, 2 + max((path.count("/") for path in paths), default=0)):
+        ends = {path: "/".join(path.split("/")[-depth:]) for path in paths}
+        for path, end in ends.items():
+            if list(ends.values()).count(end) == 1:
+                named.setdefault(path, end)
+    return named
+
+
+def _folders(folder: epath.Path, depth: int) -> Iterator[epath.Path]:
+    yield folder
+    if depth:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and path.name not in _PASSED_OVER and not path.name.startswith("."):
+                yield from _folders(path, depth - 1)
+
+
+def _add(found: Found, folder: epath.Path, root: epath.Path) -> None:
+    name = folder.name if folder == root else f"{root.name}/{folder.relative_to(root)}"
+    if (folder / workdir.CONFIG).exists() and (folder / workdir.METRICS).exists():
+        seed = folder.parent.name
+        # As experiment.planning lays them out.
+        belongs = seed.startswith("seed-") and folder.parent.parent.name == "runs"
+        shown = f"{folder.name}, seed {seed.removeprefix('seed-')}" if belongs else folder.name
+        group = f"{folder.parent.parent.parent}/{folder.name}" if belongs else os.fspath(folder)
+        found.runs.append(
+            Run(shown, group, os.fspath(folder), _json(folder / workdir.CONFIG),
+                _lines(folder / workdir.METRICS), _lines(folder / workdir.TIMING), noise_images.read(folder))
+        )  # fmt: skip
+    if (folder / REPORT).exists():
+        found.evaluations.append(Evaluation(name, _of_schema(folder / REPORT), details.read(folder)))
+    if (folder / REPRODUCTION).exists():
+        found.reproductions[name] = _of_schema(folder / REPRODUCTION)
+
+
+def _of_schema(path: epath.Path) -> dict[str, Any]:
+    values = _json(path)
+    if values.get("schema") != SCHEMAS[path.name]:
+        raise UserError(
+            f"{path} is of the schema {values.get('schema')!r}, not {SCHEMAS[path.name]}: make it again, or leave its "
+            "folder out"
+        )
+    return values
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    try:
+        values = files.read_json(path)
+    except (files.UnreadableError, FileNotFoundError) as error:
+        raise UserError(f"{path} is damaged ({error}): leave its folder out") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged (it holds no object): leave its folder out")
+    return values
+
+
+def _lines(path: epath.Path) -> list[dict[str, Any]]:
+    """Reads JSON lines; the last may be cut where training goes on meanwhile."""
+    try:
+        lines = files.read_lines(path)
+    except files.UnreadableError as error:
+        raise UserError(f"{path} is damaged ({error}): leave its folder out") from error
+    return [line for line in lines if isinstance(line.get("step"), int)]

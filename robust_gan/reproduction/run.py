@@ -1,0 +1,156 @@
+"""Trains and evaluates what a plan says, going on where it was stopped."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from robust_gan import checkpoint, training
+from robust_gan.errors import CheckpointError
+from robust_gan.reporting import folder as folder_lib
+from robust_gan.reporting import plots
+from robust_gan.reporting import run as run_lib
+from robust_gan.reporting import tables as tables_lib
+from robust_gan.reproduction import cost, tables
+from robust_gan.reproduction.plan import NETWORK, SEED, Plan, run_folder
+from robust_gan.storage import files, workdir
+from robust_gan.training import setup
+
+RECORD, TABLES, PICTURE, COSTS = "reproduction.json", "reproduction.md", "reproduction.png", "costs.png"
+SCHEMA = "robust_gan.reproduction/2"
+
+_KEY, _BEGUN = "key.json", "begun.json"
+
+
+class InterruptedRunError(Exception):
+    """A signal ended a run; what was done is saved."""
+
+
+def run(
+    plan: Plan,
+    output: epath.PathLike,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    batch_size: int = 500,
+    progress: bool | None = None,
+    say: Callable[[str], Any] = print,
+) -> tuple[str, dict[str, Any]]:
+    """Trains every run of a plan, evaluates each seed, and writes the tables.
+
+    Started again on the same folder it goes on: finished runs are not trained and finished evaluations not made again.
+
+    Args:
+        plan: What to do.
+        output: Its folder: `runs/seed-SEED/NAME` for the runs, `seed-SEED` for the evaluations, and the tables
+            `reproduction.md`, `reproduction.json` and, with the extra `plot`, the pictures `reproduction.png`
+            and `costs.png`.
+        devices: Where; None for all.
+        batch_size: Images at once in the evaluation.
+        progress: Bars; None for only where stderr is a terminal.
+        say: Called with a sentence where there is something to say.
+
+    Returns:
+        The tables as Markdown, and what `reproduction.json` holds.
+
+    Raises:
+        UserError: The data are not prepared, or the folder holds another experiment.
+        InterruptedRunError: A signal ended a run.
+
+    Guarantees:
+        `test_a_killed_experiment_goes_on_to_the_same_tables`.
+    """
+    folder = epath.Path(output).expanduser()
+    for (seed, name), config in plan.runs.items():
+        workdir.check(run_folder(folder, seed, name), config)
+    setup.load_data(next(iter(plan.runs.values())))  # Before the first folder is made.
+    for index, ((seed, name), config) in enumerate(plan.runs.items(), 1):
+        where = run_folder(folder, seed, name)
+        say(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")
+        if _is_finished(where, config):
+            continue
+        result = training.train(config, where, devices=devices, progress=progress, say=lambda text: None)
+        if not result.finished:
+            raise InterruptedRunError(f"stopped at step {result.step} of {where}; the same command goes on from there")
+
+    reports, costs = {}, {}
+    for seed in plan.seeds:
+        targets = [run_folder(folder, seed, name) for name in plan.contestants]
+        sources = [run_folder(folder, seed, name) for name in (SEED, NETWORK)]
+        say(f"attacking the contestants of seed {seed}")
+        reports[seed] = _evaluate(plan, targets, sources, folder / f"seed-{seed}", devices, batch_size, progress)
+        info = checkpoint.read_record(targets[0]).data
+        costs[seed] = {
+            name: cost.measure(plan.runs[seed, name], where, info)
+            for name, where in zip(plan.contestants, targets, strict=True)
+        }
+    table = tables.summarise(plan, reports, costs)
+    text = tables.write_up(plan, table, reports)
+    values = {
+        "schema": SCHEMA,
+        "dataset": plan.dataset,
+        "budget": plan.budget,
+        "seeds": list(plan.seeds),
+        "attacks": plan.attacks,
+        "images": reports[plan.seeds[0]]["data"]["count"],
+        "contestants": table,
+        "reports": {str(seed): f"seed-{seed}/{tables_lib.RECORD}" for seed in plan.seeds},
+    }
+    workdir.write_text(folder / TABLES, text)
+    workdir.write_text(folder / RECORD, json.dumps(values, indent=2) + "\n")
+    if plots.can_plot():
+        plots.draw_accuracies(folder / PICTURE, tables.columns(plan, table))
+        histories = {row["label"]: [paid["history"] for paid in row["cost"]] for row in table.values()}
+        plots.draw_costs(folder / COSTS, histories)
+    return text, values
+
+
+def _is_finished(where, config):
+    """Tells it from the newest checkpoint's record; training would load the data and compile before it says so."""
+    try:
+        return checkpoint.read_record(where, "last").step >= config.num_steps
+    except CheckpointError:
+        return False
+
+
+def _is_at(path, key):
+    try:
+        return files.read_json(path) == json.loads(json.dumps(key))
+    except (FileNotFoundError, files.UnreadableError):
+        return False
+
+
+def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
+    """Evaluates a seed, unless the same checkpoints were under the same attacks before."""
+    records = [checkpoint.read_record(where) for where in (*targets, *sources)]
+    key = {
+        "attacks": plan.attacks,
+        "models": [[str(record.directory), record.step, record.leaves] for record in records],
+        "versions": tables_lib.made_with(batch_size, len(devices or ()))["versions"],
+    }
+    if (output / _KEY).exists() and (output / tables_lib.RECORD).exists():
+        try:
+            if _is_at(output / _KEY, key):
+                values = files.read_json(output / tables_lib.RECORD)
+                if values["schema"] == tables_lib.SCHEMA:
+                    return values
+        except (files.UnreadableError, KeyError, TypeError):
+            pass  # Cut while it was written: evaluated anew.
+    begun = _is_at(output / _BEGUN, key)
+    if not begun:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / folder_lib.SUBJECT).unlink(missing_ok=True)  # What lies there is of no evaluation any more.
+        workdir.write_text(output / _BEGUN, json.dumps(key) + "\n")
+    _, values = run_lib.compare(
+        [str(where) for where in targets],
+        sources=[str(where) for where in sources],
+        attacks=plan.attacks,
+        batch_size=batch_size,
+        devices=devices,
+        output=output,
+        overwrite=not begun,  # What was stopped goes on.
+        progress=progress,
+    )
+    workdir.write_text(output / _KEY, json.dumps(key))
+    return json.loads(json.dumps(values))

@@ -1,0 +1,1 @@
+"""Files: paths on this machine or in an object store, and the folder of a run."""

@@ -1,0 +1,281 @@
+"""The folder of a run: whose it is, and its lines of metrics."""
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import filelock
+from etils import epath
+
+from robust_gan import config as config_lib
+from robust_gan.config import Config
+from robust_gan.errors import UserError
+from robust_gan.storage import files, paths
+from robust_gan.version import __version__
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+TIMING = "timing.jsonl"
+
+SECONDS = 10.0
+"""Between two writings of a file of lines in an object store, which cannot append: the whole is written."""
+
+_LOCK = ".lock"
+_VERSION = "robust_gan"
+_LARGEST_CONFIG = 1 << 20
+
+
+class Claim:
+    """A folder that is this run's own.
+
+    Args:
+        path: The folder.
+        lock: What the system says of its lock file, which is locked; None in an object store, which has no locks.
+
+    Attributes:
+        path: The folder, absolute and without links.
+    """
+
+    def __init__(self, path: epath.Path, lock: os.stat_result | None) -> None:
+        """Holds what `claim` has got."""
+        self.path, self._lock = path, lock
+
+    def require(self) -> None:
+        """Refuses to go on where the folder is no longer the one that was claimed.
+
+        A folder that was removed, and perhaps made anew by another run, has another lock file or none.
+
+        Raises:
+            UserError: Nothing may be written there any more.
+        """
+        if self._lock is None:
+            return
+        try:
+            same = os.path.samestat(self._lock, os.stat(self.path / _LOCK))
+        except OSError:
+            same = False
+        if not same:
+            raise UserError(
+                f"the workdir {self.path} was removed or replaced while this run was going: nothing more is written "
+                "there; start anew in another workdir"
+            )
+
+
+@contextlib.contextmanager
+def claim(directory: epath.PathLike, config: Config) -> Iterator[Claim]:
+    """Makes a folder this run's own while the context lasts.
+
+    Args:
+        directory: Made where there is none; a link is followed. In an object store it is for the caller to see that
+            only one run has it.
+        config: The run's configuration, written to `config.json`.
+
+    Yields:
+        The claim.
+
+    Raises:
+        UserError: The folder is a file, cannot be written, holds a run of another configuration (the sentence names
+            the fields), or another process is training in it. Nothing is written then.
+    """
+    path = check(directory, config)
+    text = json.dumps({_VERSION: __version__, **config_lib.to_dict(config)}, indent=2) + "\n"
+    if paths.is_remote(path):
+        try:
+            write_text(path / CONFIG, text)
+        except Exception as error:  # Every store fails in its own way.
+            raise UserError(f"the workdir {path} cannot be written ({error}): give one that can") from error
+        yield Claim(path, None)
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # Two names of one folder are one; and a link that changes later changes nothing.
+        path = epath.Path(os.path.realpath(path))
+        # The system drops the lock with the process, however it dies; while it holds, no other file has its number.
+        lock = filelock.FileLock(path / _LOCK).acquire(timeout=0)
+        claimed = Claim(path, os.stat(path / _LOCK))
+    except filelock.Timeout as error:
+        raise UserError(f"another process is training in {path}: wait for it, or give another workdir") from error
+    except OSError as error:
+        raise UserError(
+            f"the workdir {path} cannot be written ({str(error.strerror).lower()}): give a folder that can"
+        ) from error
+    with lock:
+        check(path, config)
+        write_text(path / CONFIG, text)
+        yield claimed
+
+
+def check(directory: epath.PathLike, config: Config) -> epath.Path:
+    """Refuses a folder that a run cannot have, without touching it.
+
+    Args:
+        directory: It need not exist.
+        config: The run's configuration.
+
+    Returns:
+        The absolute path of the folder.
+
+    Raises:
+        UserError: It is a file, a link to nothing or below such, is known not to be writable, or holds a run of another
+            configuration (the sentence names the fields that differ), of a newer version, or a `config.json` that is
+            none.
+
+    >>> check("/nosuch", Config()).name
+    'nosuch'
+    """
+    path = paths.locate(directory)
+    if not paths.is_remote(path):
+        _check_local(path)
+    file = path / CONFIG
+    if not paths.exists(file):
+        return path
+    version = ""
+    try:
+        if not paths.is_remote(file) and file.stat().length > _LARGEST_CONFIG:
+            raise ValueError("it is too large")
+        values = files.read_json(file)
+        version = str(values.pop(_VERSION, "")) if isinstance(values, dict) else ""
+        there = config_lib.from_dict(values)
+    except (ValueError, OSError, RecursionError) as error:
+        if _is_newer(version):
+            raise UserError(
+                f"{path} holds a run of robust_gan {version}, and this is {__version__} ({error}): go on with it with "
+                "that version, or give another workdir"
+            ) from error
+        raise UserError(f"{file} is not a configuration ({error}): give another workdir") from error
+    if names := config_lib.differences(there, config):
+        raise UserError(
+            f"{path} holds a run of another configuration (there != here: {'; '.join(names)}): "
+            "give another workdir, or the same configuration to go on with it"
+        )
+    return path
+
+
+def _check_local(path: epath.Path) -> None:
+    if "\0" in os.fspath(path):
+        raise UserError(f"the workdir {os.fspath(path)!r} cannot be (it has a null character): give another")
+    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if os.path.islink(nearest) and not nearest.exists():
+        raise UserError(
+            f"the workdir {path} is or lies below a link to {os.readlink(nearest)}, which is not there: make that "
+            "folder, or give another"
+        )
+    if not nearest.is_dir():
+        raise UserError(f"the workdir {path} is a file: give a folder" if nearest == path else
+                        f"the workdir {path} lies below the file {nearest}: give a folder")  # fmt: skip
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"the workdir {path} cannot be written (permission denied): give a folder that can")
+
+
+def _is_newer(version: str) -> bool:
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in re.findall(r"[0-9]+", text[:50])]
+
+    return numbers(version) > numbers(__version__)
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+        path: Its folder exists.
+        text: What it is to hold.
+
+    >>> path = epath.Path(getfixture("tmp_path")) / "a.txt"
+    >>> write_text(path, "whole")
+    >>> path.read_text(), len(list(path.parent.iterdir()))
+    ('whole', 1)
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.Path, content: bytes) -> None:
+    """Writes a file whole or not at all, as `write_text` does.
+
+    >>> path = epath.Path(getfixture("tmp_path")) / "a.npz"
+    >>> write_bytes(path, b"whole")
+    >>> path.read_bytes()
+    b'whole'
+    """
+    if paths.is_remote(path):
+        path.write_bytes(content)
+        return
+    partial = path.parent / f".{path.name}.partial"
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+class Lines:
+    """A file of JSON lines that continues where a checkpoint stands.
+
+    Args:
+        path: The file.
+        step: Lines of later steps, which a stopped run wrote after its last checkpoint, are dropped, and so is a line
+            that was cut: the steps come again.
+
+    >>> lines = Lines(epath.Path(getfixture("tmp_path")) / "metrics.jsonl", step=0)
+    >>> lines.write(50, {"train/clean_loss": 0.5})
+    >>> lines.close()
+    >>> (getfixture("tmp_path") / "metrics.jsonl").read_text()
+    '{"step": 50, "train/clean_loss": 0.5}\\n'
+    """
+
+    def __init__(self, path: epath.Path, step: int) -> None:
+        """Opens the file and drops what comes after the step."""
+        kept = []
+        for line in path.read_bytes().split(b"\n") if path.exists() else []:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line.decode() + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        write_text(path, "".join(kept))
+        self._path, self._lines, self._written = path, kept, time.monotonic()
+        # Open as long as the run.
+        self._file = None if paths.is_remote(path) else open(path, "a")  # noqa: SIM115
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Appends a line, and makes it visible at once; in an object store, within `SECONDS`.
+
+        Args:
+            step: Steps taken.
+            values: What JSON can hold.
+
+        Raises:
+            UserError: The disk is full, or not writable any more.
+        """
+        line = json.dumps({"step": step, **values}) + "\n"
+        with self._told():
+            if self._file is not None:
+                self._file.write(line)
+                self._file.flush()
+                return
+            self._lines.append(line)
+            if time.monotonic() - self._written >= SECONDS:
+                self._write_anew()
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._told():
+            if self._file is not None:
+                self._file.close()
+            else:
+                self._write_anew()
+
+    def _write_anew(self) -> None:
+        write_text(self._path, "".join(self._lines))
+        self._written = time.monotonic()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written ({str(error.strerror).lower()}): make room there, or give a workdir "
+                "that can be written; finished checkpoints are as they were"
+            ) from error

@@ -1,0 +1,387 @@
+"""What can fail on a model fails before the first attack, and nothing that comes after the attacks loses the report."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_gan import evaluation, training
+from robust_gan.cli import config_flags
+from robust_gan.errors import UserError
+from robust_gan.evaluation import alarms, calling, trying
+from robust_gan.evaluation.state import Rows
+from robust_gan.reporting import details, page, plots, tables
+from robust_gan.reporting import run as run_lib
+from robust_gan.reporting.run import additions
+
+WEIGHTS = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+IMAGES = np.random.default_rng(1).uniform(0.2, 0.8, (6, 4, 4, 1)).astype(np.float32)
+
+
+def linear(images):
+    return images.reshape(len(images), -1) @ WEIGHTS
+
+
+LABELS = np.argmax(linear(IMAGES), -1)
+
+
+def elsewhere():
+    def ask(images):
+        return np.asarray(linear(np.asarray(images)), np.float32)
+
+    return lambda x: jax.pure_callback(ask, jax.ShapeDtypeStruct((len(x), 4), np.float32), x)
+
+
+def loop():
+    def logits_fn(x):
+        return linear(jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] * 1.0), (0, x))[1])
+
+    return logits_fn
+
+
+def whole_numbers():
+    return lambda x: jnp.round(100 * linear(x)).astype(jnp.int32)
+
+
+def callback_in_the_gradient():
+    """Fails in the backward pass alone, and only when that runs."""
+
+    @jax.custom_vjp
+    def same(x):
+        return x
+
+    def fail(gradient):
+        raise OSError("no backward pass here")
+
+    same.defvjp(lambda x: (x, None), lambda _, g: (jax.pure_callback(fail, jax.ShapeDtypeStruct(g.shape, g.dtype), g),))
+    return lambda x: linear(same(x))
+
+
+WITHOUT = {"elsewhere": elsewhere, "loop": loop, "whole_numbers": whole_numbers, "gradient": callback_in_the_gradient}
+
+
+def donates():
+    shift = jax.jit(lambda x: x + 0.0, donate_argnums=0)
+    return lambda x: linear(shift(x))
+
+
+def at_most_two():
+    def logits_fn(x):
+        if len(x) > 2:
+            raise MemoryError(f"out of memory with {len(x)} images")
+        return linear(x)
+
+    return logits_fn
+
+
+def exactly_two():
+    def logits_fn(x):
+        if len(x) != 2:
+            raise ValueError(f"exported for batches of 2, not {len(x)}")
+        return linear(x)
+
+    return logits_fn
+
+
+def with_at():
+    return lambda x: linear(x.at[:, 0, 0, 0].set(0.5))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Evaluates a model of a module of its own, on a few images; returns the record and the folder."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(alarms, "_STEPS", 2)
+
+    def evaluate(make, images=IMAGES, labels=LABELS, name="f", output="out", **settings):
+        module = types.ModuleType("models_of_order")
+        setattr(module, name, make)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        np.savez(tmp_path / "d.npz", images=images, labels=labels)
+        given = {"attacks": "fgsm", "epsilon": 0.05, "batch_size": 2, "progress": False} | settings
+        folder = tmp_path / output
+        _, values = run_lib.compare(
+            models=[f"{module.__name__}:{name}"], dataset=str(tmp_path / "d.npz"), output=folder,
+            devices=jax.devices()[:1], **given,
+        )  # fmt: skip
+        assert json.loads((folder / tables.RECORD).read_text()) == json.loads(json.dumps(values))
+        return values, folder
+
+    return evaluate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_model_without_derivative_is_attacked_by_queries_and_has_its_report(run, name):
+    values, _ = run(WITHOUT[name], attacks="square3")
+    (target,) = values["targets"].values()
+    silent = {alarm["name"]: alarm["finding"] for alarm in target["alarms"] if not alarm["asked"]}
+    assert set(silent) == {"zero_gradients", "nan_gradients", "not_converged", "does_not_reach_0"}
+    assert all(finding.startswith("not asked: no derivative (") for finding in silent.values())
+    assert target["clean_accuracy"] == 1
+    assert values["notes"] == []
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_attacks_that_follow_a_gradient_are_refused_before_anything_is_written(run, name, tmp_path):
+    with pytest.raises(UserError, match=r"^fgsm, pgd2 follow the gradient of models_of_order:f, which has no derivati"):
+        run(WITHOUT[name], attacks="square3,fgsm", in_turn="pgd2")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [donates, at_most_two, exactly_two, with_at])
+@pytest.mark.filterwarnings("ignore:Some donated buffers")
+def test_models_with_a_form_of_their_own_are_scored_as_their_plain_twin(run, make):
+    settings = {"attacks": "pgd2", "in_turn": "fgsm", "pictures": ["examples"]}
+    values, folder = run(make, **settings)
+    twin, _ = run(with_at if make is with_at else lambda: linear, output="twin", **settings)
+    (target,), (plain,) = values["targets"].values(), twin["targets"].values()
+    assert target["robust_accuracy"] == plain["robust_accuracy"]
+    assert target["in_turn"][-1]["robust_accuracy"] == plain["in_turn"][-1]["robust_accuracy"]
+    assert values["notes"] == []
+    assert (folder / tables.EXAMPLES).exists()
+
+
+@pytest.mark.slow
+def test_what_fails_after_the_attacks_is_a_sentence_and_the_report_stays(run, monkeypatch):
+    def fail(*args, **settings):
+        raise MemoryError("no room for that")
+
+    monkeypatch.setattr(alarms, "of_model", fail)
+    monkeypatch.setattr(details, "write", fail)
+    monkeypatch.setattr(plots, "draw_examples", fail)
+    values, folder = run(lambda: linear, pictures=["examples"])
+    failed = ["alarms on models_of_order:f", "details.npz", "examples.png"]
+    assert values["notes"] == [f"{what}: not made: MemoryError: no room for that." for what in failed]
+    text = (folder / tables.TABLES).read_text()
+    assert all(f"- {note}" in text for note in values["notes"])
+    assert "no room for that" in page.render(page.find([folder]))
+
+
+@pytest.mark.slow
+def test_a_report_that_cannot_be_written_is_told_with_what_was_found(run, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tables, "write", fail)
+    with pytest.raises(run_lib.UnwrittenError, match=r"out cannot be written \(no space left on device\)") as raised:
+        run(lambda: linear)
+    assert raised.value.scores.attacks == ("fgsm",)
+    assert raised.value.values["data"]["count"] == len(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("logits_fn", "sentence"),
+    [
+        (
+            lambda x: linear(x).astype(jnp.float16 if len(x) > 1 else jnp.float32),
+            "float32 for a batch of 1, 4 logits of",
+        ),
+        (lambda x: linear(x)[:, : 4 - (len(x) == 4)], "mine returns 4 logits of float32 for a batch of 1, 4 logits"),
+        (lambda x: linear(x[:3]), r"mine must return logits of shape \[4, K\] for 4 images, not \[3, 4\]"),
+        (
+            lambda x: linear(x) if len(x) < 4 else 1 / 0,
+            "4, 4, 4, 1.: ZeroDivisionError: division by zero: give a",
+        ),
+        (lambda x: np.asarray(linear(np.asarray(x))), "mine cannot be traced by JAX"),
+    ],
+)
+def test_a_model_is_tried_in_every_batch_shape(logits_fn, sentence):
+    with pytest.raises(UserError, match=sentence):
+        trying.try_model(evaluation.Model("mine", logits_fn), IMAGES, 4, 3)
+
+
+def test_every_attack_is_traced_on_a_model():
+    def narrow(x):  # Attacks hand it what clean scoring does not: a batch of another size.
+        return linear(x) if len(x) <= 2 else linear(x)[:2]
+
+    with pytest.raises(UserError, match=r"^spsa1 cannot be made on mine \("):
+        trying.try_attacks(evaluation.Model("mine", narrow), IMAGES, _threat(), ["spsa1"], 2, "")
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 7])
+@pytest.mark.parametrize("exactly", [False, True])
+def test_a_model_called_in_batches_computes_the_same_values_and_gradients(most, exactly):
+    bounded = calling.in_batches(linear, most, exactly=exactly, name="mine")
+    assert np.allclose(bounded(IMAGES), linear(IMAGES), atol=1e-6)
+    values, gradients = jax.jit(jax.value_and_grad(lambda x: (bounded(x) ** 2).sum()))(IMAGES)
+    there, theirs = jax.value_and_grad(lambda x: (linear(x) ** 2).sum())(IMAGES)
+    assert np.allclose(values, there, rtol=1e-5)
+    assert np.allclose(gradients, theirs, rtol=1e-4, atol=1e-5)
+
+
+def _threat():
+    from robust_gan import LinfThreat
+
+    return LinfThreat(0.05)
+
+
+def _found(broken):
+    scores = evaluation.Scores((), (), (), np.zeros((0, 6), bool), {})
+    chosen = types.SimpleNamespace(labels=LABELS)
+    return additions.Found([], [], chosen, _threat(), scores, "fgsm", np.zeros(0, int), {}, broken=broken)
+
+
+def test_adversarial_images_of_models_of_any_name_are_written(tmp_path):
+    names = ["file", "labels", "allow_pickle", "arr_0", "mit leer", "модель", "a|b", "runs/a/b"]
+    additions.write_adversarial(tmp_path, _found({name: Rows(IMAGES + index) for index, name in enumerate(names)}))
+    with np.load(tmp_path / tables.ADVERSARIAL, allow_pickle=False) as file:
+        assert (file["labels"] == LABELS).all()
+        for index, name in enumerate(names):
+            assert (file[name if name != "labels" else "adversarial: labels"] == IMAGES + index).all()
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
+    (tmp_path / tables.TABLES).mkdir()
+    with pytest.raises(UserError, match=r"report.md is a folder"):
+        additions.check_files(tmp_path)
+
+
+def test_every_model_has_a_card_of_its_own():
+    names = ["модель:первая", "модель:вторая", "a|b", "a/b", "A/B", "???", "!", "x" * 400, "x" * 401, ".", ""]
+    files = tables.card_names(names)
+    assert len({file.casefold() for file in files.values()}) == len(names)
+    assert all(3 < len(file.encode()) <= 255 and not file.startswith(".") for file in files.values())
+    assert files["модель:первая"] == "модель_первая.json"
+
+
+def test_a_bar_or_a_line_break_in_a_name_breaks_no_table():
+    lines = tables.markdown(["model", "clean"], [["a|b\nc", "1"]]).split("\n")
+    assert lines[-1] == "| a\\|b c |     1 |"
+    assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 4, 2), (4, 4, 5), (1, 8, 12)])
+def test_images_of_any_channels_and_names_of_any_letters_are_drawn(tmp_path, shape):
+    pytest.importorskip("matplotlib")
+    images = np.full((2, *shape), 0.5, np.float32)
+    column = {
+        "name": "$a_{b",
+        "adversarial": images + 0.1,
+        "predicted": ["$\\x$", "猫"],
+        "right": np.array([True, False]),
+    }
+    plots.draw_examples(tmp_path / "a.png", images, ["$", "<b>"], [column])
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_plotting_library_that_does_not_work_is_told_before_anything(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"a picture needs matplotlib, which cannot be imported \("):
+        plots.check_plot()
+
+
+def test_attacks_are_taken_by_name_or_as_functions():
+    from robust_gan import attacks
+
+    model = evaluation.Model("m", linear)
+
+    def towards_grey(logits_fn, key, images, labels, threat):
+        return jnp.clip(0.5, images - threat.epsilon, images + threat.epsilon)
+
+    settings = {"batch_size": 4, "devices": jax.devices()[:1]}
+    scores = evaluation.evaluate([model], IMAGES, LABELS, _threat(), attacks=[towards_grey, "fgsm"], **settings)
+    assert scores.attacks == ("towards_grey", "fgsm")
+    grey = np.clip(0.5, IMAGES - np.float32(0.05), IMAGES + np.float32(0.05))
+    assert (scores.robust["m", "m", "towards_grey"] == (np.argmax(linear(grey), -1) == LABELS)).all()
+    fgsm = scores.robust["m", "m", "fgsm"]
+    standing, rungs = evaluation.survive(
+        model, IMAGES, LABELS, _threat(), attacks={"one": attacks.fgsm, "grey": towards_grey}, **settings
+    )
+    assert [rung.attack for rung in rungs] == ["clean", "one", "grey"]
+    assert (standing == fgsm & scores.robust["m", "m", "towards_grey"]).all()
+    taken = attacks.autoattack(["fgsm"])
+    assert (evaluation.survive(model, IMAGES, LABELS, _threat(), attacks=taken, **settings)[0] == fgsm).all()
+    for wrong in ([lambda *args: args[2]], [3], ["nosuch"], [attacks.fgsm, "fgsm"], [("a", "b")]):
+        with pytest.raises(UserError, match=r"an attack is a name|unknown attack|given twice"):
+            evaluation.evaluate([model], IMAGES, LABELS, _threat(), attacks=wrong, **settings)
+
+
+def test_two_signals_together_end_a_loop_and_a_later_one_kills():
+    program = """
+import os, signal, sys, threading, time
+from robust_gan import ending
+with ending.signals() as received:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    print(len(received), flush=True)
+    ending._TOGETHER = 0.0
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "1\n", "")
+
+
+def test_outside_a_clone_a_recipe_is_named_by_its_place(tmp_path, monkeypatch, launch):
+    monkeypatch.chdir(tmp_path)
+    ended = launch("train", "--config=configs/digits.py:pgd", f"--workdir={tmp_path}/run")
+    root = pathlib.Path(__file__).resolve().parents[2]
+    there = f"error: there is no recipe 'configs/digits.py' in {tmp_path}: is it --config={root}/configs/digits.py?\n"
+    assert (ended.code, ended.err) == (2, there)
+    (tmp_path / "bin").mkdir()
+    with pytest.raises(UserError, match=r"no recipe 'configs/digits.py' in .*: give its whole path, or a recipe of yo"):
+        config_flags.check([str(tmp_path / "bin" / "train"), "--config=configs/digits.py"])
+
+
+def test_training_to_a_file_writes_lines(capsys):
+    lines = training._Lines(100, wanted=True)
+    lines.write(10, {"train/clean_loss": 2.5})  # Only just begun.
+    lines.write(20, {"validation/clean_accuracy": 0.5}, at_once=True)
+    training._Lines(100, wanted=False).write(20, {}, at_once=True)
+    assert capsys.readouterr().err == "step 20 of 100: clean_accuracy 0.500\n"
+
+
+def test_many_classes_are_counted_without_a_matrix_of_all(tmp_path):
+    count = 40_010
+    names = tuple(f"<{index}>" for index in range(count))
+    labels, taken = np.array([40_000, 40_000, 40_001, 3], np.int32), np.array([7, 7, 40_001, 40_009], np.int32)
+    stood = np.array([False, False, True, False])
+    found = details.Details(
+        labels, names, {"m": stood}, {("m", "clean"): taken}, np.zeros((0, 2, 2, 1)), np.zeros(0, int), {}, ""
+    )
+    details.write(tmp_path, found)
+    found = details.read(tmp_path)
+    assert details.most_confused(found, "m", "clean", 5) == [(40_000, 7, 2), (3, 40_009, 1)]
+    means = np.array(details.per_class(found, stood))
+    assert (means[[40_000, 40_001, 3]] == [0, 1, 0]).all()
+    assert np.isnan(means).sum() == count - 3
+    pairs = details.most_confused(found, "m", "clean", 5)
+    assert "&lt;40000&gt;" in page.evaluations._most_confused(found.label_names, pairs)
+
+
+def test_labels_of_one_byte_are_counted_right():
+    labels = np.array([30, 30, 0], np.uint8)
+    found = details.Details(
+        labels,
+        tuple(map(str, range(31))),
+        {},
+        {("m", "clean"): labels.astype(np.int32)},
+        np.zeros(0),
+        np.zeros(0),
+        {},
+        "",
+    )
+    assert details.confusion(found, "m", "clean")[30, 30] == 2
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers")
+@pytest.mark.parametrize("name", ["fgsm", "pgd1", "square2"])
+def test_attacks_that_are_not_compiled_leave_the_images_to_their_owner(name):
+    from robust_gan import attacks
+
+    images, labels = jnp.array(IMAGES), jnp.array(LABELS, jnp.int32)
+    made = [attacks.by_name(name)(fn, jax.random.key(0), images, labels, _threat()) for fn in (donates(), linear)]
+    assert np.allclose(made[0], made[1], atol=1e-6)
+    assert (np.asarray(images) == IMAGES).all()

@@ -1,0 +1,216 @@
+"""N devices are one device: under vmap, pmap and shard_map, to 1e-5, with one trace."""
+
+import functools
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from robust_gan import game, parallel
+from robust_gan.config import (
+    AdversaryConfig,
+    ClassifierConfig,
+    Config,
+    DataConfig,
+    GeneratorConfig,
+    OptimizerConfig,
+    PenaltyConfig,
+    PGDConfig,
+)
+from robust_gan.errors import UserError
+from robust_gan.training import multi_step, nonfinite
+from robust_gan.types import Batch
+
+pytestmark = pytest.mark.usefixtures("tiny_networks")
+
+DEVICES = 4
+SGD = OptimizerConfig(name="sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4)
+CASES = {
+    "none": Config(adversary=AdversaryConfig(name="none")),
+    "pgd": Config(adversary=AdversaryConfig(name="pgd", pgd=PGDConfig(num_steps=2))),
+    "generator": Config(adversary=AdversaryConfig(generator=GeneratorConfig(steps=2, optimizer=SGD))),
+    "exact penalty": Config(
+        adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, optimizer=SGD)),
+        penalty=PenaltyConfig(coefficient=0.05),
+    ),
+    "finite difference": Config(
+        adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, optimizer=SGD)),
+        # A large step: the quotient of a small one amplifies rounding.
+        penalty=PenaltyConfig(coefficient=-0.01, form="finite_difference", step=1.0),
+    ),
+    "running statistics": Config(
+        classifier=ClassifierConfig(attacked_batch_norm="running"),
+        adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, optimizer=SGD)),
+    ),
+}
+
+
+def make_batch(count=16):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(size=(count, 8, 8, 1)), jnp.float32)
+    return Batch(images, jnp.asarray(rng.integers(0, 10, count), jnp.int32))
+
+
+def start(config, batch):
+    config.classifier.optimizer = SGD
+    played = game.from_config(config, num_classes=10, channels=1)
+    return played, game.init(played, jax.random.key(0), batch.images)
+
+
+@functools.cache
+def on_one_device(case):
+    """The game of a case, its state before a step, and what the step gives on one device."""
+    batch = make_batch()
+    played, state = start(CASES[case], batch)
+    return played, state, jax.jit(functools.partial(game.train_step, played))(state, batch)
+
+
+def assert_same(left, right):
+    data = [
+        jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)
+        for tree in (left, right)
+    ]
+    chex.assert_trees_all_close(*data, rtol=1e-5, atol=1e-5)
+
+
+def mapped_step(kind, played):
+    """Compiles the step over the axis and returns whole states again."""
+    step = functools.partial(game.train_step, played, axis_name=parallel.AXIS)
+    share = lambda batch: jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)  # noqa: E731
+    if kind == "vmap":
+        mapped = jax.jit(jax.vmap(step, in_axes=(None, 0), out_axes=0, axis_name=parallel.AXIS))
+        return lambda state, batch: jax.tree.map(lambda x: x[0], mapped(state, share(batch)))
+    if kind == "pmap":
+        mapped = jax.pmap(step, axis_name=parallel.AXIS, in_axes=(None, 0), out_axes=(None, None))
+        return lambda state, batch: mapped(state, share(batch))
+    mesh = Mesh(np.asarray(jax.devices()[:DEVICES]), (parallel.AXIS,))
+    mapped = jax.jit(
+        jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(parallel.AXIS)),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+    )
+    return mapped
+
+
+# What differs between the ways of mapping is how collectives transpose, so the cases with most of them see all three.
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        pytest.param(case, kind, marks=[] if (case, kind) == ("exact penalty", "pmap") else pytest.mark.slow)
+        for case in CASES
+        for kind in (("pmap", "vmap", "shard_map") if case in ("pgd", "exact penalty") else ("pmap",))
+    ],
+)
+def test_one_device_is_four(case, kind):
+    played, state, alone = on_one_device(case)
+    assert_same(alone, mapped_step(kind, played)(state, make_batch()))
+
+
+@pytest.mark.slow
+def test_the_training_step_is_traced_once_and_data_stay_where_they_are():
+    config = Config(
+        data=DataConfig(augmentation="crop_flip", padding=1),
+        adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, minibatches=2, optimizer=SGD)),
+        batch_size=16,
+    )
+    rng = np.random.default_rng(0)
+    arrays = {
+        "images": rng.integers(0, 256, (50, 8, 8, 1), np.uint8),
+        "labels": rng.integers(0, 10, 50).astype(np.int32),
+    }
+    results = []
+    for count in (1, DEVICES):
+        devices = parallel.find_devices(num_devices=count)
+        played, state = start(config, Batch(jnp.zeros((1, 8, 8, 1)), None))
+        traces = []
+
+        def step(*arguments, played=played, traces=traces):
+            traces.append(None)
+            return multi_step.play(played, config, "stop", *arguments)
+
+        compiled = parallel.map_step(step, devices)
+        carried, placed = parallel.replicate((multi_step.Carried(state, nonfinite.begin()), arrays), devices)
+        for index in range(3):
+            orders = multi_step.orders(config, index, 1, 1, 50, devices)
+            assert orders.positions.shape == (count, 1, 2, 16 // count)
+            carried, (metrics, _) = compiled(carried, placed, orders)
+        assert len(traces) == 1
+        state = carried.state
+        results.append((jax.device_get(state._replace(key=jax.random.key_data(state.key))), jax.device_get(metrics)))
+    chex.assert_trees_all_close(*results, rtol=2e-4, atol=2e-5)
+
+
+def test_the_loop_transfers_nothing_between_host_and_device_but_its_orders():
+    config = Config(adversary=AdversaryConfig(name="none"), batch_size=16)
+    devices = parallel.find_devices(num_devices=1)
+    played, state = start(config, Batch(jnp.zeros((1, 8, 8, 1)), None))
+    arrays = {"images": np.zeros((50, 8, 8, 1), np.uint8), "labels": np.zeros(50, np.int32)}
+    carried, arrays = parallel.replicate((multi_step.Carried(state, nonfinite.begin()), arrays), devices)
+    play = parallel.map_step(functools.partial(multi_step.play, played, config, "stop"), devices)
+    orders = parallel.replicate(multi_step.orders(config, 0, 2, 3, 50, devices), devices)
+    carried, _ = play(carried, arrays, orders)
+    with jax.transfer_guard("disallow_explicit"):
+        carried, (metrics, watch) = play(carried, arrays, orders)
+    assert int(carried.state.step) == 4
+    assert int(watch.skipped) == 0
+    assert np.isfinite(float(metrics["classifier_loss"]))
+
+
+def test_devices_share_each_minibatch_in_order():
+    config = Config(adversary=AdversaryConfig(generator=GeneratorConfig(minibatches=3)), batch_size=8)
+    one = multi_step.orders(config, 7, 2, 2, 100, parallel.find_devices(num_devices=1)).positions
+    four = multi_step.orders(config, 7, 2, 2, 100, parallel.find_devices(num_devices=4)).positions
+    np.testing.assert_array_equal(one[0], np.concatenate(list(four), axis=2))
+
+
+def test_many_steps_do_not_run_away_from_the_host():
+    """Without a bound on the lead, several CPU devices abort the process after some dozens of steps."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np
+from robust_gan import parallel
+devices = parallel.find_devices()
+assert len(devices) == 4
+step = parallel.map_step(lambda s, d, x: (s + jax.lax.psum(x.sum(), parallel.AXIS), s), devices)
+state, data = parallel.replicate((jnp.zeros(()), jnp.zeros(())), devices)
+for _ in range(1000):
+    state, _ = step(state, data, np.ones((4, 1), np.float32))
+print(float(state))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.stdout.strip() == "4000.0", ended.stderr
+
+
+def test_an_absent_platform_and_too_many_devices_are_refused_in_one_sentence():
+    with pytest.raises(UserError, match=r"no tpu was found here, only cpu"):
+        parallel.find_devices("tpu")
+    with pytest.raises(UserError, match=r"5 devices were asked for, but there are 4"):
+        parallel.find_devices(num_devices=5)
+    with pytest.raises(UserError, match=r"-1 devices"):
+        parallel.find_devices(num_devices=-1)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do():
+    with pytest.raises(UserError, match=r"batch_size 66 is not divisible by the 4 devices: take 64 or 68"):
+        parallel.check_batch_size(66, parallel.find_devices())
+    with pytest.raises(UserError, match=r"take 4$"):
+        parallel.check_batch_size(3, parallel.find_devices())
+
+
+def test_rows_come_back_in_order():
+    devices = parallel.find_devices()
+    rows = np.arange(24.0, dtype=np.float32).reshape(8, 3)
+    doubled = parallel.map_batch(_double, devices)(jnp.float32(2), parallel.split(rows, devices))
+    np.testing.assert_array_equal(parallel.join(doubled), 2 * rows)
+
+
+def _double(scale, share):
+    return scale * share

@@ -1,0 +1,234 @@
+"""The page of runs and evaluations: found, drawn, and looked at in a browser."""
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from etils import epath
+
+from robust_gan import reproduction
+from robust_gan.config import AdversaryConfig, Config, to_dict
+from robust_gan.errors import UserError
+from robust_gan.reporting import details, noise_images, page
+from robust_gan.reporting import tables as report_lib
+from robust_gan.reporting.details import Details
+from robust_gan.reporting.page import parts, svg
+
+DRAWS = np.random.default_rng(0)
+NAMES = tuple(f"<class {index}>" for index in range(4))
+
+
+def write_run(folder, adversary="generator", best=0.8, film=True):
+    """A run as training leaves it: 200 steps, 4 validations."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(to_dict(Config(adversary=AdversaryConfig(name=adversary)))))
+    lines, timing = [], []
+    for step in range(10, 201, 10):
+        loss = 2.3 * np.exp(-step / 60)
+        lines.append({"step": step, "train/clean_loss": loss, "train/adversarial_loss": loss + 0.3})
+        if adversary == "generator":
+            lines[-1]["train/generator_loss"] = -loss - 0.2
+        timing.append({"step": step, "seconds": 0.5})
+        if step % 50 == 0:
+            share = best * (1 - np.exp(-step / 80))
+            lines.append({"step": step, "validation/clean_accuracy": 0.5 + share / 2, "validation/pgd10": share})
+            if film:
+                images = np.linspace(0, 1, 4 * 8 * 8).reshape(4, 8, 8, 1)
+                noise_images.write(epath.Path(folder), step, images, DRAWS.uniform(-1, 1, images.shape))
+    for name, rows in (("metrics.jsonl", lines), ("timing.jsonl", timing)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def write_evaluation(folder, targets=("<standard>", "pgd"), with_details=True, fired=True):
+    """An evaluation as comparison leaves it."""
+    folder.mkdir(parents=True)
+    labels = np.arange(40) % 4
+    report = {
+        "schema": report_lib.SCHEMA,
+        "data": {"name": "digits", "split": "test", "count": 40},
+        "threat": {"norm": "linf", "epsilon": 0.15, "bounds": [0, 1]},
+        "attacks": ["fgsm", "pgd10"],
+        "models": {name: {} for name in (*targets, "stranger")},
+        "targets": {}, "settings": {"seed": 0}, "created": "2026-11-27T00:00:00+00:00", "device": "cpu",
+        "versions": {"robust_gan": "0", "jax": "0"},
+        "paired": [{"first": targets[0], "second": targets[-1], "under": "fgsm", "difference": -0.25,
+                    "interval": [-0.5, 0.01], "first_only": 2, "second_only": 12, "p_value": 0.013}],
+        "curve": {"attack": "pgd10", "epsilons": [0, 0.1, 0.2], "robust_accuracy": {n: [1, 0.5, 0] for n in targets}},
+    }  # fmt: skip
+    stood, predicted, shown = {}, {}, {}
+    images = DRAWS.uniform(0, 1, (4, 8, 8, 1))
+    for index, name in enumerate(targets):
+        report["targets"][name] = {
+            "clean_accuracy": 0.9,
+            "robust_accuracy": {"fgsm": {name: 0.5, "stranger": 0.7}, "pgd10": {name: 0.25 * index, "stranger": None}},
+            "worst_case": {"white_box": 0.25 * index, "black_box": 0.7, "all": 0.25 * index},
+            "in_turn": [{"attack": "clean", "robust_accuracy": 0.9}, {"attack": "apgd_ce", "robust_accuracy": 0.2}],
+            "alarms": [{"name": "not_converged", "fired": fired and not index, "finding": "more steps & restarts"}],
+        }
+        stood[name] = (labels + np.arange(40) // 4) % 3 == 0
+        predicted[name, "pgd10"] = np.where(stood[name], labels, (labels + 1) % 4)
+        shown[name] = np.clip(images + DRAWS.uniform(-0.15, 0.15, images.shape), 0, 1)
+    (folder / "report.json").write_text(json.dumps(report))
+    if with_details:
+        details.write(folder, Details(labels, NAMES, stood, predicted, images, np.arange(4), shown, "pgd10"))
+    return folder
+
+
+def write_reproduction(folder):
+    for seed in (0, 1):
+        for name, best in (("none", 0.1), ("pgd", 0.8)):
+            write_run(folder / "runs" / f"seed-{seed}" / name, name, best + 0.05 * seed, film=False)
+    contestant = {
+        "clean": [0.9, 0.95], "white_box": {"worst case": [0.5, 0.6]}, "black_box": {"worst case": [0.7, None]},
+        "cost": [{"seconds": 100, "gradient_evaluations": 11}],
+    }  # fmt: skip
+    values = {
+        "schema": reproduction.running.SCHEMA,
+        "dataset": "digits",
+        "budget": "smoke",
+        "seeds": [0, 1],
+        "attacks": "fgsm",
+        "images": 360,
+        "contestants": {"none": contestant},
+    }
+    (folder / "reproduction.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("everything")
+    write_run(root / "quick" / "<standard>", "none", best=0.1, film=False)
+    write_run(root / "quick" / "pgd", "pgd")
+    write_run(root / "quick" / "adversarial_network")
+    write_evaluation(root / "quick" / "report")
+    write_reproduction(root / "digits")
+    return page.write([root / "quick", root / "digits"], root / "page.html")
+
+
+def test_everything_is_found_and_drawn(written):
+    text = written.read_text()
+    assert "7 runs, 1 evaluation, 1 reproduction" in text
+    for heading in (
+        "Overview", "Reproduction digits", "Training", "Evaluation quick/report", "The generator's noise",
+        "Confusion under pgd10", "Examples under pgd10", "Robust accuracy of each class", "Loss of the generator",
+        "Robust accuracy against what training took", "Transfer of fgsm", "Robust accuracy against epsilon",
+        "What stands after each of the attacks in turn", "Paired comparisons", "McNemar", "-50.0 to +1.0",
+        "90.0 (76.9 to 96.0)", "Accuracy in % of the validation images", "<small>10.5 to 34.8</small>",
+    ):  # fmt: skip
+        assert heading in text
+    assert "1 of 2 alarms fired" in text
+    assert "more steps &amp; restarts" in text
+    assert "<standard>" not in text
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    for drawing in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        xml.etree.ElementTree.fromstring(drawing)
+
+
+def test_one_name_has_one_colour_in_runs_and_evaluations(written):
+    text = page.render(page.find([written.parent / "quick"]))
+    keys = re.findall(r"<li><svg[^>]*><g style=\"--c: var\(--c(\d+)\)\">.{,90}</svg>pgd</li>", text)
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+
+
+def test_seeds_of_a_reproduction_are_one_line_with_a_band(written):
+    found = page.find([written.parent / "digits"])
+    assert [run.name for run in found.runs] == ["none, seed 0", "pgd, seed 0", "none, seed 1", "pgd, seed 1"]
+    assert {run.group for run in found.runs} == {"none", "pgd"}
+    assert page.render(found).count('class="band"') >= 2
+
+
+def test_an_evaluation_of_an_older_version_and_a_run_under_way_are_shown(tmp_path):
+    write_evaluation(tmp_path / "old", with_details=False, fired=False)
+    run = write_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text()[:-20])
+    write_run(tmp_path / "begun")
+    (tmp_path / "begun" / "metrics.jsonl").write_text("")
+    text = page.render(page.find([tmp_path]))
+    assert "An older version wrote this evaluation" in text
+    assert "None of 2 alarms fired" in text
+
+
+def test_many_classes_show_the_worst_and_the_most_confused(tmp_path):
+    folder = write_evaluation(tmp_path / "many")
+    found = details.read(folder)
+    names = tuple(f"class {index}" for index in range(30))
+    details.write(folder, found._replace(label_names=names))
+    text = page.render(page.find([folder]))
+    assert "The 20 least robust of 30 classes" in text
+    assert "The most frequent of many classes" in text
+
+
+def test_folders_that_hold_nothing_are_told(launch, tmp_path):
+    for directory, sentence in ((tmp_path / "no", "there is no folder"), (tmp_path, "holds no run, evaluation or")):
+        ended = launch("report", directory, f"--output={tmp_path}/page.html")
+        assert (ended.code, ended.out) == (2, "")
+        assert sentence in ended.err
+    ended = launch("report")
+    assert (ended.code, ended.out) == (2, "")
+    assert "no folder is given" in ended.err
+    run = write_run(tmp_path / "run")
+    (run / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        page.find([run])
+    assert not (tmp_path / "page.html").exists()
+    folder = write_evaluation(tmp_path / "evaluation")
+    (folder / "report.json").write_text('{"schema": "robust_gan.evaluation/2"}')
+    with pytest.raises(UserError, match=r"report.json is of the schema 'robust_gan.evaluation/2', not "):
+        page.find([folder])
+
+
+def test_the_launcher_writes_where_it_is_told(launch, tmp_path):
+    write_run(tmp_path / "run")
+    ended = launch("report", tmp_path / "run", f"--output={tmp_path}/new/page.html")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.strip() == str(tmp_path / "new" / "page.html")
+    (tmp_path / "file").write_text("")
+    ended = launch("report", tmp_path / "run", f"--output={tmp_path}/file/page.html")
+    assert (ended.code, ended.out) == (2, "")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 7), (-3.2, 17), (0, 123456), (1e-9, 2e-9)])
+def test_ticks_are_round_few_and_inside(low, high):
+    found = svg.ticks(low, high)
+    assert 2 <= len(found) <= 6
+    assert low - 1e-12 <= found[0] <= found[-1] <= high * (1 + 1e-9)
+
+
+def test_a_chart_takes_anything_finite_or_not():
+    for xs, ys in (([], []), ([0], [0.5]), ([0, 1], [float("nan"), 0.5]), ([1, 1], [2, 2]), ([0, 1e6], [-5, -5])):
+        xml.etree.ElementTree.fromstring(svg.lines([svg.Series("a", 12, xs, ys)], x="x", y="y", mark=(0.5, "here")))
+    assert "nan" not in parts.heat(["a"], ["b"], [[float("nan")]])
+
+
+def test_in_a_browser_all_is_drawn_and_the_console_is_empty(written):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    with sync_api.sync_playwright() as driver:
+        try:
+            browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=120_000)
+        except sync_api.Error as error:
+            pytest.skip(f"needs a Chromium: {str(error).splitlines()[0]}")
+        for scheme, width in (("light", 1280), ("dark", 400)):
+            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}, offline=True)
+            context.set_default_timeout(120_000)
+            tab, told = context.new_page(), []
+            tab.on("console", lambda message, told=told: told.append(message.text))
+            tab.on("pageerror", lambda error, told=told: told.append(str(error)))
+            tab.on("request", lambda request, told=told: told.append(request.url))
+            tab.goto(written.as_uri())
+            assert [text for text in told if not text.startswith(("data:", written.as_uri()))] == []
+            assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            boxes = tab.evaluate("[...document.querySelectorAll('svg.chart')].map(chart => chart.getBBox().width)")
+            assert len(boxes) >= 8
+            assert min(boxes) > 200
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            pixels = tab.locator("svg.chart").first.screenshot()
+            assert len(set(pixels)) > 100
+            context.close()
+        browser.close()
