@@ -109,10 +109,12 @@ def whole(report: measuring.Report, given: argparse.Namespace) -> None:
     threat = LinfThreat(given.epsilon)
     for run in ("with compilation", "without"):
         cpu = time.process_time()
-        _, rungs = evaluation.survive(entrant.model, chosen.images, chosen.labels, threat, attacks=VERSIONS["standard"])
-        for rung in rungs:
-            report.add(f"{rung.attack}, {run}", **rung._asdict())
-        total = sum(rung.seconds for rung in rungs)
+        _, results = evaluation.evaluate_sequential(
+            entrant.model, chosen.images, chosen.labels, threat, attacks=VERSIONS["standard"]
+        )
+        for result in results:
+            report.add(f"{result.attack}, {run}", **result._asdict())
+        total = sum(result.seconds for result in results)
         report.add(f"AutoAttack standard, {run}", seconds=total, cpu_seconds=time.process_time() - cpu)
 
 

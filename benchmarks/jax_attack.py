@@ -22,7 +22,7 @@ from robust_gan.networks import inference
 from robust_gan.threat_model import LinfThreat
 
 
-def classifier_of(name: str) -> tuple[dict, dict]:
+def get_classifier(name: str) -> tuple[dict, dict]:
     """Returns weights and running statistics, nested dictionaries of NumPy arrays."""
     shapes = jax.eval_shape(
         networks.build_classifier(name, 10).init, jax.random.key(0), jnp.zeros((1, *attack.CLASSIFIERS[name]))
@@ -45,7 +45,7 @@ def images_of(name: str, count: int) -> np.ndarray:
 
 def prepare(given: argparse.Namespace):
     """Compiles; returns the facts and the function that times."""
-    params, batch_stats = jax.tree.map(jnp.asarray, classifier_of(given.classifier))
+    params, batch_stats = jax.tree.map(jnp.asarray, get_classifier(given.classifier))
     classify = inference.classify(given.classifier, 10)
     images = jnp.asarray(images_of(given.classifier, given.images))
     labels = jnp.argmax(jax.jit(classify)(params, batch_stats, images), -1)

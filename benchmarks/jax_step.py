@@ -18,14 +18,15 @@ import counting
 import measuring
 import serving
 import step
-from robust_gan import game, parallel
+from robust_gan import game as game_lib
+from robust_gan import parallel
 from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, methods
 from robust_gan.training import multi_step, nonfinite
 
 NUM_IMAGES = 50_000
 
 
-def config_of(given: argparse.Namespace) -> Config:
+def read_config(given: argparse.Namespace) -> Config:
     """Returns the recipe of `configs/cifar10.py` with what was given."""
     form = "exact" if given.penalty == "none" else given.penalty
     config = methods.resnet_game(
@@ -47,10 +48,10 @@ def config_of(given: argparse.Namespace) -> Config:
     return config
 
 
-def initial_state(played: game.Game, image_shape: tuple[int, int, int] = (32, 32, 3)) -> game.TrainState:
+def initial_state(game: game_lib.Game, image_shape: tuple[int, int, int] = (32, 32, 3)) -> game_lib.TrainState:
     """Returns the state at step 0 with weights from NumPy: compiling their initialisation takes as long as the step."""
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(functools.partial(game.init, played), jax.random.key(0), images)
+    shapes = jax.eval_shape(functools.partial(game_lib.init, game), jax.random.key(0), images)
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
@@ -67,31 +68,35 @@ def initial_state(played: game.Game, image_shape: tuple[int, int, int] = (32, 32
 
 def start(config: Config, image_shape: tuple[int, int, int], devices: list[jax.Device]):
     """Returns the step of a run on random images, what it carries from call to call, and the images, placed."""
-    played = game.from_config(config, num_classes=10, channels=image_shape[-1])
+    game = game_lib.from_config(config, num_classes=10, channels=image_shape[-1])
     rng = np.random.default_rng(0)
     arrays = {
         "images": rng.integers(0, 256, (NUM_IMAGES, *image_shape), np.uint8),
         "labels": rng.integers(0, 10, NUM_IMAGES).astype(np.int32),
     }
-    carried = multi_step.Carried(initial_state(played, image_shape), nonfinite.begin())
-    return functools.partial(multi_step.play, played, config, "stop"), *parallel.replicate((carried, arrays), devices)
+    carried = multi_step.LoopState(initial_state(game, image_shape), nonfinite.begin())
+    return functools.partial(multi_step.run_steps, game, config, "stop"), *parallel.replicate(
+        (carried, arrays), devices
+    )
 
 
-def unrolled(played: game.Game, config: Config, carried: multi_step.Carried, arrays: dict, share: multi_step.Orders):
-    """Plays one step as `stepping.play` does, without a loop."""
+def unrolled(
+    game: game_lib.Game, config: Config, carried: multi_step.LoopState, arrays: dict, share: multi_step.BatchIndices
+):
+    """Plays one step as `multi_step.run_steps` does, without a loop."""
     looped = jax.lax.scan
     jax.lax.scan = functools.partial(looped, unroll=True)
     try:
-        state, metrics = multi_step.training_step(played, config, carried.state, arrays, share.positions[0])
+        state, metrics = multi_step.training_step(game, config, carried.state, arrays, share.positions[0])
     finally:
         jax.lax.scan = looped
-    return multi_step.Carried(*nonfinite.guard(carried.state, state, metrics, carried.watch, policy="stop")), metrics
+    return multi_step.LoopState(*nonfinite.guard(carried.state, state, metrics, carried.watch, policy="stop")), metrics
 
 
 def prepare(given: argparse.Namespace):
     """Compiles the game's step; see `compiled_step`."""
     flops = counting.step(given.classifier, given.batch, generator_steps=given.generator_steps, penalty=given.penalty)
-    return compiled_step(config_of(given), given.steps, unroll=given.unrolled, flops=flops)
+    return compiled_step(read_config(given), given.steps, unroll=given.unrolled, flops=flops)
 
 
 def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: float):
@@ -99,12 +104,12 @@ def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: 
     devices = parallel.find_devices(num_devices=1)
     play, carried, arrays = start(config, (32, 32, 3), devices)
 
-    def orders(count: int) -> multi_step.Orders:
+    def orders(count: int) -> multi_step.BatchIndices:
         return multi_step.orders(config, 0, count, steps, NUM_IMAGES, devices)
 
     began, cpu = time.perf_counter(), time.process_time()
     if unroll:
-        play = functools.partial(unrolled, game.from_config(config, num_classes=10, channels=3), config)
+        play = functools.partial(unrolled, game_lib.from_config(config, num_classes=10, channels=3), config)
     compiled = parallel.compile_step(play, devices, carried, arrays, orders(1))
     compile_seconds, compile_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     memory, text = compiled.memory_analysis(), compiled.as_text()

@@ -14,7 +14,7 @@ import train
 from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, methods
 
 
-def config_of(given: argparse.Namespace) -> Config:
+def read_config(given: argparse.Namespace) -> Config:
     """Returns the recipe of a method in the schedule of `configs/cifar10_resnet18.py`, in float32."""
     config = methods.resnet_game(
         given.method,
@@ -28,10 +28,10 @@ def config_of(given: argparse.Namespace) -> Config:
         num_steps=10_000,
         generator="resnet_generator_light",
     )
-    config.classifier.attacked_batch_norm = given.statistics
+    config.classifier.attack_bn_mode = given.statistics
     return config
 
 
 if __name__ == "__main__":
     given = train.arguments(argparse.ArgumentParser(description=__doc__)).parse_args()
-    serving.serve(lambda: jax_step.compiled_step(config_of(given), given.steps))
+    serving.serve(lambda: jax_step.compiled_step(read_config(given), given.steps))

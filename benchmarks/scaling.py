@@ -33,7 +33,8 @@ import numpy as np
 
 import jax_step
 import measuring
-from robust_gan import game, parallel
+from robust_gan import game as game_lib
+from robust_gan import parallel
 from robust_gan.config import AdversaryConfig, Config, GeneratorConfig
 from robust_gan.training import multi_step
 
@@ -61,9 +62,9 @@ def volume(config: Config, shape: tuple[int, int, int]) -> dict[str, float]:
         config: The run.
         shape: Of an image.
     """
-    played = game.from_config(config, num_classes=10, channels=shape[-1])
+    game = game_lib.from_config(config, num_classes=10, channels=shape[-1])
     images = jax.ShapeDtypeStruct((2, *shape), np.float32)
-    state = jax.eval_shape(functools.partial(game.init, played), jax.random.key(0), images)
+    state = jax.eval_shape(functools.partial(game_lib.init, game), jax.random.key(0), images)
 
     def size(tree) -> int:
         return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

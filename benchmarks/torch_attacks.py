@@ -25,7 +25,7 @@ def twin(name: str, *, aligned: bool) -> torch.nn.Module:
     import jax_attack
 
     module = torch_networks.classifier(name, aligned=aligned)
-    torch_networks.load(module, *jax_attack.classifier_of(name))
+    torch_networks.load(module, *jax_attack.get_classifier(name))
     return module.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
@@ -50,7 +50,7 @@ def pgd(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, step
     return points
 
 
-def attack_of(library: str, name: str, model: torch.nn.Module) -> Callable[[torch.Tensor, torch.Tensor], object]:
+def get_attack(library: str, name: str, model: torch.nn.Module) -> Callable[[torch.Tensor, torch.Tensor], object]:
     """Returns a library's attack, under our name of it."""
     kind, count = re.fullmatch(r"([a-z_]+?)([0-9]+)?", name).groups()
     if library == "pyautoattack":
@@ -103,7 +103,7 @@ def prepare(given: argparse.Namespace):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model, images = twin(given.classifier, aligned=False), images_of(given.classifier, given.images)
     labels = model(images).argmax(-1)
-    run = attack_of(given.library, given.attack, model)
+    run = get_attack(given.library, given.attack, model)
     run(images, labels)
     facts = {"device": "cpu", "matmul_flops_per_second": measuring.torch_matmul_rate()}
     return facts, lambda: measuring.timed(lambda: run(images, labels))
@@ -118,7 +118,7 @@ def check(given: argparse.Namespace) -> float:
     from robust_gan.attacks.pgd import input_gradient
     from robust_gan.networks import inference
 
-    images, weights = jax_attack.images_of(given.classifier, given.images), jax_attack.classifier_of(given.classifier)
+    images, weights = jax_attack.images_of(given.classifier, given.images), jax_attack.get_classifier(given.classifier)
     labels = np.arange(given.images) % 10
 
     def both(images):

@@ -95,7 +95,7 @@ class Game:
         clean = self._cross_entropy(self.classifier, images, labels)
         return clean, self._cross_entropy(self.classifier, adversarial, labels)
 
-    def generator_gradient(self, images, labels):
+    def cond_generator(self, images, labels):
         """Returns the generator's loss, and leaves its gradient in the parameters."""
         self.generator_optimizer.zero_grad(set_to_none=True)
         loss = self.generator_loss(images, labels)
@@ -134,7 +134,7 @@ class Game:
     def step(self, images, labels):
         """Plays one step; returns the three losses, on the device."""
         for _ in range(self.rules.generator_steps):
-            loss = self.generator_gradient(images, labels)
+            loss = self.cond_generator(images, labels)
             self.generator_optimizer.step()
         losses = self.classifier_gradient(images, labels)
         self.classifier_optimizer.step()

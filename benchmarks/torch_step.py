@@ -130,7 +130,7 @@ def check(given: argparse.Namespace) -> float:
     from robust_gan.game import objective
     from robust_gan.types import Batch
 
-    config = jax_step.config_of(given)
+    config = jax_step.read_config(given)
     played = game.from_config(config, num_classes=10, channels=3)
     state = jax_step.initial_state(played)
     twin = build(given, aligned=True)
@@ -154,7 +154,7 @@ def check(given: argparse.Namespace) -> float:
     of_classifier, _, measured = jax.jit(
         lambda classifier, adversary: game.classifier_gradient(played, classifier, adversary, batch, None)
     )(state.classifier, state.adversary)
-    differences = [abs(float(loss) - float(twin.generator_gradient(theirs_images, theirs_labels)))]
+    differences = [abs(float(loss) - float(twin.cond_generator(theirs_images, theirs_labels)))]
     differences += torch_networks.differences(twin.generator, gradient)
     clean, adversarial = twin.classifier_gradient(theirs_images, theirs_labels)
     differences.append(abs(float(measured["clean_loss"]) - float(clean)))

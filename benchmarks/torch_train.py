@@ -37,7 +37,7 @@ class Trainer:
         self.classifier = torch_networks.classifier(given.classifier, aligned=aligned)
         self.classifier.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(torch_game.decayed(self.classifier, 5e-4), lr=0.1, momentum=0.9)
-        if self.method == "generator_hops":
+        if self.method == "cond_generator_refined":
             self.generator = torch_networks.Generator((32, 64), 2, inputs=9, project_first=False, aligned=aligned)
             self.generator.to(memory_format=torch.channels_last)
             decayed = torch_game.decayed(self.generator)
@@ -63,9 +63,9 @@ class Trainer:
         if self.method == "n_fgsm":
             points = (images + 2 * train.RADIUS * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
             return (points + train.RADIUS * self._gradient(points, cross_entropy).sign()).clamp(0, 1)
-        if self.method == "generator_hops":
+        if self.method == "cond_generator_refined":
             with torch.no_grad():
-                return self.hops(images, labels)
+                return self.num_refinements(images, labels)
         loss_fn = cross_entropy
         if self.method == "trades":
             with torch.no_grad():
@@ -98,7 +98,7 @@ class Trainer:
         """Leaves the gradient of the generator in its parameters; returns its loss."""
         self.generator_optimizer.zero_grad(set_to_none=True)
         self.classifier.requires_grad_(False)
-        loss = -F.cross_entropy(self.classifier(self.hops(images, labels)), labels)
+        loss = -F.cross_entropy(self.classifier(self.num_refinements(images, labels)), labels)
         loss.backward()
         self.classifier.requires_grad_(True)
         return loss.detach()
@@ -119,7 +119,7 @@ class Trainer:
     def step(self, images, labels):
         """Plays one step; returns the loss."""
         adversarial = None
-        if self.method == "generator_hops":
+        if self.method == "cond_generator_refined":
             self.improve(images, labels)
             self.generator_optimizer.step()
         if self.method != "none":
@@ -167,7 +167,7 @@ def check(given: argparse.Namespace) -> float:
     from robust_gan.game import objective
     from robust_gan.types import Batch
 
-    played = game.from_config(jax_train.config_of(given), num_classes=10, channels=3)
+    played = game.from_config(jax_train.read_config(given), num_classes=10, channels=3)
     state = jax_step.initial_state(played)
     trainer = Trainer(given, aligned=True)
     torch_networks.load(trainer.classifier, *jax.device_get((state.classifier.params, state.classifier.batch_stats)))
@@ -181,7 +181,7 @@ def check(given: argparse.Namespace) -> float:
     )
     labels = torch.from_numpy(batch.labels.astype(np.int64))
     differences = []
-    if given.method == "generator_hops":
+    if given.method == "cond_generator_refined":
         player = state.adversary
         torch_networks.load(trainer.generator, *jax.device_get((player.params, player.batch_stats)))
         keys = game.image_keys(jax.random.key(0), given.batch)

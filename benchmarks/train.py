@@ -5,8 +5,8 @@
     python benchmarks/train.py --method pgd --against none --rounds 1          # ours alone
 
 The methods are those of `robust_gan.config.methods`: standard training, N-FGSM, PGD with 10 steps, TRADES, and a
-generator that sees the classifier's gradient and is asked twice. Ours fetches and augments its images in the step, as a run does;
-PyTorch gets one batch that lies there.
+generator that sees the classifier's gradient and is asked twice. Ours fetches and augments its images in the step, as
+a run does; PyTorch gets one batch that lies there.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import measuring
 import serving
 
 HERE = Path(__file__).parent
-METHODS = ("none", "n_fgsm", "pgd", "trades", "generator_hops")
+METHODS = ("none", "n_fgsm", "pgd", "trades", "cond_generator_refined")
 RADIUS = 8 / 255
 
 

@@ -24,7 +24,7 @@ from robust_gan.config import (
 
 
 def get_config(choice: str = "generator") -> Config:
-    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.config.methods`."""
+    """Returns the recipe of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods`."""
     name, budget = methods.read(choice)
     config = Config(
         data=DataConfig(name="digits", validation_size=180),
@@ -51,4 +51,4 @@ def get_config(choice: str = "generator") -> Config:
         validation=ValidationConfig(every=200, pgd_steps=10),
     )
     # It is small enough for `paper` and `cpu` to be the same.
-    return methods.contestant(methods.smoke(config) if budget == "smoke" else config, name)
+    return methods.method(methods.smoke(config) if budget == "smoke" else config, name)

@@ -6,7 +6,7 @@
 The constants are those of Wang and Yu (ICLR 2019) as their released code runs them: 200,000 minibatches, 40,000
 classifier steps.
 
-The contestant `released` is the game as the released code plays it; in `generator`, the default, the gradient penalty
+The method `released` is the game as the released code plays it; in `generator`, the default, the gradient penalty
 has the sign that damps the game, and is exact. What still differs from the released code: docs/method.md.
 
 Measured: the budget cpu, 3,000 updates of light networks, see the README; the released code's 40,000: not run.
@@ -28,7 +28,7 @@ from robust_gan.config import (
 
 
 def get_config(choice: str = "generator") -> Config:
-    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.config.methods`."""
+    """Returns the recipe of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods`."""
     name, budget = methods.read(choice)
     config = Config(
         data=DataConfig(name="mnist", validation_size=5_000),
@@ -51,7 +51,7 @@ def get_config(choice: str = "generator") -> Config:
                 network="mnist_generator",
                 steps=5,
                 # The classifier moves on every fifth minibatch: 25 generator steps to one of its own.
-                minibatches=5,
+                batches_per_step=5,
                 optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-5),
             ),
         ),
@@ -63,14 +63,14 @@ def get_config(choice: str = "generator") -> Config:
     )
     if budget == "smoke":
         config = methods.smoke(config)
-    config = methods.contestant(config, name)
+    config = methods.method(config, name)
     return _shortened(config) if budget == "cpu" else methods.as_released(config, name)
 
 
 def _shortened(config: Config) -> Config:
-    """Lets every contestant of MNIST be trained in an evening on two cores: light networks, and a fast schedule.
+    """Lets every method of MNIST be trained in an evening on two cores: light networks, and a fast schedule.
 
-    The classifier, its cyclic rate and the number of epochs (8 here) are those of Wong et al., "Fast is Better than
+    The classifier, its one_cycle rate and the number of epochs (8 here) are those of Wong et al., "Fast is Better than
     Free", ICLR 2020. The radius grows over the first quarter of the steps: from adversarial images of radius 0.3 alone
     a new classifier learns nothing, neither against PGD nor against a generator.
     """
@@ -78,10 +78,10 @@ def _shortened(config: Config) -> Config:
     config.validation.every = 500
     config.classifier.network = "mnist_cnn_strided"
     config.classifier.optimizer = OptimizerConfig(
-        name="adam", learning_rate=0.005, weight_decay=1e-5, schedule="cyclic", schedule_steps=3_000
+        name="adam", learning_rate=0.005, weight_decay=1e-5, schedule="one_cycle", schedule_steps=3_000
     )
-    config.adversary.warmup_steps = 750
+    config.adversary.epsilon_warmup_steps = 750
     config.adversary.generator.network = "mnist_generator_light"
-    config.adversary.generator.minibatches = 1
+    config.adversary.generator.batches_per_step = 1
     config.adversary.generator.optimizer = OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5)
     return config

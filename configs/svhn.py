@@ -6,7 +6,7 @@
 The constants are those of Wang and Yu (ICLR 2019) as their released code runs them, but 1,000 training images are
 held out to choose the best checkpoint.
 
-The contestant `released` is the game as the released code plays it; in `generator`, the default, the gradient penalty
+The method `released` is the game as the released code plays it; in `generator`, the default, the gradient penalty
 has the sign that damps the game, and is exact. What still differs from the released code: docs/method.md.
 
 Measured: not run.
@@ -16,7 +16,7 @@ from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
 
 
 def get_config(choice: str = "generator") -> Config:
-    """Returns the recipe of `CONTESTANT` or `CONTESTANT/BUDGET`, see `robust_gan.config.methods`."""
+    """Returns the recipe of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods`."""
     return methods.resnet_game(
         choice,
         data=DataConfig(name="svhn_cropped", validation_size=1_000, extra_size=80_000),

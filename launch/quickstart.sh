@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains three classifiers and a stranger on the built-in digits, attacks them, and prints one table. Five minutes.
+# Trains three classifiers and a surrogate on the built-in digits, attacks them, and prints one table. Five minutes.
 #
 #     bash launch/quickstart.sh [--config.FIELD=VALUE ...]
 #
@@ -9,18 +9,18 @@ cd "$(dirname "$0")/.."
 source launch/setup_venv.sh plot
 out=${QUICKSTART_DIR:-runs/quickstart}
 
-train() { # name, contestant, seed, flags...
+train() { # name, method, seed, flags...
   echo "Training $1"
   "$python" launch/train.py --config="configs/digits.py:$2" --workdir="$out/$1" --config.seed="$3" "${@:4}"
 }
 train standard none 0 "$@"
 train pgd pgd 0 "$@"
 train adversarial_network generator 0 "$@"
-train stranger none 100 "$@"
+train surrogate none 100 "$@"
 
 echo "Attacking them"
 "$python" launch/evaluate.py \
-  --checkpoint="$out/standard,$out/pgd,$out/adversarial_network" --sources="$out/stranger" \
-  --attacks=clean,fgsm,pgd40,generator --output="$out" --pictures=examples
+  --checkpoint="$out/standard,$out/pgd,$out/adversarial_network" --surrogates="$out/surrogate" \
+  --attacks=clean,fgsm,pgd40,generator --output="$out" --plots=examples
 "$python" launch/report.py "$out" --output="$out/report.html" > /dev/null
 echo "All of it on one page: $out/report.html; pictures: $out/examples.png"

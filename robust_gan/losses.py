@@ -313,8 +313,8 @@ def check_labels(labels: jax.Array, shape: tuple[int, ...], name: str = "labels"
     if inside or len(shape) == 1:
         return jnp.asarray(labels).astype(jnp.int32)
     # Compared before the cast, which would wrap; and as at least 32 bits, for K may be beyond what int8 can hold.
-    wide = jnp.asarray(labels) if labels.dtype.itemsize >= 4 else jnp.asarray(labels, jnp.int32)
-    return jnp.where((wide >= 0) & (wide < classes), wide, classes).astype(jnp.int32)
+    compute_dtype = jnp.asarray(labels) if labels.dtype.itemsize >= 4 else jnp.asarray(labels, jnp.int32)
+    return jnp.where((compute_dtype >= 0) & (compute_dtype < classes), compute_dtype, classes).astype(jnp.int32)
 
 
 def _at(values: jax.Array, labels: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     """
     if config.schedule == "cosine":
         return optax.cosine_decay_schedule(config.learning_rate, config.schedule_steps)
-    if config.schedule == "cyclic":
+    if config.schedule == "one_cycle":
         rise = max(1, round(0.4 * config.schedule_steps))
         up = optax.linear_schedule(0.0, config.learning_rate, rise)
         down = optax.linear_schedule(config.learning_rate, 0.0, max(1, config.schedule_steps - rise))

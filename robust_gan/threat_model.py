@@ -292,9 +292,9 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
     check_images(images, threat)
     if adversarial.shape != images.shape:
         raise UserError(f"what is projected must have the shape of the images, {images.shape}, not {adversarial.shape}")
-    wide = wide_dtype(images.dtype)
-    centre, moved = images.astype(wide), adversarial.astype(wide)
-    epsilon = jnp.asarray(threat.epsilon, wide)
+    compute_dtype = wide_dtype(images.dtype)
+    centre, moved = images.astype(compute_dtype), adversarial.astype(compute_dtype)
+    epsilon = jnp.asarray(threat.epsilon, compute_dtype)
     if threat.norm == "linf":
         moved = _clip(moved, centre - epsilon, centre + epsilon)
     else:
@@ -303,10 +303,12 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
         # The margins absorb the rounding of the norm, the smaller one so that what was shrunk is not shrunk again.
         outside = norm > epsilon * (1 - 2.0**-21)
         step = _expand(epsilon * (1 - 2.0**-20) / jnp.where(outside, norm, 1.0), delta) * delta
-        shrunk = _round_towards(centre + step, centre, jnp.abs(step), wide)
+        shrunk = _round_towards(centre + step, centre, jnp.abs(step), compute_dtype)
         moved = jnp.where(_expand(outside, delta), shrunk, moved)
     moved = _clip(moved, *threat.bounds)
-    return moved if images.dtype == wide else _round_towards(moved, centre, jnp.abs(moved - centre), images.dtype)
+    return (
+        moved if images.dtype == compute_dtype else _round_towards(moved, centre, jnp.abs(moved - centre), images.dtype)
+    )
 
 
 def perturb(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Array:
@@ -333,14 +335,14 @@ def perturb(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Arr
     >>> perturb(jnp.array([[0.5, 0.0]]), jnp.array([[1.0, -1.0]]), LinfThreat(0.25)).tolist()
     [[0.75, 0.0]]
     """
-    wide = wide_dtype(images.dtype)
-    noise = noise.astype(wide)
+    compute_dtype = wide_dtype(images.dtype)
+    noise = noise.astype(compute_dtype)
     if threat.norm == "l2":
         noise = noise / _expand(jnp.maximum(l2_norm(noise), 1.0), noise)
-    return project(images.astype(wide) + jnp.asarray(threat.epsilon, wide) * noise, images, threat)
+    return project(images.astype(compute_dtype) + jnp.asarray(threat.epsilon, compute_dtype) * noise, images, threat)
 
 
-def perturb_within_box(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Array:
+def perturb_rescaled(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Array:
     """Maps noise onto the valid pixels within epsilon of each pixel: -1 to the least of them, 1 to the greatest.
 
     Where `perturb` clips, noise beyond the border of the range has no effect and no gradient; here all noise counts.
@@ -357,15 +359,15 @@ def perturb_within_box(images: jax.Array, noise: jax.Array, threat: ThreatModel)
     Raises:
         ValueError: The threat model is not L-infinity: only there are the valid perturbations a box.
 
-    >>> perturb_within_box(jnp.array([[0.5, 0.0]]), jnp.array([[1.0, 0.0]]), LinfThreat(0.25)).tolist()
+    >>> perturb_rescaled(jnp.array([[0.5, 0.0]]), jnp.array([[1.0, 0.0]]), LinfThreat(0.25)).tolist()
     [[0.75, 0.125]]
     """
     if threat.norm != "linf":
-        raise ValueError(f"perturb_within_box needs an L-infinity threat model, not {threat.norm!r}")
-    wide = wide_dtype(images.dtype)
-    centre, epsilon = images.astype(wide), jnp.asarray(threat.epsilon, wide)
+        raise ValueError(f"perturb_rescaled needs an L-infinity threat model, not {threat.norm!r}")
+    compute_dtype = wide_dtype(images.dtype)
+    centre, epsilon = images.astype(compute_dtype), jnp.asarray(threat.epsilon, compute_dtype)
     low, high = jnp.maximum(centre - epsilon, threat.bounds[0]), jnp.minimum(centre + epsilon, threat.bounds[1])
-    return project(low + 0.5 * (high - low) * (1 + noise.astype(wide)), images, threat)
+    return project(low + 0.5 * (high - low) * (1 + noise.astype(compute_dtype)), images, threat)
 
 
 def random_start(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
@@ -390,19 +392,19 @@ def random_start(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax
     check_threat(threat)
     check_images(images, threat)
     keys = prng.per_image_keys(keys, images.shape[0])
-    shape, wide = images.shape[1:], wide_dtype(images.dtype)
+    shape, compute_dtype = images.shape[1:], wide_dtype(images.dtype)
     if threat.norm == "linf":
-        delta = prng.uniform_per_image(keys, shape, wide, -1.0, 1.0)
+        delta = prng.uniform_per_image(keys, shape, compute_dtype, -1.0, 1.0)
     else:
         # A normalised Gaussian is uniform on the sphere; the radius of a uniform point in the d-ball is u ** (1 / d).
         direction_keys, radius_keys = prng.split_per_image(keys, 2)
-        direction = prng.normal_per_image(direction_keys, shape, wide)
-        radius = prng.uniform_per_image(radius_keys, (), wide) ** (1 / max(1, math.prod(shape)))
+        direction = prng.normal_per_image(direction_keys, shape, compute_dtype)
+        radius = prng.uniform_per_image(radius_keys, (), compute_dtype) ** (1 / max(1, math.prod(shape)))
         delta = direction * _expand(radius / l2_norm(direction), direction)
-    return project(images + jnp.asarray(threat.epsilon, wide) * delta, images, threat)
+    return project(images + jnp.asarray(threat.epsilon, compute_dtype) * delta, images, threat)
 
 
-def steepest(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
+def steepest_ascent(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
     """Returns the direction of unit size along which a linear function grows the most: sign(g), or g / ||g||.
 
     Args:
@@ -412,11 +414,11 @@ def steepest(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
     Returns:
         `[B, ...]`, at least float32; zero where the gradient of an image is zero, and in entries that are NaN.
 
-    >>> steepest(jnp.array([[3.0, -4.0]]), L2Threat(1.0)).tolist()
+    >>> steepest_ascent(jnp.array([[3.0, -4.0]]), L2Threat(1.0)).tolist()
     [[0.6000000238418579, -0.800000011920929]]
     """
-    wide = wide_dtype(gradient.dtype)
-    gradient = jnp.nan_to_num(gradient.astype(wide), posinf=1e30, neginf=-1e30)
+    compute_dtype = wide_dtype(gradient.dtype)
+    gradient = jnp.nan_to_num(gradient.astype(compute_dtype), posinf=1e30, neginf=-1e30)
     if threat.norm == "linf":
         return jnp.sign(gradient)
     norm = l2_norm(gradient)
@@ -434,8 +436,8 @@ def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> 
     >>> distance(jnp.array([[0.3, 0.4]]), jnp.zeros((1, 2)), L2Threat(1.0)).tolist()
     [0.5]
     """
-    wide = wide_dtype(images.dtype)
-    delta = adversarial.astype(wide) - images.astype(wide)
+    compute_dtype = wide_dtype(images.dtype)
+    delta = adversarial.astype(compute_dtype) - images.astype(compute_dtype)
     axes = tuple(range(1, delta.ndim))
     size = jnp.max(jnp.abs(delta), axis=axes) if threat.norm == "linf" else l2_norm(delta)
     # A maximum over many numbers loses NaN on a CPU (jaxlib 0.10), and what is lost would lie inside the ball.

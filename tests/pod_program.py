@@ -40,18 +40,18 @@ def fail_in_first():
 devices = parallel.find_devices()
 found = {
     "devices": [device.process_index for device in devices],
-    "share": parallel.split(np.arange(8), devices).tolist(),
-    "joined": parallel.join(parallel.split(np.arange(8.0), devices)).tolist(),
-    "from_first": parallel.from_first(lambda: ["first", process]),
-    "first_fails": refused(parallel.from_first, fail_in_first),
-    "one_fails": refused(parallel.together, fail),
-    "same": refused(parallel.check_same, {"a": {"b": 1}, "c": [2]}),
-    "not_same": refused(parallel.check_same, {"a": {"b": process}, "c": [2]}),
+    "share": parallel.shard(np.arange(8), devices).tolist(),
+    "joined": parallel.gather(parallel.shard(np.arange(8.0), devices)).tolist(),
+    "broadcast_from_primary": parallel.broadcast_from_primary(lambda: ["first", process]),
+    "first_fails": refused(parallel.broadcast_from_primary, fail_in_first),
+    "one_fails": refused(parallel.run_on_all_processes, fail),
+    "same": refused(parallel.assert_equal_across_processes, {"a": {"b": 1}, "c": [2]}),
+    "not_same": refused(parallel.assert_equal_across_processes, {"a": {"b": process}, "c": [2]}),
 }
 state = {"x": np.array([-0.0, np.nan, process], np.float32), "key": jax.random.key(process), "flag": np.array(True)}
-state, step = parallel.state_from_first(lambda: (state, 7), state)
+state, step = parallel.broadcast_state_from_primary(lambda: (state, 7), state)
 found["state"] = [step, *(leaves.digest(leaves.to_host(leaf)) for leaf in jax.tree.leaves(state))]
-agreement = parallel.Agreement(devices)
+agreement = parallel.StopConsensus(devices)
 found["agreed"] = [agreement.reached(process == 1 and question == 2) for question in range(5)]
 
 config = tiny_recipe.get_config()
@@ -66,10 +66,10 @@ result = training.train(config, folder / "run", progress=False, say=said.append)
 found["said"] = said
 found["digests"] = {name: leaves.digest(np.asarray(leaf)) for name, leaf in leaves.named(result.state).items()}
 found["validation"] = result.validation
-settings = {"attacks": "clean,fgsm,generator", "in_turn": "pgd2", "count": 30, "batch_size": 20, "progress": False}
+settings = {"attacks": "clean,fgsm,generator", "sequential": "pgd2", "count": 30, "batch_size": 20, "progress": False}
 scores, values = run.compare([str(folder / "run@6")], output=folder / "report", **settings)
 found["scores"] = {" of ".join(key): held.tolist() for key, held in scores.robust.items()}
-found["in_turn"] = [rung["robust_accuracy"] for rung in values["targets"]["run"]["in_turn"]]
+found["sequential"] = [result["robust_accuracy"] for result in values["targets"]["run"]["sequential"]]
 (folder / f"{process}.json").write_text(json.dumps(found))
 np.savez(folder / f"{process}.npz", **{name: np.asarray(leaf) for name, leaf in leaves.named(result.state).items()})
 parallel.disconnect()

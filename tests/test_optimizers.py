@@ -90,8 +90,8 @@ def test_the_decay_is_on_the_kernels_of_a_network_alone(name):
 
 def test_schedules_by_their_closed_forms():
     cosine = optimizers.learning_rate(OptimizerConfig(learning_rate=0.2, schedule="cosine", schedule_steps=100))
-    cyclic = optimizers.learning_rate(OptimizerConfig(learning_rate=0.2, schedule="cyclic", schedule_steps=100))
+    one_cycle = optimizers.learning_rate(OptimizerConfig(learning_rate=0.2, schedule="one_cycle", schedule_steps=100))
     for step in (0, 1, 20, 40, 70, 99, 100, 150):
         share = min(step, 100) / 100
         np.testing.assert_allclose(cosine(step), 0.1 * (1 + np.cos(np.pi * share)), atol=1e-7)
-        np.testing.assert_allclose(cyclic(step), 0.2 * min(share / 0.4, (1 - share) / 0.6), atol=1e-7)
+        np.testing.assert_allclose(one_cycle(step), 0.2 * min(share / 0.4, (1 - share) / 0.6), atol=1e-7)

@@ -224,7 +224,7 @@ def test_a_random_start_depends_on_its_own_key_alone():
 def test_steepest_maximises_the_linear_function_in_its_norm(gradient, norm):
     gradient = np.float32(gradient)
     gradient[np.abs(gradient) < 1e-37] = 0  # Subnormal numbers are zeros on most accelerators.
-    direction = np.float64(threat_model.steepest(jnp.asarray(gradient)[None], THREATS[norm](1.0))[0])
+    direction = np.float64(threat_model.steepest_ascent(jnp.asarray(gradient)[None], THREATS[norm](1.0))[0])
     # The largest value over the unit ball is the dual norm of the gradient.
     dual = np.abs(np.float64(gradient)).sum() if norm == "linf" else np.linalg.norm(np.float64(gradient))
     np.testing.assert_allclose(direction @ np.float64(gradient), dual, rtol=1e-5)
@@ -236,7 +236,7 @@ def test_steepest_maximises_the_linear_function_in_its_norm(gradient, norm):
 @pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-20, 1.0, 1e20, 1e30])
 @pytest.mark.parametrize("norm", THREATS)
 def test_steepest_does_not_depend_on_the_size_of_the_gradient(norm, scale):
-    direction = threat_model.steepest(jnp.array([[3.0 * scale, -4.0 * scale], [0.0, 0.0]]), THREATS[norm](1.0))
+    direction = threat_model.steepest_ascent(jnp.array([[3.0 * scale, -4.0 * scale], [0.0, 0.0]]), THREATS[norm](1.0))
     expected = [[0.6, -0.8], [0, 0]] if norm == "l2" else [[1, -1], [0, 0]]
     np.testing.assert_allclose(direction, expected, rtol=1e-6)
 
@@ -244,14 +244,14 @@ def test_steepest_does_not_depend_on_the_size_of_the_gradient(norm, scale):
 @pytest.mark.parametrize("norm", THREATS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_steepest_is_finite_where_the_gradient_is_not(norm, bad):
-    direction = np.asarray(threat_model.steepest(jnp.array([[bad, 1.0, 2.0]]), THREATS[norm](1.0)))
+    direction = np.asarray(threat_model.steepest_ascent(jnp.array([[bad, 1.0, 2.0]]), THREATS[norm](1.0)))
     assert np.isfinite(direction).all()
     assert direction[0, 0] == (0 if np.isnan(bad) else np.sign(bad))
 
 
 def test_steepest_of_a_bfloat16_gradient_has_unit_size():
     gradient = jax.random.normal(jax.random.key(0), (2, 3072), jnp.bfloat16)
-    direction = np.float64(threat_model.steepest(gradient, L2Threat(1.0)))
+    direction = np.float64(threat_model.steepest_ascent(gradient, L2Threat(1.0)))
     np.testing.assert_allclose(np.linalg.norm(direction, axis=1), 1, rtol=1e-5)
 
 

@@ -23,7 +23,9 @@ def get_config(name="generator"):
         data=DataConfig(train_size=100, validation_size=40, augmentation="crop", padding=1),
         classifier=ClassifierConfig(network="tiny"),
         adversary=AdversaryConfig(
-            name=name, pgd=PGDConfig(num_steps=1), generator=GeneratorConfig(network="tiny", steps=1, minibatches=2)
+            name=name,
+            pgd=PGDConfig(num_steps=1),
+            generator=GeneratorConfig(network="tiny", steps=1, batches_per_step=2),
         ),
         batch_size=16,
         num_steps=6,

@@ -15,7 +15,7 @@ from robust_gan.config import AdversaryConfig, GeneratorConfig
 from robust_gan.networks import inference
 from robust_gan.types import Adversary, LogitsFn, ThreatModel
 
-__all__ = ["attack_of", "design_of", "ensemble", "fgsm", "from_config", "generator", "none", "pgd"]
+__all__ = ["ensemble", "fgsm", "from_config", "generator", "get_attack", "get_design", "none", "pgd"]
 
 
 def from_config(
@@ -70,33 +70,35 @@ def from_config(
         optimizers.build(config.generator.optimizer),
         threat,
         steps=config.generator.steps,
-        design=design_of(config.generator),
+        design=get_design(config.generator),
         diversity=config.generator.diversity,
         num_classes=num_classes,
     )
 
 
-def design_of(config: GeneratorConfig) -> Design:
+def get_design(config: GeneratorConfig) -> Design:
     """Returns how the generator of a configuration attacks.
 
-    >>> design_of(GeneratorConfig(sees=("gradient",), hops=2)).hops
+    >>> get_design(GeneratorConfig(inputs=("gradient",), num_refinements=2)).num_refinements
     2
     """
-    return Design(tuple(config.sees), config.hops, config.latent_size, config.final_step, config.box)
+    return Design(
+        tuple(config.inputs), config.num_refinements, config.latent_size, config.final_fgsm_step, config.parametrization
+    )
 
 
-def attack_of(config: GeneratorConfig, channels: int, num_classes: int) -> Callable[..., jax.Array]:
+def get_attack(config: GeneratorConfig, channels: int, num_classes: int) -> Callable[..., jax.Array]:
     """Returns how a trained generator attacks.
 
-    It is called as `(params, batch_stats, logits_fn, key, images, labels, threat)`; see `attacks.learned.trained`. The
-    same arguments give the same object, so that what is compiled for it is found again.
+    It is called as `(params, batch_stats, logits_fn, key, images, labels, threat)`; see `attacks.generator.trained`.
+    The same arguments give the same object, so that what is compiled for it is found again.
 
     Args:
         config: Of its training.
         channels: C of the images.
         num_classes: K of the data.
 
-    >>> attack_of(GeneratorConfig(), 1, 10) is attack_of(GeneratorConfig(), 1, 10)
+    >>> get_attack(GeneratorConfig(), 1, 10) is get_attack(GeneratorConfig(), 1, 10)
     True
     """
-    return trained(inference.generate(config.network, channels), design_of(config), num_classes)
+    return trained(inference.generate(config.network, channels), get_design(config), num_classes)

@@ -42,7 +42,7 @@ def fgsm(threat: ThreatModel, *, start: str = "random", step_size: float = 1.25)
         reach = NOISE + step_size if start == "noise" else 1.0
         keys = prng.per_image_keys(keys, batch.images.shape[0])
         point = threat_model.random_start(keys, batch.images, threat_model.scaled(threat, scale))
-        direction = threat_model.steepest(attacks.input_gradient(classifier_fn, point, batch.labels), threat)
+        direction = threat_model.steepest_ascent(attacks.input_gradient(classifier_fn, point, batch.labels), threat)
         moved = point + step_size * jnp.asarray(threat.epsilon, direction.dtype) * direction
         return threat_model.project(moved, batch.images, threat_model.scaled(threat, reach))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from robust_gan import prng
-from robust_gan.attacks.generator import PAPER, Design, draw_latent, unroll
+from robust_gan.attacks.generator import PAPER, Design, draw_latent, generate
 from robust_gan.losses import generator_loss
 from robust_gan.optimizers import mean_over
 from robust_gan.types import Adversary, Network, PlayerState, ThreatModel
@@ -69,7 +69,7 @@ def generator(
             return network.apply(params, batch_stats, seen, train=True, axis_name=axis_name)
 
         images, labels = batch
-        return unroll(
+        return generate(
             apply, batch_stats, classifier_fn, latent, images, labels, threat, design, num_classes
         )  # fmt: skip
 

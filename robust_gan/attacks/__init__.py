@@ -2,18 +2,18 @@
 
 Each is called as `attack(logits_fn, key, images, labels, threat)`; further settings are keyword arguments, fixed with
 `functools.partial` where an `Attack` is wanted. `by_name` gives the attacks of the command line, `autoattack` those of
-AutoAttack in their order, for `run_in_turn`.
+AutoAttack in their order, for `run_sequential`.
 """
 
 from robust_gan.attacks._eot import randomised
 from robust_gan.attacks.apgd import apgd, apgd_targeted
-from robust_gan.attacks.autoattack import VERSIONS, Outcome, autoattack, run_in_turn
+from robust_gan.attacks.autoattack import VERSIONS, Outcome, autoattack, run_sequential
 from robust_gan.attacks.fab import fab, fab_targeted
 from robust_gan.attacks.generator import generator
 from robust_gan.attacks.noise import transfer, uniform_noise
 from robust_gan.attacks.pgd import fgsm, input_gradient, pgd
 from robust_gan.attacks.registry import by_name, classes_needed
-from robust_gan.attacks.retrained_generator import fresh_generator, train_generator
+from robust_gan.attacks.retrained_generator import retrained_generator, train_generator
 from robust_gan.attacks.spsa import spsa
 from robust_gan.attacks.square import square
 
@@ -28,12 +28,12 @@ __all__ = [
     "fab",
     "fab_targeted",
     "fgsm",
-    "fresh_generator",
     "generator",
     "input_gradient",
     "pgd",
     "randomised",
-    "run_in_turn",
+    "retrained_generator",
+    "run_sequential",
     "spsa",
     "square",
     "train_generator",

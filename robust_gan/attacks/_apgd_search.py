@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import prng, threat_model
-from robust_gan.attacks._best import Best, keep_better, where
+from robust_gan.attacks._best import Best, update_best, where
 from robust_gan.attacks._eot import loss_gradient
-from robust_gan.attacks.noise import surface_noise
+from robust_gan.attacks.noise import sphere_noise
 from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
 
 FIRST_STEP = 2.0
@@ -93,15 +93,15 @@ def search(
         Croce and Hein 2020, algorithm 1.
 
     >>> from robust_gan import LinfThreat
-    >>> from robust_gan.attacks._best import nothing
+    >>> from robust_gan.attacks._best import init_best
     >>> x, line = jnp.full((1, 1, 1, 2), 0.5), lambda x: x[:, 0, 0]
     >>> best = search(line, lambda logits: logits[:, 1], jax.random.split(jax.random.key(0), 1), x, jnp.array([0]),
-    ...               LinfThreat(0.25), nothing(x, jnp.zeros(1)), num_steps=4, num_samples=1)
+    ...               LinfThreat(0.25), init_best(x, jnp.zeros(1)), num_steps=4, num_samples=1)
     >>> best.images[0, 0, 0, 1].item(), best.fooled.item()
     (0.75, True)
     """
-    wide = wide_dtype(images.dtype)
-    centre = images.astype(wide)
+    compute_dtype = wide_dtype(images.dtype)
+    centre = images.astype(compute_dtype)
     start_keys, sample_keys = prng.split_per_image(keys, 2)
     ends = checkpoints(num_steps)
     between = np.zeros(num_steps + 1, np.int32)  # 0 where the step does not end at a checkpoint.
@@ -109,17 +109,17 @@ def search(
     intervals = jnp.asarray(between)
 
     def look(points, index, best):
-        seen = points if images.dtype == wide else threat_model.project(points, images, threat)
+        seen = points if images.dtype == compute_dtype else threat_model.project(points, images, threat)
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(sample_keys)
         gradient, losses, logits = loss_gradient(logits_fn, loss_fn, seen, step_keys, num_samples=num_samples)
-        best = keep_better(best, seen, losses, logits, labels)
-        return gradient.astype(wide), jnp.where(jnp.isnan(losses), -jnp.inf, losses), best
+        best = update_best(best, seen, losses, logits, labels)
+        return gradient.astype(compute_dtype), jnp.where(jnp.isnan(losses), -jnp.inf, losses), best
 
     def step(index, carry):
         # Step 0 looks at the start: with gradient 0 it goes nowhere. So the classifier is compiled once.
         state, best = carry
-        share = jnp.where(index > 1, MOMENTUM, 1.0).astype(wide)
-        moved = state.points + state.size * threat_model.steepest(state.gradient, threat)
+        share = jnp.where(index > 1, MOMENTUM, 1.0).astype(compute_dtype)
+        moved = state.points + state.size * threat_model.steepest_ascent(state.gradient, threat)
         moved = threat_model.project(moved, centre, threat)
         moved = state.points + share * (moved - state.points) + (1 - share) * (state.points - state.previous)
         points = threat_model.project(moved, centre, threat)
@@ -151,10 +151,10 @@ def search(
             checkpoint_losses=jnp.where(checkpoint | (index == 0), top_losses, state.checkpoint_losses),
         ), best
 
-    start = centre + jnp.asarray(threat.epsilon, wide) * surface_noise(start_keys, centre, threat)
+    start = centre + jnp.asarray(threat.epsilon, compute_dtype) * sphere_noise(start_keys, centre, threat)
     start = threat_model.project(start, centre, threat)
     none = jnp.full_like(best.losses, -jnp.inf)
-    size = jnp.full_like(none, FIRST_STEP, wide) * jnp.asarray(threat.epsilon, wide)
+    size = jnp.full_like(none, FIRST_STEP, compute_dtype) * jnp.asarray(threat.epsilon, compute_dtype)
     size = size.reshape(size.shape + (1,) * (images.ndim - 1))
     rises, halved, flat = jnp.zeros_like(none, jnp.int32), none < 0, jnp.zeros_like(start)
     state = _State(start, start, flat, none, size, start, flat, none, rises, halved, none)

@@ -22,7 +22,7 @@ class Best(NamedTuple):
     fooled: jax.Array
 
 
-def nothing(images: jax.Array, losses: jax.Array) -> Best:
+def init_best(images: jax.Array, losses: jax.Array) -> Best:
     """Returns the state before the first point: any point is better.
 
     Args:
@@ -30,14 +30,14 @@ def nothing(images: jax.Array, losses: jax.Array) -> Best:
         losses: `[B]`, losses of a real evaluation, for their dtype and sharding only: those of what a loop carries
             must be those that it computes, whatever `logits_fn` returns.
 
-    >>> nothing(jnp.zeros((2, 1, 1, 1)), jnp.zeros(2)).fooled.tolist()
+    >>> init_best(jnp.zeros((2, 1, 1, 1)), jnp.zeros(2)).fooled.tolist()
     [False, False]
     """
     losses = jnp.full_like(losses, -jnp.inf)
     return Best(images, losses, losses == jnp.inf)
 
 
-def keep_better(best: Best, images: jax.Array, losses: jax.Array, logits: jax.Array, labels: jax.Array) -> Best:
+def update_best(best: Best, images: jax.Array, losses: jax.Array, logits: jax.Array, labels: jax.Array) -> Best:
     """Replaces the points of those images for which the new one is better, so that no success is lost again.
 
     Args:
@@ -48,7 +48,7 @@ def keep_better(best: Best, images: jax.Array, losses: jax.Array, logits: jax.Ar
         labels: int32 `[B]`.
 
     >>> best = Best(jnp.zeros((1, 1, 1, 1)), jnp.array([3.0]), jnp.array([False]))
-    >>> best = keep_better(best, jnp.ones((1, 1, 1, 1)), jnp.array([1.0]), jnp.array([[0.0, 1.0]]), jnp.array([0]))
+    >>> best = update_best(best, jnp.ones((1, 1, 1, 1)), jnp.array([1.0]), jnp.array([[0.0, 1.0]]), jnp.array([0]))
     >>> best.images.item(), best.fooled.item()
     (1.0, True)
     """

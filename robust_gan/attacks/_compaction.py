@@ -25,7 +25,7 @@ def chunk_size(count: int) -> int:
     return min(count, 64 if jax.default_backend() == "cpu" else max(128, -(-count // 4)))
 
 
-def update_standing(
+def update_remaining(
     update: Callable[[PyTree, PyTree], PyTree], standing: jax.Array, state: PyTree, inputs: PyTree
 ) -> PyTree:
     """Replaces the state of the images that stand, and leaves that of the others as it is.
@@ -40,7 +40,7 @@ def update_standing(
         The new state. Its cost is that of the images that stand, rounded up to whole chunks.
 
     >>> update = lambda state, inputs: state + inputs
-    >>> update_standing(update, jnp.array([True, False]), jnp.zeros(2), jnp.ones(2)).tolist()
+    >>> update_remaining(update, jnp.array([True, False]), jnp.zeros(2), jnp.ones(2)).tolist()
     [1.0, 0.0]
     """
     count = standing.shape[0]
@@ -62,7 +62,7 @@ def update_standing(
     return jax.lax.fori_loop(0, -(-total // size), one_chunk, state)
 
 
-def attack_in_rounds(run: Callable[..., Best], num_rounds: int, best: Best, inputs: tuple[PyTree, ...]) -> Best:
+def run_restarts(run: Callable[..., Best], num_rounds: int, best: Best, inputs: tuple[PyTree, ...]) -> Best:
     """Attacks in rounds, each on the images that no round before has broken: restarts, or target classes.
 
     Args:
@@ -76,11 +76,11 @@ def attack_in_rounds(run: Callable[..., Best], num_rounds: int, best: Best, inpu
 
     >>> run = lambda index, best, shift: best._replace(images=best.images + shift)
     >>> best = Best(jnp.zeros(2), jnp.zeros(2), jnp.array([False, True]))
-    >>> attack_in_rounds(run, 3, best, (jnp.ones(2),)).images.tolist()
+    >>> run_restarts(run, 3, best, (jnp.ones(2),)).images.tolist()
     [3.0, 0.0]
     """
 
     def one_round(index, best):
-        return update_standing(lambda best, inputs: run(index, best, *inputs), ~best.fooled, best, inputs)
+        return update_remaining(lambda best, inputs: run(index, best, *inputs), ~best.fooled, best, inputs)
 
     return jax.lax.fori_loop(0, num_rounds, one_round, best)

@@ -67,11 +67,11 @@ def needs_keys(logits_fn: Callable[..., jax.Array]) -> bool:
     return "keys" in [*parameters][1:] and parameters["keys"].default is inspect.Parameter.empty
 
 
-def ask(logits_fn: LogitsFn, points: jax.Array, keys: jax.Array) -> jax.Array:
+def apply_logits(logits_fn: LogitsFn, points: jax.Array, keys: jax.Array) -> jax.Array:
     """Returns the logits of one pass: with keys where the classifier is randomised, `[B, K]`.
 
     >>> images, keys = jnp.zeros((2, 1, 1, 3)), jax.random.split(jax.random.key(0), 2)
-    >>> ask(lambda images: images[:, 0, 0], images, keys).shape
+    >>> apply_logits(lambda images: images[:, 0, 0], images, keys).shape
     (2, 3)
     """
     return logits_fn(points, keys=keys) if is_randomised(logits_fn) else logits_fn(points)  # type: ignore[call-arg]
@@ -107,7 +107,7 @@ def loss_gradient(
     """
 
     def sample(points, keys):
-        logits = ask(logits_fn, points, keys)
+        logits = apply_logits(logits_fn, points, keys)
         losses = loss_fn(logits)
         return jnp.sum(losses), (losses, logits)
 

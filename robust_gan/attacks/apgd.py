@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from robust_gan import prng
 from robust_gan.attacks._apgd_search import search
-from robust_gan.attacks._best import nothing
-from robust_gan.attacks._compaction import attack_in_rounds
-from robust_gan.attacks._eot import ask
+from robust_gan.attacks._best import init_best
+from robust_gan.attacks._compaction import run_restarts
+from robust_gan.attacks._eot import apply_logits
 from robust_gan.attacks.checking import check_counts, checked, checked_loss
 from robust_gan.errors import UserError
 from robust_gan.losses import check_labels, cross_entropy, dlr, is_correct
@@ -67,9 +67,9 @@ def apgd(
     """
     check_counts(num_steps=num_steps, num_restarts=num_restarts, num_samples=num_samples)
     keys = _keys_of_rounds(key, images, num_restarts)
-    logits = ask(logits_fn, images, keys[:, 0])
+    logits = apply_logits(logits_fn, images, keys[:, 0])
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=num_restarts > 1)
-    best = nothing(images, loss_fn(logits, labels, *loss_args))
+    best = init_best(images, loss_fn(logits, labels, *loss_args))
 
     def restart(index, best, keys, images, labels, loss_args):
         def loss(logits):
@@ -81,7 +81,7 @@ def apgd(
 
     if num_restarts == 1:
         return restart(0, best, keys, images, labels, loss_args).images
-    return attack_in_rounds(restart, num_restarts, best, (keys, images, labels, loss_args)).images
+    return run_restarts(restart, num_restarts, best, (keys, images, labels, loss_args)).images
 
 
 @checked(randomised=True)
@@ -130,7 +130,7 @@ def apgd_targeted(
     [0.25, 0.25]
     """
     check_counts(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets, num_samples=num_samples)
-    logits = ask(logits_fn, images, prng.per_image_keys(key, images.shape[0]))
+    logits = apply_logits(logits_fn, images, prng.per_image_keys(key, images.shape[0]))
     if targets is None:
         targets = likely_wrong(logits, labels, num_targets)
     elif jnp.ndim(targets) != 2 or not targets.shape[1]:
@@ -139,7 +139,7 @@ def apgd_targeted(
         targets = jnp.stack([check_labels(column, logits.shape, "targets") for column in targets.T], axis=1)
     rounds = targets.shape[1] * num_restarts
     keys = _keys_of_rounds(key, images, rounds)
-    best = nothing(images, dlr(logits, labels, targets[:, 0]))._replace(fooled=~is_correct(logits, labels))
+    best = init_best(images, dlr(logits, labels, targets[:, 0]))._replace(fooled=~is_correct(logits, labels))
 
     def one_round(index, best, keys, images, labels, targets):
         def loss(logits):
@@ -149,7 +149,7 @@ def apgd_targeted(
             logits_fn, loss, keys[:, index], images, labels, threat, best, num_steps=num_steps, num_samples=num_samples
         )
 
-    return attack_in_rounds(one_round, rounds, best, (keys, images, labels, targets)).images
+    return run_restarts(one_round, rounds, best, (keys, images, labels, targets)).images
 
 
 def likely_wrong(logits: jax.Array, labels: jax.Array, num_targets: int) -> jax.Array:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from robust_gan import prng
 from robust_gan.attacks._best import where
-from robust_gan.attacks._compaction import update_standing
-from robust_gan.attacks._eot import ask
+from robust_gan.attacks._compaction import update_remaining
+from robust_gan.attacks._eot import apply_logits
 from robust_gan.attacks.apgd import apgd
 from robust_gan.attacks.checking import check_batch, checked_logits
 from robust_gan.attacks.registry import by_name, classes_needed
@@ -77,7 +77,7 @@ def autoattack(version: str | Sequence[str] = "standard") -> tuple[tuple[str, At
     return tuple((name, _RAND[name] if version == "rand" else by_name(name)) for name in names)
 
 
-def run_in_turn(
+def run_sequential(
     components: Sequence[tuple[str, Attack]],
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -110,7 +110,7 @@ def run_in_turn(
     >>> from robust_gan import LinfThreat
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1) - jnp.array([1.0, 0.0])
     >>> x = jnp.array([0.7, 0.9]).reshape(2, 1, 1, 1)
-    >>> outcome = run_in_turn(autoattack(["fgsm", "square10"]), logits_fn, jax.random.key(0), x, jnp.array([0, 0]),
+    >>> outcome = run_sequential(autoattack(["fgsm", "square10"]), logits_fn, jax.random.key(0), x, jnp.array([0, 0]),
     ...                       LinfThreat(0.25))
     >>> outcome.standing.tolist()
     [[True, True], [False, True], [False, True]]
@@ -118,7 +118,7 @@ def run_in_turn(
     images, labels = check_batch(images, labels, threat)
     logits_fn = checked_logits(logits_fn, labels)
     keys = prng.per_image_keys(key, images.shape[0])
-    clean = ask(logits_fn, images, keys)
+    clean = apply_logits(logits_fn, images, keys)
     _check_classes(components, clean.shape[-1])
     state = images, is_correct(clean, labels)
     standing = [state[1]]
@@ -129,10 +129,10 @@ def run_in_turn(
             keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
             attack_keys, judge_keys = prng.split_per_image(keys, 2)
             adversarial = attack(logits_fn, attack_keys, images, labels, threat)
-            holds = is_correct(ask(logits_fn, adversarial, judge_keys), labels)
+            holds = is_correct(apply_logits(logits_fn, adversarial, judge_keys), labels)
             return where(holds, images, adversarial), holds
 
-        state = update_standing(update, state[1], state, (images, labels, keys))
+        state = update_remaining(update, state[1], state, (images, labels, keys))
         standing.append(state[1])
     return Outcome(state[0], jnp.stack(standing))
 

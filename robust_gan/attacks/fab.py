@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan import prng, threat_model
-from robust_gan.attacks._best import Best, keep_better, where
+from robust_gan.attacks._best import Best, update_best, where
 from robust_gan.attacks._box_hyperplane import to_hyperplane
-from robust_gan.attacks._compaction import attack_in_rounds
+from robust_gan.attacks._compaction import run_restarts
 from robust_gan.attacks.apgd import likely_wrong
 from robust_gan.attacks.checking import check_counts, checked
-from robust_gan.attacks.noise import surface_noise
+from robust_gan.attacks.noise import sphere_noise
 from robust_gan.losses import is_correct, margin
 from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
 
@@ -154,20 +154,20 @@ def _attack(logits_fn, linearise, num_targets, key, images, labels, threat, num_
         )
         nearest = threat_model.project(nearest, images, threat)
         logits = logits_fn(nearest)
-        return keep_better(best, nearest, margin(logits, labels), logits, labels)
+        return update_best(best, nearest, margin(logits, labels), logits, labels)
 
-    return attack_in_rounds(one_round, targets.shape[1] * num_restarts, best, (keys, images, labels, targets)).images
+    return run_restarts(one_round, targets.shape[1] * num_restarts, best, (keys, images, labels, targets)).images
 
 
 def _search(logits_fn, linearise, start, images, labels, threat, num_steps):
     """Returns the nearest misclassified point seen, in or out of the ball; the image itself where none was."""
-    wide = wide_dtype(images.dtype)
-    centre = images.astype(wide)
+    compute_dtype = wide_dtype(images.dtype)
+    centre = images.astype(compute_dtype)
 
     def step(_, carry):
         points, nearest, least = carry
         gaps, normals = linearise(points.astype(images.dtype))
-        gaps, normals = (jnp.nan_to_num(x.astype(wide), posinf=1e30, neginf=-1e30) for x in (gaps, normals))
+        gaps, normals = (jnp.nan_to_num(x.astype(compute_dtype), posinf=1e30, neginf=-1e30) for x in (gaps, normals))
         forward = to_hyperplane(points, normals, gaps, threat.norm, threat.bounds)
         offsets = gaps + jnp.sum((normals * (centre - points)).reshape(gaps.shape[0], -1), axis=1)
         backward = to_hyperplane(centre, normals, offsets, threat.norm, threat.bounds)
@@ -189,7 +189,7 @@ def _search(logits_fn, linearise, start, images, labels, threat, num_steps):
 
 def _start(keys, images, threat, moved):
     """The image, or where `moved` a point of the surface of the ball of half the radius."""
-    noise = surface_noise(keys, images, threat)
+    noise = sphere_noise(keys, images, threat)
     return jnp.clip(images + jnp.where(moved, 0.5 * threat.epsilon, 0.0).astype(noise.dtype) * noise, *threat.bounds)
 
 

@@ -25,30 +25,31 @@ class Design(NamedTuple):
     """How a generator attacks. The default sees the image alone.
 
     Attributes:
-        sees: Any of `SIGHTS`: the gradient of the classifier's loss in the pixels at the point reached so far, the
+        inputs: Any of `SIGHTS`: the gradient of the classifier's loss in the pixels at the point reached so far, the
             perturbation so far, the label.
-        hops: How often the generator is asked; it sees where its last answer led and replaces it by a new one.
+        num_refinements: How often the generator is asked; it sees where its last answer led and replaces it by a new
+            one.
         latent_size: Random channels that it sees too, so that one image has many perturbations.
-        final_step: Length, in units of epsilon, of a last step along the sign of the gradient from where the generator
-            led; 0 for none.
+        final_fgsm_step: Length, in units of epsilon, of a last step along the sign of the gradient from where the
+            generator led; 0 for none.
         box: `project`: epsilon times the noise, clipped to valid pixels; or `map`: noise of -1 to 1 is mapped onto the
             box of valid pixels within epsilon of each pixel, so that no noise is lost to clipping (L-infinity only).
     """
 
-    sees: tuple[str, ...] = ()
-    hops: int = 1
+    inputs: tuple[str, ...] = ()
+    num_refinements: int = 1
     latent_size: int = 0
-    final_step: float = 0.0
-    box: str = "project"
+    final_fgsm_step: float = 0.0
+    parametrization: str = "clip"
 
     def channels(self, image_channels: int, num_classes: int) -> int:
         """Returns how many channels the generator sees.
 
-        >>> Design().channels(3, 10), Design(sees=("gradient", "label"), latent_size=4).channels(3, 10)
+        >>> Design().channels(3, 10), Design(inputs=("gradient", "label"), latent_size=4).channels(3, 10)
         (3, 20)
         """
         sizes = {"gradient": image_channels, "perturbation": image_channels, "label": num_classes}
-        return image_channels + sum(sizes[name] for name in self.sees) + self.latent_size
+        return image_channels + sum(sizes[name] for name in self.inputs) + self.latent_size
 
 
 PAPER = Design()
@@ -105,7 +106,7 @@ def generator(
         if key is None:
             raise ValueError(f"a design with {design.latent_size} latent channels needs a key")
         latent = draw_latent(prng.per_image_keys(key, images.shape[0]), design)
-    return unroll(apply, (), logits_fn, latent, images, labels, threat, design, num_classes)[0]
+    return generate(apply, (), logits_fn, latent, images, labels, threat, design, num_classes)[0]
 
 
 @functools.cache
@@ -146,7 +147,7 @@ def draw_latent(keys: jax.Array, design: Design) -> jax.Array:
     return prng.uniform_per_image(keys, (design.latent_size,))
 
 
-def unroll(
+def generate(
     apply: Callable[[PyTree, jax.Array], tuple[jax.Array, PyTree]],
     carry: PyTree,
     logits_fn: LogitsFn | None,
@@ -184,28 +185,28 @@ def unroll(
     >>> from robust_gan import LinfThreat
     >>> x = jnp.full((1, 1, 1, 1), 0.5)
     >>> half = lambda carry, seen: (0.5 * jnp.ones_like(seen), carry + 1)
-    >>> adversarial, count = unroll(half, 0, None, None, x, None, LinfThreat(0.25), Design(hops=3), 0)
+    >>> adversarial, count = generate(half, 0, None, None, x, None, LinfThreat(0.25), Design(num_refinements=3), 0)
     >>> adversarial.item(), count
     (0.625, 3)
     """
     point = images
-    for _ in range(design.hops):
-        seen = observe(logits_fn, latent, images, point, labels, threat, design, num_classes)
+    for _ in range(design.num_refinements):
+        seen = generator_inputs(logits_fn, latent, images, point, labels, threat, design, num_classes)
         noise, carry = apply(carry, seen)
-        if design.box == "map":
-            point = threat_model.perturb_within_box(images, noise, threat)
+        if design.parametrization == "rescale":
+            point = threat_model.perturb_rescaled(images, noise, threat)
         else:
             point = threat_model.perturb(images, noise, threat)
-    if design.final_step:
+    if design.final_fgsm_step:
         if logits_fn is None or labels is None:
             raise ValueError("a design with a final step needs the classifier and the labels")
-        direction = threat_model.steepest(input_gradient(logits_fn, point, labels), threat)
-        length = design.final_step * jnp.asarray(threat.epsilon, direction.dtype)
+        direction = threat_model.steepest_ascent(input_gradient(logits_fn, point, labels), threat)
+        length = design.final_fgsm_step * jnp.asarray(threat.epsilon, direction.dtype)
         point = threat_model.project(point + length * direction, images, threat)
     return point, carry
 
 
-def observe(
+def generator_inputs(
     logits_fn: LogitsFn | None,
     latent: jax.Array | None,
     images: jax.Array,
@@ -223,14 +224,14 @@ def observe(
 
     >>> from robust_gan import LinfThreat
     >>> x = jnp.full((1, 1, 1, 1), 0.5)
-    >>> seen = observe(None, None, x, x + 0.25, jnp.array([1]), LinfThreat(0.25),
-    ...                Design(sees=("perturbation", "label")), num_classes=2)
+    >>> seen = generator_inputs(None, None, x, x + 0.25, jnp.array([1]), LinfThreat(0.25),
+    ...                Design(inputs=("perturbation", "label")), num_classes=2)
     >>> seen.ravel().tolist()
     [0.5, 1.0, 0.0, 1.0]
     """
     low, high = threat.bounds
     stack = [images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)]
-    for name in design.sees:
+    for name in design.inputs:
         if name == "gradient":
             gradient = _unit_gradient(logits_fn, point, labels)
             size = jnp.sqrt(jnp.mean(jnp.square(gradient), axis=(1, 2, 3), keepdims=True))

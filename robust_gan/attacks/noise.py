@@ -37,7 +37,7 @@ def uniform_noise(
     return threat_model.random_start(prng.per_image_keys(key, images.shape[0]), images, threat)
 
 
-def surface_noise(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
+def sphere_noise(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
     """Draws noise of unit size, the random start of Auto-PGD and FAB.
 
     Args:
@@ -50,14 +50,14 @@ def surface_noise(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> ja
         -1 or 1, in L2 uniform on the sphere.
 
     >>> from robust_gan import LinfThreat
-    >>> noise = surface_noise(jax.random.split(jax.random.key(0), 1), jnp.zeros((1, 2, 2, 1)), LinfThreat(0.25))
+    >>> noise = sphere_noise(jax.random.split(jax.random.key(0), 1), jnp.zeros((1, 2, 2, 1)), LinfThreat(0.25))
     >>> print(f"{jnp.max(jnp.abs(noise)):.4f}")
     1.0000
     """
-    wide = wide_dtype(images.dtype)
+    compute_dtype = wide_dtype(images.dtype)
     if threat.norm != "linf":
-        return threat_model.steepest(prng.normal_per_image(keys, images.shape[1:], wide), threat)
-    noise = prng.uniform_per_image(keys, images.shape[1:], wide, -1.0, 1.0)
+        return threat_model.steepest_ascent(prng.normal_per_image(keys, images.shape[1:], compute_dtype), threat)
+    noise = prng.uniform_per_image(keys, images.shape[1:], compute_dtype, -1.0, 1.0)
     return noise / jnp.max(jnp.abs(noise), axis=tuple(range(1, noise.ndim)), keepdims=True)
 
 

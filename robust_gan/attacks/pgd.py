@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan import prng, threat_model
-from robust_gan.attacks._best import keep_better, nothing
-from robust_gan.attacks._compaction import attack_in_rounds
+from robust_gan.attacks._best import init_best, update_best
+from robust_gan.attacks._compaction import run_restarts
 from robust_gan.attacks.checking import check_counts, check_size, checked, checked_logits, checked_loss
 from robust_gan.errors import UserError
 from robust_gan.losses import check_labels, cross_entropy
@@ -94,7 +94,7 @@ def fgsm(
     """
     del key
     gradient = input_gradient(logits_fn, images, labels, loss_fn=loss_fn, loss_args=loss_args)
-    direction = threat_model.steepest(gradient, threat)
+    direction = threat_model.steepest_ascent(gradient, threat)
     return threat_model.project(images + jnp.asarray(threat.epsilon, direction.dtype) * direction, images, threat)
 
 
@@ -165,8 +165,12 @@ def pgd(
         check_size("step_size", step_size)
     if num_restarts > 1 and not keep_best:
         raise UserError(f"of {num_restarts} restarts the best point is returned: set keep_best, or num_restarts to 1")
-    wide = wide_dtype(images.dtype)
-    size = 2.5 * jnp.asarray(threat.epsilon, wide) / num_steps if step_size is None else jnp.asarray(step_size, wide)
+    compute_dtype = wide_dtype(images.dtype)
+    size = (
+        2.5 * jnp.asarray(threat.epsilon, compute_dtype) / num_steps
+        if step_size is None
+        else jnp.asarray(step_size, compute_dtype)
+    )
     # `[B, restarts]`, so that they are gathered with their images.
     keys = jax.vmap(lambda key: jax.random.split(key, num_restarts))(prng.per_image_keys(key, images.shape[0]))
 
@@ -174,7 +178,7 @@ def pgd(
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=num_restarts > 1)
 
     def restart(index, best, keys, images, labels, loss_args):
-        centre = images.astype(wide)
+        centre = images.astype(compute_dtype)
 
         def loss_and_logits(points):
             logits = logits_fn(points)
@@ -182,13 +186,13 @@ def pgd(
             return jnp.sum(losses), (losses, logits)
 
         def seen(points):
-            return points if images.dtype == wide else threat_model.project(points, images, threat)
+            return points if images.dtype == compute_dtype else threat_model.project(points, images, threat)
 
         def step(_, carry):
             points, best = carry
             gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(seen(points))
-            best = keep_better(best, seen(points), losses, logits, labels)
-            moved = points + size * threat_model.steepest(gradient, threat)
+            best = update_best(best, seen(points), losses, logits, labels)
+            moved = points + size * threat_model.steepest_ascent(gradient, threat)
             return threat_model.project(moved, centre, threat), best
 
         start = threat_model.random_start(keys[:, index], centre, threat) if random_start else centre
@@ -196,9 +200,9 @@ def pgd(
         if not keep_best:
             return best._replace(images=seen(points))
         logits = logits_fn(seen(points))
-        return keep_better(best, seen(points), loss_fn(logits, labels, *loss_args), logits, labels)
+        return update_best(best, seen(points), loss_fn(logits, labels, *loss_args), logits, labels)
 
-    best = nothing(images, loss_fn(logits, labels, *loss_args))
+    best = init_best(images, loss_fn(logits, labels, *loss_args))
     if num_restarts == 1:
         return restart(0, best, keys, images, labels, loss_args).images
-    return attack_in_rounds(restart, num_restarts, best, (keys, images, labels, loss_args)).images
+    return run_restarts(restart, num_restarts, best, (keys, images, labels, loss_args)).images

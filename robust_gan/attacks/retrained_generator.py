@@ -8,14 +8,16 @@ import optax
 
 from robust_gan import prng
 from robust_gan.attacks.checking import check_counts, check_size, checked, checked_loss
-from robust_gan.attacks.generator import PAPER, Design, draw_latent, generator, unroll
+from robust_gan.attacks.generator import PAPER, Design, draw_latent, generate, generator
 from robust_gan.losses import margin
 from robust_gan.types import BatchStats, LogitsFn, LossFn, Network, Params, PyTree, ThreatModel
 
 DESIGNS = {
-    "fresh_generator": PAPER,
-    "fresh_generator_label": Design(sees=("label",)),
-    "fresh_generator_hops": Design(sees=("gradient", "perturbation", "label"), hops=2, final_step=0.5),
+    "retrained_generator": PAPER,
+    "retrained_generator_label": Design(inputs=("label",)),
+    "retrained_generator_refined": Design(
+        inputs=("gradient", "perturbation", "label"), num_refinements=2, final_fgsm_step=0.5
+    ),
 }
 """The forms that evaluations know by name: one sees the image alone, one the label too, and one the gradient."""
 
@@ -69,7 +71,7 @@ def train_generator(
         loss_args: What the loss needs of each image beside its label, arrays `[N, ...]`; drawn with the images.
 
     Returns:
-        The generator; `learned.trained` makes an attack of it.
+        The generator; `generator.trained` makes an attack of it.
 
     Raises:
         UserError: A count is below 1, the loss closes over an array of all images, or an argument cannot be meant; see
@@ -100,7 +102,7 @@ def train_generator(
         def apply(batch_stats, seen):
             return network.apply(params, batch_stats, seen, train=True)
 
-        adversarial, batch_stats = unroll(
+        adversarial, batch_stats = generate(
             apply, batch_stats, logits_fn, latent, images, labels, threat, design, num_classes
         )
         return -jnp.mean(loss_fn(logits_fn(adversarial), labels, *loss_args)), batch_stats
@@ -120,7 +122,7 @@ def train_generator(
 
 
 @checked
-def fresh_generator(
+def retrained_generator(
     logits_fn: LogitsFn,
     key: jax.Array,
     images: jax.Array,
@@ -157,7 +159,7 @@ def fresh_generator(
     >>> images, labels = jnp.full((4, 8, 8, 1), 0.5), jnp.zeros(4, jnp.int32)
     >>> logits_fn = lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], -1)
     >>> network = networks.build_generator("digits_generator", 1)
-    >>> attacked = fresh_generator(logits_fn, jax.random.key(0), images, labels, LinfThreat(0.1), network=network,
+    >>> attacked = retrained_generator(logits_fn, jax.random.key(0), images, labels, LinfThreat(0.1), network=network,
     ...                            num_steps=30)
     >>> logits_fn(attacked).argmax(-1).tolist()
     [1, 1, 1, 1]

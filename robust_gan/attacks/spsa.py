@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from robust_gan import prng, threat_model
-from robust_gan.attacks._best import keep_better, nothing
+from robust_gan.attacks._best import init_best, update_best
 from robust_gan.attacks.checking import check_counts, check_size, checked, checked_loss
 from robust_gan.losses import margin
 from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, wide_dtype
@@ -75,13 +75,13 @@ def spsa(
     probe_size = PROBE_SIZE * width if probe_size is None else probe_size
     for name, value in (("probe_size", probe_size), ("step_size", 1.0 if step_size is None else step_size)):
         check_size(name, value)
-    wide = wide_dtype(images.dtype)
-    centre, keys = images.astype(wide), prng.per_image_keys(key, images.shape[0])
+    compute_dtype = wide_dtype(images.dtype)
+    centre, keys = images.astype(compute_dtype), prng.per_image_keys(key, images.shape[0])
     length: float | jax.Array
     if step_size is not None:
         length = step_size
     else:
-        length = STEP_SIZE * jnp.asarray(threat.epsilon, wide)
+        length = STEP_SIZE * jnp.asarray(threat.epsilon, compute_dtype)
         length = length / jnp.sqrt(centre[0].size) if threat.norm == "l2" else length
     # Slopes are per pixel: in a wider range they are smaller, and so is what is added to their root.
     adam = optax.scale_by_adam(eps=1e-8 / width)
@@ -92,23 +92,23 @@ def spsa(
     def estimate(points, keys):
         def add(index, total):
             draws = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-            signs = jnp.where(prng.uniform_per_image(draws, images.shape[1:]) < 0.5, -1.0, 1.0).astype(wide)
+            signs = jnp.where(prng.uniform_per_image(draws, images.shape[1:]) < 0.5, -1.0, 1.0).astype(compute_dtype)
             probes = jnp.clip(
                 jnp.concatenate([points + probe_size * signs, points - probe_size * signs]), *threat.bounds
             )
             losses = loss_fn(logits_fn(probes.astype(images.dtype)), *twice)
-            ahead, behind = jnp.split(jnp.nan_to_num(losses.astype(wide), posinf=1e30, neginf=-1e30), 2)
+            ahead, behind = jnp.split(jnp.nan_to_num(losses.astype(compute_dtype), posinf=1e30, neginf=-1e30), 2)
             slopes = ((ahead - behind) / (2 * probe_size)).reshape((-1,) + (1,) * (images.ndim - 1))
             return total + slopes * signs / num_samples
 
         return jax.lax.fori_loop(0, num_samples, add, jnp.zeros_like(points))
 
     def seen(points):
-        return points if images.dtype == wide else threat_model.project(points, images, threat)
+        return points if images.dtype == compute_dtype else threat_model.project(points, images, threat)
 
     def look(points, best):
         logits = logits_fn(seen(points))
-        return keep_better(best, seen(points), loss_fn(logits, labels, *loss_args), logits, labels)
+        return update_best(best, seen(points), loss_fn(logits, labels, *loss_args), logits, labels)
 
     def step(index, carry):
         points, moments, best = carry
@@ -117,5 +117,5 @@ def spsa(
         points = threat_model.project(points + length * ascent, centre, threat)
         return points, moments, look(points, best)
 
-    best = look(centre, nothing(images, loss_fn(logits, labels, *loss_args)))
+    best = look(centre, init_best(images, loss_fn(logits, labels, *loss_args)))
     return jax.lax.fori_loop(0, num_steps, step, (centre, adam.init(centre), best))[2].images

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from robust_gan import prng, threat_model
 from robust_gan.attacks import _square_patterns
 from robust_gan.attacks._best import where
-from robust_gan.attacks._compaction import update_standing
+from robust_gan.attacks._compaction import update_remaining
 from robust_gan.attacks.checking import check_counts, checked
 from robust_gan.errors import UserError
 from robust_gan.losses import is_correct, margin
@@ -135,7 +135,7 @@ def count_queries(
     sides = _square_patterns.sides((height, width), threat.norm, num_queries - 1, p_init)
     window = functools.partial(_window, (height, width), int(all_places))
 
-    def ask(points, images, labels):
+    def apply_logits(points, images, labels):
         points = threat_model.project(points, images, threat)
         logits = logits_fn(points)
         return points, margin(logits, labels), ~is_correct(logits, labels)
@@ -143,7 +143,7 @@ def count_queries(
     def one_query(index, found, keys, images, labels):
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
         changed = change(keys, found.images, images, threat, sides, index, window)
-        points, margins, fooled = ask(changed, images, labels)
+        points, margins, fooled = apply_logits(changed, images, labels)
         better = ~found.fooled & (fooled | (margins > found.margins))
         return Found(
             where(better, points, found.images),
@@ -165,9 +165,9 @@ def count_queries(
 
             return jax.lax.while_loop(going_on, ask_again, (first, found))[1]
 
-        return update_standing(update, ~found.fooled, found, (keys, images, labels))
+        return update_remaining(update, ~found.fooled, found, (keys, images, labels))
 
-    points, margins, fooled = ask(begin(start_keys, images, threat), images, labels)
+    points, margins, fooled = apply_logits(begin(start_keys, images, threat), images, labels)
     found = Found(points, margins, fooled, jnp.ones_like(labels, jnp.int32))
     return jax.lax.fori_loop(0, -(-(num_queries - 1) // _QUERIES_AT_ONCE), some_queries, found)
 
@@ -193,14 +193,14 @@ def _tiles(keys, images, threat):
     draws = prng.uniform_per_image(keys, (count, 1 + images.shape[3]))
     turned = (draws[:, :, 0] > 0.5)[:, tile_of]
     patterns = jnp.where(turned, pattern[1], pattern[0])[..., None] * _signs(draws[:, :, 1:])[:, tile_of]
-    return images + jnp.asarray(threat.epsilon, draws.dtype) * threat_model.steepest(patterns, threat)
+    return images + jnp.asarray(threat.epsilon, draws.dtype) * threat_model.steepest_ascent(patterns, threat)
 
 
 def _change_l2(keys, points, images, threat, sides, index, window):
     """Moves the mass of a second window, and what the sphere has left, into a pattern in a first window."""
     channels = images.shape[3]
-    wide = wide_dtype(images.dtype)
-    delta = points.astype(wide) - images.astype(wide)
+    compute_dtype = wide_dtype(images.dtype)
+    delta = points.astype(compute_dtype) - images.astype(compute_dtype)
     draws = prng.uniform_per_image(keys, (5 + channels,))
     side = sides.of_query[index]
     inside, rows, columns = window(draws[:, 0], draws[:, 1], side)
@@ -213,11 +213,13 @@ def _change_l2(keys, points, images, threat, sides, index, window):
     squares = jnp.square(delta)
     old = jnp.where(inside, delta, 0) / (1e-12 + jnp.sqrt(over_pixels(jnp.where(inside, squares, 0))))
     new = jnp.where(inside, pattern * _signs(draws[:, 5:])[:, None, None, :] + old, 0)
-    left = jnp.maximum(jnp.square(jnp.asarray(threat.epsilon, wide)) - jnp.sum(squares, (1, 2, 3), keepdims=True), 0)
+    left = jnp.maximum(
+        jnp.square(jnp.asarray(threat.epsilon, compute_dtype)) - jnp.sum(squares, (1, 2, 3), keepdims=True), 0
+    )
     mass = left / channels + over_pixels(jnp.where(inside | emptied, squares, 0))
     new *= jnp.sqrt(mass) / (1e-12 + jnp.sqrt(over_pixels(jnp.square(new))))
     delta = jnp.where(inside, new, jnp.where(emptied, 0, delta))
-    return images + jnp.asarray(threat.epsilon, wide) * threat_model.steepest(delta, threat)
+    return images + jnp.asarray(threat.epsilon, compute_dtype) * threat_model.steepest_ascent(delta, threat)
 
 
 def _window(size, spare, row, column, side):

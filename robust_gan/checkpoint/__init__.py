@@ -12,9 +12,9 @@ from robust_gan.checkpoint.locations import FOLDER, parse_location
 from robust_gan.checkpoint.manager import Writer
 from robust_gan.checkpoint.metadata import FORMAT, SELECTION, DataInfo, Record, read_record
 from robust_gan.checkpoint.models import (
-    attack_of,
-    classifier_of,
-    generator_of,
+    get_attack,
+    get_classifier,
+    get_generator,
     has_generator,
     load_attack,
     load_classifier,
@@ -28,9 +28,9 @@ __all__ = [
     "DataInfo",
     "Record",
     "Writer",
-    "attack_of",
-    "classifier_of",
-    "generator_of",
+    "get_attack",
+    "get_classifier",
+    "get_generator",
     "has_generator",
     "load_attack",
     "load_classifier",

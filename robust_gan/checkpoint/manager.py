@@ -45,7 +45,7 @@ class Writer:
         self._selection = {step: _selection(self._directory, step) for step in locations.steps(self._directory)}
         # Creating directories in the background would hang the process for minutes where the folder is not writable.
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_NewestAndBest(config.keep_last, self._selection),
+            preservation_policy=_NewestAndBest(config.max_to_keep, self._selection),
             cleanup_tmp_directories=True,
             create=False,  # Not with `multiprocessing_options`.
             multiprocessing_options=orbax_io.alone(),

@@ -29,7 +29,7 @@ def load_classifier(directory: epath.PathLike, step: str | int = "best") -> Logi
     Raises:
         CheckpointError: The checkpoint is missing, damaged, or of another architecture than its configuration says.
     """
-    return classifier_of(read_record(directory, step))
+    return get_classifier(read_record(directory, step))
 
 
 def load_generator(directory: epath.PathLike, step: str | int = "best") -> Callable[[jax.Array], jax.Array]:
@@ -41,12 +41,13 @@ def load_generator(directory: epath.PathLike, step: str | int = "best") -> Calla
 
     Returns:
         Images `[B, H, W, C]` in [0, 1] to noise `[B, H, W, C]` in [-1, 1], with running BatchNorm statistics. Where
-        the generator sees more than the image, it takes all that it sees, `[B, H, W, C']` (`attacks.learned.observe`).
+        the generator sees more than the image, it takes all that it sees, `[B, H, W, C']`
+        (`attacks.generator.generator_inputs`).
 
     Raises:
         CheckpointError: As for `load_classifier`, or the run had no generator.
     """
-    return generator_of(read_record(directory, step))
+    return get_generator(read_record(directory, step))
 
 
 def load_attack(directory: epath.PathLike, step: str | int = "best") -> Attack:
@@ -62,34 +63,34 @@ def load_attack(directory: epath.PathLike, step: str | int = "best") -> Attack:
     Raises:
         CheckpointError: As for `load_generator`.
     """
-    return attack_of(read_record(directory, step))
+    return get_attack(read_record(directory, step))
 
 
-def classifier_of(record: Record, *, batch_statistics: bool = False) -> LogitsFn:
+def get_classifier(record: Record, *, use_batch_stats: bool = False) -> LogitsFn:
     """Rebuilds the classifier of a record that is read already; see `load_classifier`.
 
     Args:
         record: Which checkpoint.
-        batch_statistics: See `networks.inference.classify`.
+        use_batch_stats: See `networks.inference.classify`.
     """
     name, data = record.config.classifier.network, record.data
-    player = "average" if record.config.classifier.average_decay else "classifier"
+    player = "average" if record.config.classifier.ema_decay else "classifier"
     like = {player: _shapes(networks.build_classifier(name, data.num_classes), data.image_shape)}
     filled = fill(like, record)[player]
-    classify = inference.classify(name, data.num_classes, batch_statistics=batch_statistics)
+    classify = inference.classify(name, data.num_classes, use_batch_stats=use_batch_stats)
     return jax.tree_util.Partial(classify, filled["params"], filled["batch_stats"])
 
 
-def generator_of(record: Record) -> Callable[[jax.Array], jax.Array]:
+def get_generator(record: Record) -> Callable[[jax.Array], jax.Array]:
     """Rebuilds the generator of a record that is read already; see `load_generator`."""
     name, channels = record.config.adversary.generator.network, record.data.image_shape[-1]
     filled = _generator(record)
     return jax.tree_util.Partial(inference.generate(name, channels), filled["params"], filled["batch_stats"])
 
 
-def attack_of(record: Record) -> Attack:
+def get_attack(record: Record) -> Attack:
     """Rebuilds the generator of a record that is read already as an attack; see `load_attack`."""
-    attack = adversaries.attack_of(
+    attack = adversaries.get_attack(
         record.config.adversary.generator, record.data.image_shape[-1], record.data.num_classes
     )  # fmt: skip
     filled = _generator(record)
@@ -108,7 +109,7 @@ def _generator(record: Record) -> dict[str, PyTree]:
         )
     config, data = record.config.adversary.generator, record.data
     height, width, channels = data.image_shape
-    seen = (height, width, adversaries.design_of(config).channels(channels, data.num_classes))
+    seen = (height, width, adversaries.get_design(config).channels(channels, data.num_classes))
     return fill({"adversary": _shapes(networks.build_generator(config.network, channels), seen)}, record)["adversary"]
 
 

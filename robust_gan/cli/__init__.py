@@ -4,11 +4,19 @@ Imports nothing heavy, so that a mistake on the command line is told before jax 
 """
 
 from robust_gan.cli.app import arguments, run
-from robust_gan.cli.config_file import config_of
+from robust_gan.cli.config_file import read_config
 from robust_gan.cli.distributed import is_distributed
 from robust_gan.cli.errors import INTERRUPTED, MISTAKE, NOT_FINITE, complain, guard, required
 
 __all__ = [
-    "INTERRUPTED", "MISTAKE", "NOT_FINITE", "arguments", "complain", "config_of", "guard", "is_distributed", "required",
+    "INTERRUPTED",
+    "MISTAKE",
+    "NOT_FINITE",
+    "arguments",
+    "complain",
+    "guard",
+    "is_distributed",
+    "read_config",
+    "required",
     "run",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from robust_gan.cli import config_flags, distributed, help_screen, memory, xla_flags
-from robust_gan.cli.config_file import FLAG, of_recipe, place_in_recipe
+from robust_gan.cli.config_file import FLAG, is_from_config, place_in_config
 from robust_gan.cli.errors import INTERRUPTED, complain, guard
 from robust_gan.errors import UserError
 
@@ -85,12 +85,12 @@ def _parse(document: str, groups: Mapping[str, Sequence[str]], argv: Sequence[st
         argv = _with_flag_files(argv)
         if FLAG in flags.FLAGS:
             config_flags.check(argv)
-        # config_flags warns of a recipe that returns nothing; `config_of` says it.
+        # config_flags warns of a recipe that returns nothing; `read_config` says it.
         logging.get_absl_logger().setLevel("CRITICAL")
         return flags.FLAGS([config_flags.without_fraction(argument) for argument in argv])
     except SystemExit as end:
-        if place_in_recipe(end):
-            sys.exit(complain(of_recipe(end)))
+        if place_in_config(end):
+            sys.exit(complain(is_from_config(end)))
         sys.exit(0 if end.code == 1 else end.code)  # absl prints the help and leaves with 1.
     except KeyboardInterrupt:
         complain("interrupted")
@@ -99,9 +99,9 @@ def _parse(document: str, groups: Mapping[str, Sequence[str]], argv: Sequence[st
         sys.exit(complain(str(error)))
     except flags.Error as error:
         recipe = "parsing config file" in str(error)
-        sys.exit(complain(of_recipe(error) if recipe else f"{error}: see --help"))
+        sys.exit(complain(is_from_config(error) if recipe else f"{error}: see --help"))
     except Exception as error:  # A recipe is the user's own program, and may raise anything.
-        sys.exit(complain(of_recipe(error)))
+        sys.exit(complain(is_from_config(error)))
     finally:
         logging.get_absl_logger().setLevel(level)
 

@@ -11,13 +11,13 @@ FLAG = "config"
 """The name of the flag."""
 
 
-def config_of(value: Any) -> Config:
+def read_config(value: Any) -> Config:
     """Returns the configuration behind the `config_flags` flag `--config`, validated.
 
     Raises:
         UserError: The flag is missing, or its recipe returns something else; or a field is wrong.
 
-    >>> config_of(Config(seed=3)).seed
+    >>> read_config(Config(seed=3)).seed
     3
     """
     if value is None and (FLAG not in flags.FLAGS or not flags.FLAGS[FLAG].present):
@@ -27,14 +27,14 @@ def config_of(value: Any) -> Config:
     except AttributeError:
         pass
     except OSError as error:
-        raise UserError(of_recipe(error)) from error
+        raise UserError(is_from_config(error)) from error
     if not isinstance(value, Config):
         raise UserError(f"get_config() of a recipe must return a robust_gan.config.Config, not {_kind(value)}")
     validate(value)
     return value
 
 
-def of_recipe(error: BaseException) -> str:
+def is_from_config(error: BaseException) -> str:
     """Says what went wrong in a recipe, and where; config_flags and absl wrap it up to three times."""
     chain: list[BaseException] = []
     link: BaseException | None = error
@@ -48,12 +48,12 @@ def of_recipe(error: BaseException) -> str:
         if isinstance(cause, SyntaxError):
             where = f"{cause.filename} cannot be run (line {cause.lineno})" if cause.filename else "cannot be run"
             return f"the recipe {where}: {cause.msg}"
-        if place := place_in_recipe(cause):
+        if place := place_in_config(cause):
             return f"the recipe {place[0]} cannot be run (line {place[1]}): {_kind(cause)}: {cause}"
     return f"the recipe of --{FLAG} cannot be used: {_kind(chain[-1])}: {chain[-1]}"
 
 
-def place_in_recipe(error: BaseException) -> tuple[str, int] | None:
+def place_in_config(error: BaseException) -> tuple[str, int] | None:
     """Returns the file and the line of a recipe where an exception came from; None where it came from elsewhere."""
     trace, place = error.__traceback__, None
     while trace is not None:

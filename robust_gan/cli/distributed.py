@@ -54,7 +54,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
         if not parallel.is_lost(error):
             traceback.print_exc()
             parallel.leave(1)
-        number, count = parallel.number()
+        number, count = parallel.process_index_and_count()
         complain(
             f"process {number} of {count} lost another process of the run, which died or cannot be reached (its own "
             "last words say why): start all of them again, and the run goes on from its last checkpoint"

@@ -1,7 +1,7 @@
 """Says how robust checkpoints are, attacked in the open and from other models.
 
     python launch/evaluate.py --checkpoint=runs/digits --attacks=clean,fgsm,pgd40,generator --output=runs/report
-    python launch/evaluate.py --checkpoint=runs/a,runs/b@2000 --sources=runs/stranger
+    python launch/evaluate.py --checkpoint=runs/a,runs/b@2000 --surrogates=runs/surrogate
     python launch/evaluate.py --model=my_package.my_module:my_function --data=mine.npz --epsilon=8/255 --suite=quick
 
 A checkpoint is DIR, DIR@STEP, DIR@best (the default) or DIR@last.
@@ -21,10 +21,12 @@ _ATTACKS = flags.DEFINE_string(
     "attacks",
     None,
     "In place of the suite's, made on every model and tried on every checkpoint: generator, fgsm, pgdNxR (N steps, R "
-    "restarts), margin_pgdNxR, apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, uniform_noise, fresh_generator, "
-    "fresh_generator_label, fresh_generator_hops. Default: clean,fgsm,pgd10,generator.",
+    "restarts), margin_pgdNxR, apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, uniform_noise, retrained_generator, "
+    "retrained_generator_label, retrained_generator_refined. Default: clean,fgsm,pgd10,generator.",
 )
-_IN_TURN = flags.DEFINE_string("in_turn", None, "In place of the suite's, made in turn, each on what still stands.")
+_SEQUENTIAL = flags.DEFINE_string(
+    "sequential", None, "In place of the suite's, made in turn, each on what still stands."
+)
 _DATA = flags.DEFINE_string("data", "", "A TFDS data set, or images and labels; empty for that of training.")
 _SPLIT = flags.DEFINE_string("split", "test", "test, validation or train.")
 _COUNT = flags.DEFINE_integer("count", 0, "Only the first images of the split; 0 for all.")
@@ -36,10 +38,10 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for where 
 _CHANNELS = flags.DEFINE_enum("channels", "", ["", "last"], "last: take a file's images as they are, whatever shape.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; a stopped evaluation goes on there.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Begin anew where the folder holds another evaluation.")
-_PICTURES = flags.DEFINE_list("pictures", [], "To draw: examples, curve, transfer (needs the extra plot).")
+_PLOTS = flags.DEFINE_list("pictures", [], "To draw: examples, curve, transfer (needs the extra plot).")
 _SAVE_ADVERSARIAL = flags.DEFINE_bool("save_adversarial", False, "Write what attacks in turn broke to adversarial.npz.")
-_BATCH_STATISTICS = flags.DEFINE_bool(
-    "batch_statistics",
+_USE_BATCH_STATS = flags.DEFINE_bool(
+    "use_batch_stats",
     False,
     "BatchNorm by each batch's statistics, to show how lenient that is.",
 )
@@ -49,10 +51,10 @@ _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where st
 
 _GROUPS = {
     "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "sources=DIR[@STEP],.."],
-    "Attacks": ["suite=NAME", "attacks=NAME,..", "in_turn=NAME,..", "norm=linf|l2", "epsilon=X", "seed=N"],
+    "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "norm=linf|l2", "epsilon=X", "seed=N"],
     "Images": ["data=NAME|FILE.npz", "data_dir=DIR", "split=NAME", "count=N", "channels=last"],
     "Report": ["output=DIR", "overwrite", "pictures=NAME,..", "save_adversarial"],
-    "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "batch_statistics"],
+    "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "use_batch_stats"],
 }
 
 
@@ -73,7 +75,7 @@ def main(argv):
             models=_MODEL.value,
             sources=_SOURCES.value,
             attacks=_ATTACKS.value,
-            in_turn=_IN_TURN.value,
+            sequential=_SEQUENTIAL.value,
             suite=_SUITE.value,
             dataset=_DATA.value,
             split=_SPLIT.value,
@@ -87,30 +89,30 @@ def main(argv):
             channels=_CHANNELS.value,
             output=_OUTPUT.value,
             overwrite=_OVERWRITE.value,
-            pictures=_PICTURES.value,
+            pictures=_PLOTS.value,
             save_adversarial=_SAVE_ADVERSARIAL.value,
-            batch_statistics=_BATCH_STATISTICS.value,
+            use_batch_stats=_USE_BATCH_STATS.value,
             progress=_PROGRESS.value,
         )
         unwritten = ""
     except run.UnwrittenError as error:
         scores, values, unwritten = error.scores, error.values, str(error)
-    if not parallel.is_first():
+    if not parallel.is_primary():
         return 0
     threat, data = values["threat"], values["data"]
     print(f"{data['name']} {data['split']}, {data['count']} images, {threat['norm']} epsilon {threat['epsilon']:g}")
-    if _BATCH_STATISTICS.value:
-        print(tables.BATCH_STATISTICS)
+    if _USE_BATCH_STATS.value:
+        print(tables.USE_BATCH_STATS)
     print(f"Accuracy in %; {statistics.INTERVALS}.")
     print(tables.white_and_black_box(scores))
     if len(scores.makers) > 1:
         print("\nBy source (*white box*):")
         print(tables.by_source(scores))
-    if table := tables.in_turn(values):
+    if table := tables.sequential(values):
         print(f"\nAttacks in turn, each on what still stood:\n{table}")
     if table := tables.paired_comparisons(values):
         print(f"\nPaired comparisons, in points:\n{table}")
-    print(f"\nAlarms:\n{tables.alarms_told(values)}")
+    print(f"\nAlarms:\n{tables.format_alarms(values)}")
     if notes := tables.notes_told(values):
         print(f"\nNot made:\n{notes}")
     if unwritten:

@@ -52,17 +52,17 @@ def page(document: str, groups: Mapping[str, Sequence[str]], width: int = 0) -> 
     return "\n\n".join(blocks)
 
 
-def flag_of(form: str) -> str:
+def get_flag(form: str) -> str:
     """Returns the name of a flag that a group shows.
 
-    >>> flag_of("workdir=DIR"), flag_of("[no]progress")
+    >>> get_flag("workdir=DIR"), get_flag("[no]progress")
     ('workdir', 'progress')
     """
     return form.split("=", 1)[0].removeprefix("[no]")
 
 
 def _row(form: str, column: int, width: int) -> str:
-    name = flag_of(form)
+    name = get_flag(form)
     if name == f"{FLAG}.FIELD":
         text = _FIELD
     else:

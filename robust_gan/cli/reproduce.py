@@ -1,7 +1,7 @@
-"""Trains every contestant, attacks each from all the others, and writes tables of what came out.
+"""Trains every method, attacks each from all the others, and writes tables of what came out.
 
     python launch/reproduce.py --dataset=digits --budget=cpu --seeds=0,1,2 --output=runs/reproduce_digits
-    python launch/reproduce.py --dataset=cifar10 --budget=paper --contestants=pgd,generator --output=runs/cifar10
+    python launch/reproduce.py --dataset=cifar10 --budget=paper --methods=pgd,generator --output=runs/cifar10
 
 Stopped, it goes on with the same command.
 """
@@ -26,12 +26,12 @@ _BUDGET = flags.DEFINE_string(
     "smoke: some steps, to see that it works; cpu: an evening on two cores; paper: as long as the released code.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs, the evaluations and the tables.")
-_CONTESTANTS = flags.DEFINE_list(
-    "contestants",
+_METHODS = flags.DEFINE_list(
+    "methods",
     [],
-    "Names of robust_gan.config.methods.CONTESTANTS; without it those of the released code and what came after.",
+    "Names of robust_gan.config.methods.METHODS; without it those of the released code and what came after.",
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the contestants, from 0 to 99.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the methods, from 0 to 99.")
 _ATTACKS = flags.DEFINE_string("attacks", "", "See evaluate.py; empty for those of the budget.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for the recipe's.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once in the evaluation.", lower_bound=1)
@@ -40,7 +40,7 @@ _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for a
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show bars; by default where stderr is a terminal.")
 
 _GROUPS = {
-    "What": ["dataset=NAME", "budget=smoke|cpu|paper", "contestants=NAME,..", "seeds=N,..", "attacks=NAME,.."],
+    "What": ["dataset=NAME", "budget=smoke|cpu|paper", "methods=NAME,..", "seeds=N,..", "attacks=NAME,.."],
     "Where": ["output=DIR", "data_dir=DIR", "platform=cpu|gpu|tpu", "num_devices=N"],
     "How": ["batch_size=N", "[no]progress"],
 }
@@ -66,7 +66,7 @@ def main(argv):
         dataset,
         _BUDGET.value,
         output,
-        contestants=_CONTESTANTS.value,
+        methods=_METHODS.value,
         seeds=seeds,
         attacks=_ATTACKS.value,
         data_dir=_DATA_DIR.value,

@@ -3,7 +3,7 @@
     python launch/train.py --config=configs/digits.py --workdir=runs/digits
     python launch/train.py --config=configs/digits.py:pgd --workdir=runs/digits_pgd --config.seed=1
 
-The contestant comes after the colon (none, pgd, generator). Run again, the same command goes on where it stopped.
+The method comes after the colon (none, pgd, generator). Run again, the same command goes on where it stopped.
 """
 
 import json
@@ -34,7 +34,7 @@ _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the configuratio
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say shapes, parameters, memory and time, write nothing, and end.")
 
 _GROUPS = {
-    "What": ["config=FILE[:CONTESTANT]", "config.FIELD=VALUE", "workdir=DIR"],
+    "What": ["config=FILE[:METHOD]", "config.FIELD=VALUE", "workdir=DIR"],
     "Where": ["platform=cpu|gpu|tpu", "num_devices=N"],
     "Before it runs": ["print_config", "dry_run"],
     "While it runs": ["[no]progress", "tensorboard", "on_nan=stop|skip"],
@@ -44,7 +44,7 @@ _GROUPS = {
 def main(argv):
     """Trains."""
     del argv
-    config = cli.config_of(_CONFIG.value)
+    config = cli.read_config(_CONFIG.value)
     if _PRINT_CONFIG.value:
         print(json.dumps(to_dict(config), indent=2))
         return 0
@@ -71,7 +71,7 @@ def main(argv):
         tensorboard=_TENSORBOARD.value,
         on_nan=_ON_NAN.value,
     )
-    if result.finished and result.validation and parallel.is_first():
+    if result.finished and result.validation and parallel.is_primary():
         figures = ", ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in result.validation.items())
         print(f"step {result.step}, validation: {figures}; best: step {result.best_step}")
     return 0

@@ -23,14 +23,14 @@ BUDGETS = ("paper", "cpu", "smoke")
 
 
 def read(choice: str, budgets: Sequence[str] = BUDGETS) -> tuple[str, str]:
-    """Reads what follows the colon of a recipe, `CONTESTANT` or `CONTESTANT/BUDGET`.
+    """Reads what follows the colon of a recipe, `METHOD` or `METHOD/BUDGET`.
 
     Args:
-        choice: A name of `CONTESTANTS` and perhaps a budget; `paper` where none is given.
+        choice: A name of `METHODS` and perhaps a budget; `paper` where none is given.
         budgets: Those that the recipe has.
 
     Returns:
-        The contestant and the budget.
+        The method and the budget.
 
     Raises:
         UserError: One of them is unknown.
@@ -39,23 +39,24 @@ def read(choice: str, budgets: Sequence[str] = BUDGETS) -> tuple[str, str]:
     (('pgd', 'paper'), ('generator', 'smoke'))
     """
     name, _, budget = choice.partition("/")
-    if name not in CONTESTANTS:
-        raise UserError(f"unknown contestant {name!r}: the contestants are {', '.join(CONTESTANTS)}")
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}: the methods are {', '.join(METHODS)}")
     if (budget or "paper") not in budgets:
         raise UserError(f"this recipe has no budget {budget!r}: it has {', '.join(budgets)}")
     return name, budget or "paper"
 
 
-def contestant(config: Config, name: str) -> Config:
-    """Returns the recipe of a contestant, given that of the game against the generator.
+def method(config: Config, name: str) -> Config:
+    """Returns the recipe of a method, given that of the game against the generator.
 
     All have the same schedule, weight decay and number of classifier updates. They differ in the adversary, and in how
-    their authors weigh clean and adversarial images: PGD and FGSM training, and `generator_refined_adv_only` like
-    them, learn from adversarial images alone, the released ensemble from three to a clean one, the others from one to one.
+    their authors weigh clean and adversarial images: PGD and FGSM training, and `cond_generator_adv_only` like
+    them, learn from adversarial images alone, the released ensemble from three to a clean one, the others from one to
+    one.
 
     Args:
         config: The recipe of `generator`, with its penalty.
-        name: A name of `CONTESTANTS`.
+        name: A name of `METHODS`.
 
     Returns:
         The same run with that adversary; the penalty is 0 where there is no generator to take it of.
@@ -64,32 +65,32 @@ def contestant(config: Config, name: str) -> Config:
         UserError: The name is unknown.
 
     >>> config = Config(penalty=PenaltyConfig(coefficient=0.01))
-    >>> pgd = contestant(config, "pgd")
+    >>> pgd = method(config, "pgd")
     >>> pgd.adversary.name, pgd.classifier.clean_weight, pgd.penalty.coefficient
     ('pgd', 0.0, 0.0)
-    >>> contestant(config, "generator") == config
+    >>> method(config, "generator") == config
     True
     """
     read(name)
     config = copy.deepcopy(config)
-    CONTESTANTS[name](config)
+    METHODS[name](config)
     if config.adversary.name != "generator":
         config.penalty.coefficient = 0.0
     return config
 
 
 def as_released(config: Config, name: str) -> Config:
-    """Returns the recipe of a contestant with what the released code does otherwise for the baselines that it trains.
+    """Returns the recipe of a method with what the released code does otherwise for the baselines that it trains.
 
     That is: weight decay 1e-4; PGD's last point, in PGD training and in the ensemble; and an ensemble of which each
     image stays clean or takes one of the three attacks with equal chances, in one batch, so that its weight is 1 in all
     and BatchNorm sees the mixture.
 
     Args:
-        config: What `contestant` returned.
-        name: The contestant.
+        config: What `method` returned.
+        name: The method.
 
-    >>> config = as_released(contestant(Config(), "ensemble"), "ensemble")
+    >>> config = as_released(method(Config(), "ensemble"), "ensemble")
     >>> config.adversary.ensemble.clean_share, config.classifier.clean_weight, config.classifier.adversarial_weight
     (0.25, 0.0, 1.0)
     """
@@ -114,7 +115,7 @@ def smoke(config: Config) -> Config:
     config.batch_size, config.num_steps, config.log_every = 16, 4, 2
     config.validation = ValidationConfig(every=2, batch_size=32, pgd_steps=2)
     config.adversary.pgd.num_steps = config.adversary.ensemble.pgd_steps = 2
-    config.adversary.generator.steps = config.adversary.generator.minibatches = 1
+    config.adversary.generator.steps = config.adversary.generator.batches_per_step = 1
     config.classifier.optimizer.decay_steps = ()
     return config
 
@@ -158,17 +159,17 @@ def _released(config: Config) -> None:
     config.penalty.decay = True
 
 
-def _conditioned(*names: str, hops: int = 1, final_step: float = 0.0) -> Callable[[Config], None]:
+def _conditioned(*names: str, num_refinements: int = 1, final_fgsm_step: float = 0.0) -> Callable[[Config], None]:
     def change(config: Config) -> None:
         generator = config.adversary.generator
-        generator.sees, generator.hops, generator.final_step = names, hops, final_step
+        generator.inputs, generator.num_refinements, generator.final_fgsm_step = names, num_refinements, final_fgsm_step
         # It follows the classifier from its gradient: one step for each of the classifier's is enough, and no penalty.
         generator.steps, config.penalty.coefficient = 1, 0.0
 
     return change
 
 
-_refined = _conditioned("gradient", "perturbation", hops=2, final_step=0.5)
+_refined = _conditioned("gradient", "perturbation", num_refinements=2, final_fgsm_step=0.5)
 
 
 def _refined_adv_only(config: Config) -> None:
@@ -177,7 +178,7 @@ def _refined_adv_only(config: Config) -> None:
     config.classifier.clean_weight = 0.0
 
 
-CONTESTANTS: dict[str, Callable[[Config], None]] = {
+METHODS: dict[str, Callable[[Config], None]] = {
     "none": _adversary("none"),
     "fgsm": _adversary("fgsm", clean=0.0),
     "n_fgsm": _n_fgsm,
@@ -186,16 +187,16 @@ CONTESTANTS: dict[str, Callable[[Config], None]] = {
     "ensemble": _adversary("ensemble", clean=0.5, adversarial=1.5),
     "ensemble_tramer": _tramer,
     "generator": lambda config: None,
-    "generator_gradient": _conditioned("gradient"),
-    "generator_step": _conditioned("gradient", final_step=0.5),
-    "generator_refined": _refined,
-    "generator_refined_adv_only": _refined_adv_only,
+    "cond_generator": _conditioned("gradient"),
+    "cond_generator_fgsm": _conditioned("gradient", final_fgsm_step=0.5),
+    "cond_generator_refined": _refined,
+    "cond_generator_adv_only": _refined_adv_only,
     "generator_no_penalty": _penalty(0.0),
     "generator_negative_penalty": _penalty(-1.0),
     "generator_finite_difference": _penalty(1.0, "finite_difference"),
     "released": _released,
 }
-"""What each contestant changes in the recipe of the image-only `generator`, whose penalty is exact and positive.
+"""What each method changes in the recipe of the image-only `generator`, whose penalty is exact and positive.
 `ensemble` and `ensemble_tramer` need `--config.adversary.ensemble.sources`; `released` is the game with the penalty
 that the released code computes: with the constants of a recipe of the paper, the released game."""
 
@@ -221,7 +222,7 @@ def resnet_game(
     1,000 images are validated.
 
     Args:
-        choice: The contestant and the budget, see `read`; there is no `cpu`.
+        choice: The method and the budget, see `read`; there is no `cpu`.
         data: Which images.
         epsilon: Radius of the ball.
         classifier: The name of the classifier.
@@ -256,5 +257,5 @@ def resnet_game(
         log_every=100,
         validation=ValidationConfig(every=validation_every, size=1_000, batch_size=500),
     )
-    config = contestant(smoke(config) if budget == "smoke" else config, name)
+    config = method(smoke(config) if budget == "smoke" else config, name)
     return as_released(config, name) if released else config

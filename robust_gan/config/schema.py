@@ -4,14 +4,14 @@ import dataclasses
 
 NORMS = ("linf", "l2")
 OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("piecewise", "cosine", "cyclic")
+SCHEDULES = ("piecewise", "cosine", "one_cycle")
 ADVERSARIES = ("none", "fgsm", "pgd", "ensemble", "generator")
 CLASSIFIER_LOSSES = ("cross_entropy", "trades")
 ATTACK_LOSSES = ("cross_entropy", "kl", "margin")
 FGSM_STARTS = ("random", "noise")
 ENSEMBLE_SCHEMES = ("paper", "tramer")
-GENERATOR_SIGHTS = ("gradient", "perturbation", "label")
-GENERATOR_BOXES = ("project", "map")
+GENERATOR_INPUTS = ("gradient", "perturbation", "label")
+PARAMETRIZATIONS = ("clip", "rescale")
 PENALTY_FORMS = ("exact", "finite_difference")
 BATCH_NORM_MODES = ("batch", "running")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
@@ -67,14 +67,14 @@ class OptimizerConfig:
         weight_decay: On kernels alone, never on biases or BatchNorm. For sgd and adam it is the gradient of
             `weight_decay / 2 * ||w||^2` (the released code's loss term); for adamw it is decoupled.
         schedule: `piecewise`: the rate is multiplied by `decay_factor` after each of `decay_steps`; `cosine`: half a
-            cosine down to 0 at `schedule_steps`; `cyclic`: up in a straight line to `learning_rate` at 40 % of
+            cosine down to 0 at `schedule_steps`; `one_cycle`: up in a straight line to `learning_rate` at 40 % of
             `schedule_steps`, and down to 0 at their end.
         decay_steps: Of `piecewise`: steps of this optimiser.
         decay_factor: Of `piecewise`.
         restart_momentum: Of sgd: whether the momentum starts again from 0 at each of `decay_steps`, as in the released
             code, where a second optimiser takes over.
-        schedule_steps: Of `cosine` and `cyclic`: steps of this optimiser. It is a field of its own, so that a run that
-            is made longer by `num_steps` does not change what it did before.
+        schedule_steps: Of `cosine` and `one_cycle`: steps of this optimiser. It is a field of its own, so that a run
+            that is made longer by `num_steps` does not change what it did before.
     """
 
     name: str = "sgd"
@@ -103,11 +103,11 @@ class ClassifierConfig:
         adversarial_weight: Weight of the adversarial term; beta of TRADES, where 6 is usual.
         label_smoothing: Share of the label's probability that is spread over all classes in the classifier's
             cross-entropy; the adversary attacks the unsmoothed one.
-        weight_perturbation: Adversarial weight perturbation (Wu et al. 2020): the size, relative to each kernel, of
+        awp_gamma: Adversarial weight perturbation (Wu et al. 2020): the size, relative to each kernel, of
             the step against itself at which the classifier takes its gradient; 0.005 is usual, 0 is none.
-        average_decay: Decay of an exponential moving average of the weights, which is what is validated and
+        ema_decay: Decay of an exponential moving average of the weights, which is what is validated and
             evaluated then; 0 is none.
-        attacked_batch_norm: BatchNorm statistics of the classifier *while it is attacked in training*: `batch`, those
+        attack_bn_mode: BatchNorm statistics of the classifier *while it is attacked in training*: `batch`, those
             of the attacked batch, as the released code does, or `running`. At test it is always `running`.
     """
 
@@ -117,9 +117,9 @@ class ClassifierConfig:
     clean_weight: float = 1.0
     adversarial_weight: float = 1.0
     label_smoothing: float = 0.0
-    weight_perturbation: float = 0.0
-    average_decay: float = 0.0
-    attacked_batch_norm: str = "batch"
+    awp_gamma: float = 0.0
+    ema_decay: float = 0.0
+    attack_bn_mode: str = "batch"
 
 
 @dataclasses.dataclass
@@ -182,16 +182,17 @@ class GeneratorConfig:
         network: A name of `networks.GENERATORS`.
         optimizer: How it moves.
         steps: Generator steps on each minibatch.
-        minibatches: Minibatches per classifier step; the classifier learns from the last. 5 in the released MNIST
+        batches_per_step: Minibatches per classifier step; the classifier learns from the last. 5 in the released MNIST
             recipe, otherwise 1.
-        sees: What it sees beside the image, of `gradient` (of the classifier's loss in the pixels), `perturbation` (so
-            far) and `label`.
-        hops: How often it is asked for each image; each answer replaces the one before.
+        inputs: What it sees beside the image, of `gradient` (of the classifier's loss in the pixels), `perturbation`
+            (so far) and `label`.
+        num_refinements: How often it is asked for each image; each answer replaces the one before.
         latent_size: Random channels that it sees, in [0, 1].
         diversity: Coefficient of the mean distance between two perturbations of an image, in units of epsilon, over
             that of their random inputs; the generator is rewarded for it.
-        final_step: Length, in units of epsilon, of a last step along the sign of the gradient; 0 for none.
-        box: `project`: clip to valid pixels; `map`: map the noise onto the box of valid pixels (L-infinity only).
+        final_fgsm_step: Length, in units of epsilon, of a last step along the sign of the gradient; 0 for none.
+        parametrization: `clip`: clip to valid pixels; `rescale`: map the noise onto the box of valid pixels
+            (L-infinity only).
         remat: Whether its backward pass computes the inside of each layer and block anew, which takes a third more of
             its work and less memory.
     """
@@ -201,13 +202,13 @@ class GeneratorConfig:
         default_factory=lambda: OptimizerConfig(name="adam", learning_rate=0.002, b1=0.5)
     )
     steps: int = 5
-    minibatches: int = 1
-    sees: tuple[str, ...] = ()
-    hops: int = 1
+    batches_per_step: int = 1
+    inputs: tuple[str, ...] = ()
+    num_refinements: int = 1
     latent_size: int = 0
     diversity: float = 0.0
-    final_step: float = 0.0
-    box: str = "project"
+    final_fgsm_step: float = 0.0
+    parametrization: str = "clip"
     remat: bool = False
 
 
@@ -217,8 +218,8 @@ class AdversaryConfig:
 
     Attributes:
         name: `none`, `fgsm`, `pgd`, `ensemble` or `generator`.
-        warmup_steps: Training steps over which the radius grows in a straight line up to epsilon; 0 for none. Where
-            epsilon is large, as on MNIST, a classifier that sees adversarial images alone learns nothing without it.
+        epsilon_warmup_steps: Training steps over which the radius grows in a straight line up to epsilon; 0 for none.
+            Where epsilon is large, as on MNIST, training on adversarial images alone fails without it.
         fgsm: Read when `name` is `fgsm`.
         pgd: Read when `name` is `pgd`.
         ensemble: Read when `name` is `ensemble`.
@@ -226,7 +227,7 @@ class AdversaryConfig:
     """
 
     name: str = "generator"
-    warmup_steps: int = 0
+    epsilon_warmup_steps: int = 0
     fgsm: FGSMConfig = dataclasses.field(default_factory=FGSMConfig)
     pgd: PGDConfig = dataclasses.field(default_factory=PGDConfig)
     ensemble: EnsembleConfig = dataclasses.field(default_factory=EnsembleConfig)
@@ -289,7 +290,7 @@ class Config:
             metrics on an accelerator. It changes no bit of the result.
         log_every: Steps between lines of metrics.
         validation: What is measured while training, and how often.
-        keep_last: Newest checkpoints kept, beside the best.
+        max_to_keep: Newest checkpoints kept, beside the best.
     """
 
     seed: int = 0
@@ -304,8 +305,8 @@ class Config:
     steps_per_call: int = 0
     log_every: int = 50
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
-    keep_last: int = 2
+    max_to_keep: int = 2
 
 
-CHANGEABLE = ("num_steps", "steps_per_call", "log_every", "keep_last", "data.data_dir", "validation.patience")
+CHANGEABLE = ("num_steps", "steps_per_call", "log_every", "max_to_keep", "data.data_dir", "validation.patience")
 """Fields in which a resumed run may differ from the one it continues: they do not touch what a step computes."""

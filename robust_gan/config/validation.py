@@ -16,10 +16,10 @@ from robust_gan.config.schema import (
     CLASSIFIER_LOSSES,
     ENSEMBLE_SCHEMES,
     FGSM_STARTS,
-    GENERATOR_BOXES,
-    GENERATOR_SIGHTS,
+    GENERATOR_INPUTS,
     NORMS,
     OPTIMIZERS,
+    PARAMETRIZATIONS,
     PENALTY_FORMS,
     PRECISIONS,
     SCHEDULES,
@@ -35,23 +35,23 @@ _CHOICES = {
     "adversary.fgsm.start": FGSM_STARTS,
     "adversary.pgd.loss": ATTACK_LOSSES,
     "adversary.ensemble.scheme": ENSEMBLE_SCHEMES,
-    "classifier.attacked_batch_norm": BATCH_NORM_MODES,
+    "classifier.attack_bn_mode": BATCH_NORM_MODES,
     "classifier.loss": CLASSIFIER_LOSSES,
     "data.augmentation": AUGMENTATIONS,
     "penalty.form": PENALTY_FORMS,
     "precision": PRECISIONS,
 }
 _AT_LEAST: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (0, ("seed", "data.train_size", "data.extra_size", "data.padding", "adversary.warmup_steps",
+    (0, ("seed", "data.train_size", "data.extra_size", "data.padding", "adversary.epsilon_warmup_steps",
          "adversary.generator.latent_size", "steps_per_call", "validation.size", "validation.patience")),
     (1, ("data.validation_size", "adversary.ensemble.pgd_steps", "adversary.pgd.num_steps", "adversary.generator.steps",
-         "adversary.generator.minibatches", "adversary.generator.hops", "batch_size", "num_steps", "log_every",
-         "keep_last", "validation.every", "validation.batch_size", "validation.pgd_steps")),
+         "adversary.generator.batches_per_step", "adversary.generator.num_refinements", "batch_size", "num_steps",
+         "log_every", "max_to_keep", "validation.every", "validation.batch_size", "validation.pgd_steps")),
     (0.0, ("adversary.fgsm.step_size", "adversary.pgd.step_size", "adversary.generator.diversity",
-           "adversary.generator.final_step", "classifier.clean_weight", "classifier.adversarial_weight",
-           "classifier.weight_perturbation")),
+           "adversary.generator.final_fgsm_step", "classifier.clean_weight", "classifier.adversarial_weight",
+           "classifier.awp_gamma")),
 )  # fmt: skip
-_SHARES = ("classifier.label_smoothing", "classifier.average_decay", "adversary.ensemble.clean_share")
+_SHARES = ("classifier.label_smoothing", "classifier.ema_decay", "adversary.ensemble.clean_share")
 
 
 def check_epsilon(epsilon: Any, field: str = "epsilon", norm: str = "linf", *, image_shape: Sequence[int] = ()) -> None:
@@ -181,18 +181,20 @@ def _validate_penalty(config: Config) -> None:
 
 
 def _validate_generator(generator: GeneratorConfig, norm: str) -> None:
-    _one_of("adversary.generator.box", generator.box, GENERATOR_BOXES)
-    for name in generator.sees:
-        _one_of("adversary.generator.sees", name, GENERATOR_SIGHTS)
-    if len(set(generator.sees)) < len(generator.sees):
-        raise UserError(f"adversary.generator.sees names something twice: {', '.join(generator.sees)}")
+    _one_of("adversary.generator.parametrization", generator.parametrization, PARAMETRIZATIONS)
+    for name in generator.inputs:
+        _one_of("adversary.generator.inputs", name, GENERATOR_INPUTS)
+    if len(set(generator.inputs)) < len(generator.inputs):
+        raise UserError(f"adversary.generator.inputs names something twice: {', '.join(generator.inputs)}")
     if generator.diversity and not generator.latent_size:
         raise UserError(
             f"adversary.generator.diversity is {generator.diversity}, but with latent_size 0 a perturbation has "
             "nothing to differ by: set latent_size above 0, or diversity to 0"
         )
-    if generator.box == "map" and norm != "linf":
-        raise UserError("adversary.generator.box must be 'project' in L2: the valid perturbations are no box there")
+    if generator.parametrization == "rescale" and norm != "linf":
+        raise UserError(
+            "adversary.generator.parametrization must be 'clip' in L2: the valid perturbations are no box there"
+        )
 
 
 def _validate_optimizer(optimizer: OptimizerConfig, name: str) -> None:

@@ -5,29 +5,29 @@ Everything takes any `logits_fn`: images `[B, H, W, C]` in [0, 1] to logits `[B,
 
 from robust_gan.evaluation import alarms
 from robust_gan.evaluation.curve import Curve, trace_curve
-from robust_gan.evaluation.models import CLEAN, FRESH, GENERATOR, Model, attack_names, check_images, to_unit
-from robust_gan.evaluation.sequential import Rung, survive
-from robust_gan.evaluation.state import Kept
-from robust_gan.evaluation.suites import SUITES, Suite, suite_of
+from robust_gan.evaluation.models import CLEAN, GENERATOR, RETRAINED, Model, attack_names, check_images, to_unit
+from robust_gan.evaluation.sequential import AttackResult, evaluate_sequential
+from robust_gan.evaluation.state import EvaluationState
+from robust_gan.evaluation.suites import SUITES, Suite, get_suite
 from robust_gan.evaluation.transfer import Scores, evaluate, total
 
 __all__ = [
     "CLEAN",
-    "FRESH",
     "GENERATOR",
+    "RETRAINED",
     "SUITES",
+    "AttackResult",
     "Curve",
-    "Kept",
+    "EvaluationState",
     "Model",
-    "Rung",
     "Scores",
     "Suite",
     "alarms",
     "attack_names",
     "check_images",
     "evaluate",
-    "suite_of",
-    "survive",
+    "evaluate_sequential",
+    "get_suite",
     "to_unit",
     "total",
     "trace_curve",

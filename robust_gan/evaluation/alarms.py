@@ -49,7 +49,7 @@ class Alarm(NamedTuple):
     asked: bool = True
 
 
-def of_model(
+def check_model(
     logits_fn: LogitsFn,
     images: np.ndarray,
     labels: np.ndarray,
@@ -87,7 +87,7 @@ def of_model(
     >>> from robust_gan import LinfThreat
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 4 - x.sum((1, 2, 3))], -1)
     >>> labels = np.argmax(logits_fn(images), -1)
-    >>> [alarm.name for alarm in of_model(logits_fn, images, labels, LinfThreat(0.1)) if alarm.fired]
+    >>> [alarm.name for alarm in check_model(logits_fn, images, labels, LinfThreat(0.1)) if alarm.fired]
     []
     """
     images, labels = np.asarray(images), np.asarray(labels)
@@ -111,10 +111,10 @@ def of_model(
     ]
 
 
-def of_scores(
+def check_scores(
     scores: Scores,
     target: str,
-    in_turn: Mapping[str, np.ndarray] = MappingProxyType({}),
+    sequential: Mapping[str, np.ndarray] = MappingProxyType({}),
     *,
     predicted: Mapping[tuple[str, str], np.ndarray] | None = None,
 ) -> list[Alarm]:
@@ -123,9 +123,8 @@ def of_scores(
     Args:
         scores: Of an evaluation.
         target: Which model.
-        in_turn: For each attack made in turn, `clean` among them and in their order, bool `[N]`: what it broke. A query
-            attack counts as a black-box one where no attack that differentiates comes after it: what it broke, no such
-            attack has seen.
+        sequential: For each attack made in turn, `clean` among them and in their order, bool `[N]`: what it broke. A
+            query attack counts as a black-box one where no attack that differentiates comes after it.
         predicted: For each (target, attack), `clean` among them, the classes that images are taken for, -1 for none;
             by default those of the scores.
 
@@ -135,16 +134,16 @@ def of_scores(
 
     >>> robust = {("a", "a", "fgsm"): np.array([False, True]), ("a", "a", "pgd10"): np.array([True, True])}
     >>> scores = Scores(("a",), ("a",), ("fgsm", "pgd10"), np.array([[True, True]]), robust)
-    >>> [(alarm.name, alarm.finding) for alarm in of_scores(scores, "a")]
+    >>> [(alarm.name, alarm.finding) for alarm in check_scores(scores, "a")]
     [('one_step_beats_many', 'fgsm breaks 50.0 points of images that pgd10 leave standing')]
     """
     white = {attack: scores.robust[target, target, attack] for attack in scores.attacks
              if (target, target, attack) in scores.robust}  # fmt: skip
-    last = max((place for place, attack in enumerate(in_turn) if _differentiates(attack)), default=-1)
-    queries = {attack: ~broke for place, (attack, broke) in enumerate(in_turn.items())
+    last = max((place for place, attack in enumerate(sequential) if _differentiates(attack)), default=-1)
+    queries = {attack: ~broke for place, (attack, broke) in enumerate(sequential.items())
                if place > last and attack.startswith(_QUERY)}  # fmt: skip
     differentiate = [kept for attack, kept in white.items() if _differentiates(attack)]
-    others = [~broke for attack, broke in in_turn.items() if attack not in queries]
+    others = [~broke for attack, broke in sequential.items() if attack not in queries]
     alarms = _nan_under_attack(scores.predicted if predicted is None else predicted, target)
     black = queries | {f"{attack} made on {maker}": kept for (name, maker, attack), kept in scores.robust.items()
                        if name == target and (maker != target or attack.startswith(_QUERY))}  # fmt: skip
@@ -189,7 +188,7 @@ def _differentiates(attack):
     return attack not in ("clean", GENERATOR, "uniform_noise") and not attack.startswith(_QUERY)
 
 
-def of_curve(curve: Curve, target: str, count: int) -> list[Alarm]:
+def check_curve(curve: Curve, target: str, count: int) -> list[Alarm]:
     """Looks for a larger ball in which more images stand.
 
     Args:
@@ -200,7 +199,7 @@ def of_curve(curve: Curve, target: str, count: int) -> list[Alarm]:
     Returns:
         The alarm `robustness_rises_with_epsilon`.
 
-    >>> of_curve(Curve("pgd10", (0.0, 0.1, 0.2), {"a": (0.9, 0.5, 0.6)}), "a", 1000)[0].fired
+    >>> check_curve(Curve("pgd10", (0.0, 0.1, 0.2), {"a": (0.9, 0.5, 0.6)}), "a", 1000)[0].fired
     True
     """
     row = np.asarray(curve.robust_accuracy[target], np.float64)

@@ -9,8 +9,8 @@ import numpy as np
 from robust_gan import parallel, threat_model
 from robust_gan.errors import UserError
 from robust_gan.evaluation.models import GENERATOR, Model
-from robust_gan.evaluation.sharded_model import Placed, place
-from robust_gan.evaluation.state import Kept
+from robust_gan.evaluation.sharded_model import ShardedModel, place
+from robust_gan.evaluation.state import EvaluationState
 from robust_gan.evaluation.transfer import score
 from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import ThreatModel
@@ -34,7 +34,7 @@ class Curve(NamedTuple):
 
 
 def trace_curve(
-    models: Sequence[Model | Placed],
+    models: Sequence[Model | ShardedModel],
     images: np.ndarray,
     labels: np.ndarray,
     threat: ThreatModel,
@@ -43,7 +43,7 @@ def trace_curve(
     batch_size: int = 500,
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
-    kept: Kept | None = None,
+    kept: EvaluationState | None = None,
     advance: Callable[[int], Any] = lambda images: None,
 ) -> Curve:
     """Attacks models at growing radii until nothing stands.
@@ -84,7 +84,7 @@ def trace_curve(
         kept.under("curve, ").belong(
             placed, images, labels, unit, seed, attacks=[attack], batch_size=batch_size, devices=devices
         )
-    kept = Kept() if kept is None else kept.under("curve, ")
+    kept = EvaluationState() if kept is None else kept.under("curve, ")
     largest = threat_model.whole_range(threat, images.shape[1:]).epsilon / float(threat.epsilon)
     if attack == GENERATOR and (without := [model.name for model in models if model.generator is None]):
         raise UserError(f"{without[0]} has no generator: trace its curve under another attack")

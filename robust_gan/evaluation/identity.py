@@ -9,7 +9,7 @@ import numpy as np
 from robust_gan import prng
 from robust_gan.evaluation.models import to_unit
 from robust_gan.evaluation.probes import draw
-from robust_gan.evaluation.sharded_model import Placed, arguments_of, compiled, is_architecture
+from robust_gan.evaluation.sharded_model import ShardedModel, arguments_of, compiled, is_architecture
 from robust_gan.storage import leaves
 from robust_gan.types import Attack, ThreatModel
 
@@ -54,10 +54,10 @@ class Trait(NamedTuple):
         return int((~near).sum()) <= (0 if self.name == "logits" else len(near) // 100)
 
 
-def of_model(
-    placed: Placed, images: np.ndarray, labels: np.ndarray, threat: ThreatModel, batch_size: int, num_devices: int
+def check_model(
+    placed: ShardedModel, images: np.ndarray, labels: np.ndarray, threat: ThreatModel, batch_size: int, num_devices: int
 ) -> list[Trait]:
-    """Returns what a model is known by; found once for each `Placed`.
+    """Returns what a model is known by; found once for each `ShardedModel`.
 
     Its arrays, where a `jax.tree_util.Partial` binds them, and its generator's, to the bit; its logits on at most
     `LOOKED_AT` images and their gradients in the pixels on at most `DIFFERENTIATED`, image by image, where it has
@@ -135,7 +135,7 @@ def _gradients(logits_fn, images, width, num_classes):
 
 
 def of_attack(
-    placed: Placed, attack: Attack, images: np.ndarray, labels: np.ndarray, threat: ThreatModel
+    placed: ShardedModel, attack: Attack, images: np.ndarray, labels: np.ndarray, threat: ThreatModel
 ) -> list[Trait]:
     """Returns what an attack that is somebody's own function is known by: its arrays, and what it adds to `CRAFTED`.
 

@@ -21,7 +21,7 @@ _NO_DATA = (".npy", ".pt", ".pth", ".pkl", ".csv", ".zip")
 """What people take for data."""
 
 
-class Entrant(NamedTuple):
+class EvaluatedModel(NamedTuple):
     """A model and where it comes from.
 
     Attributes:
@@ -35,7 +35,7 @@ class Entrant(NamedTuple):
     record: Record | None = None
 
 
-class Chosen(NamedTuple):
+class EvaluationData(NamedTuple):
     """The images of an evaluation.
 
     Attributes:
@@ -53,12 +53,12 @@ class Chosen(NamedTuple):
     label_names: tuple[str, ...]
 
 
-def from_checkpoints(locations: Sequence[str], *, batch_statistics: bool = False) -> list[Entrant]:
+def from_checkpoints(locations: Sequence[str], *, use_batch_stats: bool = False) -> list[EvaluatedModel]:
     """Loads checkpoints, `DIR[@STEP]` each, named by the folder's last part, or the whole where two share it.
 
     Args:
         locations: Where.
-        batch_statistics: See `checkpoint.classifier_of`.
+        use_batch_stats: See `checkpoint.get_classifier`.
 
     Raises:
         UserError: One is missing, damaged, given twice, or of other data than the first.
@@ -67,11 +67,11 @@ def from_checkpoints(locations: Sequence[str], *, batch_statistics: bool = False
     for name, record in records.items():
         _check_fits(name, record, next(iter(records.values())))
     return [
-        Entrant(
+        EvaluatedModel(
             Model(
                 name,
-                checkpoint.classifier_of(record, batch_statistics=batch_statistics),
-                checkpoint.attack_of(record) if checkpoint.has_generator(record) else None,
+                checkpoint.get_classifier(record, use_batch_stats=use_batch_stats),
+                checkpoint.get_attack(record) if checkpoint.has_generator(record) else None,
             ),
             {
                 "checkpoint": str(record.directory),
@@ -86,7 +86,7 @@ def from_checkpoints(locations: Sequence[str], *, batch_statistics: bool = False
     ]
 
 
-def from_functions(names: Sequence[str]) -> list[Entrant]:
+def from_functions(names: Sequence[str]) -> list[EvaluatedModel]:
     """Loads classifiers that people bring, `package.module:function` each.
 
     Raises:
@@ -94,12 +94,12 @@ def from_functions(names: Sequence[str]) -> list[Entrant]:
     """
     if len(set(names)) < len(names):
         raise UserError(f"a model is given twice among {', '.join(names)}")
-    return [Entrant(Model(name, user_inputs.load_model(name)), {"function": name}) for name in names]
+    return [EvaluatedModel(Model(name, user_inputs.load_model(name)), {"function": name}) for name in names]
 
 
 def choose_data(
-    entrants: Sequence[Entrant], *, dataset: str, split: str, data_dir: str, count: int, channels: str = ""
-) -> Chosen:
+    entrants: Sequence[EvaluatedModel], *, dataset: str, split: str, data_dir: str, count: int, channels: str = ""
+) -> EvaluationData:
     """Loads the images, and checks that all models can take them.
 
     Args:
@@ -123,7 +123,7 @@ def choose_data(
         arrays = user_inputs.load_arrays(dataset, channels=channels)
         num_classes = int(arrays.labels.max()) + 1 if arrays.labels.size else 0
         names = first.data.label_names if first else tuple(map(str, range(num_classes)))
-        chosen = Chosen(epath.Path(dataset).name, "all", *arrays, names)
+        chosen = EvaluationData(epath.Path(dataset).name, "all", *arrays, names)
     else:
         if not dataset and first is None:
             raise UserError("--data is missing: give a data set such as mnist, or an .npz of images and labels")
@@ -131,7 +131,7 @@ def choose_data(
         config = first.config.data if first is not None and same else DataConfig(dataset)
         config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
         loaded = data.load_split(config, split, count=count, was_trained_on=same)
-        chosen = Chosen(loaded.name, split, loaded.images, loaded.labels, loaded.label_names)
+        chosen = EvaluationData(loaded.name, split, loaded.images, loaded.labels, loaded.label_names)
     num_classes = first.data.num_classes if first is not None else len(chosen.label_names)
     evaluation.check_images(chosen.images, chosen.labels, num_classes)
     if count > len(chosen.labels):

@@ -11,7 +11,7 @@ from robust_gan.errors import DataError, UserError
 from robust_gan.types import Attack, LogitsFn
 
 GENERATOR = "generator"
-FRESH = tuple(DESIGNS)
+RETRAINED = tuple(DESIGNS)
 """Generators that are trained against the model under attack, on the very images that are scored."""
 CLEAN = "clean"
 
@@ -48,7 +48,7 @@ def attack_names(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise UserError(f"an attack is named twice in {text!r}")
     for name in names:
-        if name not in (CLEAN, GENERATOR, *FRESH):
+        if name not in (CLEAN, GENERATOR, *RETRAINED):
             attacks_lib.by_name(name)
     return tuple(name for name in names if name != CLEAN)
 
@@ -86,7 +86,7 @@ def name_attacks(attacks: "Attacks") -> tuple[tuple[str, ...], dict[str, Attack]
             )
         if name in names:
             raise UserError(f"the attack {name} is given twice: give each a name of its own")
-        known = name in (CLEAN, GENERATOR, *FRESH)
+        known = name in (CLEAN, GENERATOR, *RETRAINED)
         if function == name and not known:
             attacks_lib.by_name(name)
         elif not isinstance(function, str) and (known or not _stands_for(name, function)):

@@ -10,17 +10,17 @@ import numpy as np
 from robust_gan import parallel
 from robust_gan.data import batching
 from robust_gan.evaluation.models import CLEAN, Attacks, Model, name_attacks
-from robust_gan.evaluation.sharded_model import Placed, batch_width, place, share
-from robust_gan.evaluation.state import Kept, Rows
+from robust_gan.evaluation.sharded_model import ShardedModel, batch_width, place, share
+from robust_gan.evaluation.state import EvaluationState, Rows
 from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import ThreatModel
 
 
-class Rung(NamedTuple):
+class AttackResult(NamedTuple):
     """What one attack of several in turn did.
 
     Attributes:
-        attack: Its name; `clean` for the first rung, on which nobody attacks.
+        attack: Its name; `clean` for the first result, on which nobody attacks.
         attacked: Images that it was made on.
         broken: Images of these that it broke.
         robust_accuracy: Share of all images that stand after it.
@@ -34,8 +34,8 @@ class Rung(NamedTuple):
     seconds: float
 
 
-def survive(
-    model: Model | Placed,
+def evaluate_sequential(
+    model: Model | ShardedModel,
     images: np.ndarray,
     labels: np.ndarray,
     threat: ThreatModel,
@@ -44,12 +44,12 @@ def survive(
     batch_size: int = 500,
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
-    kept: Kept | None = None,
+    kept: EvaluationState | None = None,
     adversarial: np.ndarray | Rows | None = None,
     predicted: np.ndarray | None = None,
-    fell_to: np.ndarray | None = None,
+    broken_by: np.ndarray | None = None,
     advance: Callable[[int], Any] = lambda images: None,
-) -> tuple[np.ndarray, list[Rung]]:
+) -> tuple[np.ndarray, list[AttackResult]]:
     """Attacks a model in turn with several attacks, each on what still stands.
 
     The survivors are packed into full batches of one size, so that nothing is compiled twice. As every image has a key
@@ -70,11 +70,11 @@ def survive(
             and added to.
         adversarial: float32 `[N, H, W, C]` in [0, 1], to be filled in place with the images that were broken.
         predicted: int32 `[N]`, to be filled in place with the classes that the broken images are taken for.
-        fell_to: int16 `[N]`, to be filled in place with the place among the rungs of what broke an image.
+        broken_by: int16 `[N]`, to be filled in place with the place among the results of what broke an image.
         advance: Called with the number of images of which an attack is done: attacked, or standing no more.
 
     Returns:
-        bool `[N]`, which images stand; and a `Rung` for `clean` and each attack.
+        bool `[N]`, which images stand; and a `AttackResult` for `clean` and each attack.
 
     Raises:
         UserError: What was kept is of another evaluation, or an argument is none that can be scored.
@@ -86,8 +86,8 @@ def survive(
     >>> from robust_gan import LinfThreat
     >>> model = Model("mean", lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], -1))
     >>> images = np.array([0.6, 0.9], np.float32).reshape(2, 1, 1, 1)
-    >>> standing, rungs = survive(model, images, np.zeros(2, np.int32), LinfThreat(0.2), attacks=["fgsm"])
-    >>> standing.tolist(), [(rung.attack, rung.robust_accuracy) for rung in rungs]
+    >>> standing, results = evaluate_sequential(model, images, np.zeros(2, np.int32), LinfThreat(0.2), attacks=["fgsm"])
+    >>> standing.tolist(), [(result.attack, result.robust_accuracy) for result in results]
     ([False, True], [('clean', 1.0), ('fgsm', 0.5)])
     """
     devices = parallel.find_devices() if devices is None else devices
@@ -97,10 +97,10 @@ def survive(
     if kept is not None:
         kept.belong([placed], images, labels, threat, seed, attacks=[name for name in names if name != CLEAN],
                     batch_size=batch_size, devices=devices)  # fmt: skip
-    kept = Kept() if kept is None else kept
+    kept = EvaluationState() if kept is None else kept
     width = batch_width(batch_size, len(images), devices)
     before = np.ones(len(images), bool)
-    rungs: list[Rung] = []
+    results: list[AttackResult] = []
     for attack in (CLEAN, *filter(placed.can, names)):
         name = f"{attack}, in turn: {model.name}"
         stood, done = kept.part(name, len(images))
@@ -116,7 +116,7 @@ def survive(
                 stood[rows] = right[mask]
                 broken_rows = rows[~stood[rows]]
                 if adversarial is not None:
-                    adversarial[broken_rows] = parallel.join(attacked)[mask][~stood[rows]]
+                    adversarial[broken_rows] = parallel.gather(attacked)[mask][~stood[rows]]
                 if predicted is not None:
                     predicted[broken_rows] = classes[mask][~stood[rows]]
                 seconds += time.perf_counter() - began
@@ -127,8 +127,10 @@ def survive(
             kept.flush()
         standing = before & stood
         broken = int(before.sum() - standing.sum())
-        if fell_to is not None:
-            fell_to[before & ~standing] = len(rungs)
-        rungs.append(Rung(attack, int(before.sum()), broken, float(standing.mean()), round(float(seconds), 3)))
+        if broken_by is not None:
+            broken_by[before & ~standing] = len(results)
+        results.append(
+            AttackResult(attack, int(before.sum()), broken, float(standing.mean()), round(float(seconds), 3))
+        )
         before = standing
-    return before, rungs
+    return before, results

@@ -13,7 +13,7 @@ import numpy as np
 from robust_gan import attacks as attacks_lib
 from robust_gan import networks, parallel, prng
 from robust_gan.attacks.retrained_generator import DESIGNS
-from robust_gan.evaluation.models import FRESH, GENERATOR, Model, to_unit
+from robust_gan.evaluation.models import GENERATOR, RETRAINED, Model, to_unit
 from robust_gan.losses import has_class, is_correct
 from robust_gan.networks import inference
 from robust_gan.types import Attack, PyTree, ThreatModel
@@ -121,7 +121,7 @@ def _jitted(task, head, static):
     return jax.jit(lambda arguments, *rest: task(_rebuilt(head, arguments), *rest, **dict(static)))
 
 
-class Placed:
+class ShardedModel:
     """A model on devices, ready to be attacked and scored in batches of one size.
 
     It is evaluated as it was when it was first traced: changed in place since, it has to be placed anew.
@@ -131,7 +131,7 @@ class Placed:
         name: Its name.
         generator: Its generator.
         attacks: Attacks that are functions of somebody's own, by name.
-        known: What it is known by, where that was asked (`identity.of_model`).
+        known: What it is known by, where that was asked (`identity.check_model`).
 
     Args:
         model: Which.
@@ -161,17 +161,17 @@ class Placed:
         """Makes adversarial images, left on the devices.
 
         Args:
-            attack: A name of `attacks.by_name` or of `Placed.attacks`, `generator`, or one of `FRESH`, which is trained
-                first.
+            attack: A name of `attacks.by_name` or of `ShardedModel.attacks`, `generator`, or one of `RETRAINED`, which
+                is trained first.
             shares: Of `share`.
             threat: The threat model.
             seed: Of the attack's randomness; an image's key depends on it, the attack's name and its position alone.
         """
         key = jax.random.fold_in(prng.make_key(seed), zlib.crc32(attack.encode()))
         functions, arguments = [self.model.logits_fn], [self._arguments]
-        if attack == GENERATOR or attack in FRESH or attack in self.attacks:
+        if attack == GENERATOR or attack in RETRAINED or attack in self.attacks:
             made: Callable[..., Any] | None = self.attacks.get(attack, self.generator)
-            if attack in FRESH and attack not in self.attacks:
+            if attack in RETRAINED and attack not in self.attacks:
                 made = self._trained(attack, jax.random.fold_in(key, 2**31 - 1), threat)
             assert made is not None  # `can` was asked.
             if id(made) not in self._generators:
@@ -196,16 +196,16 @@ class Placed:
         """Tells which images are classified right, and as what (-1 where logits are NaN): bool and int32 `[B]`."""
         score = self._compiler.map(_score, [self.model.logits_fn])
         right, predicted = score(([self._arguments], ()), (images, labels))
-        return parallel.join(right), parallel.join(predicted)
+        return parallel.gather(right), parallel.gather(predicted)
 
 
 def place(
-    models: Sequence[Model | Placed],
+    models: Sequence[Model | ShardedModel],
     images: np.ndarray,
     labels: np.ndarray,
     devices: Sequence[jax.Device],
     attacks: Mapping[str, Attack] = MappingProxyType({}),
-) -> list[Placed]:
+) -> list[ShardedModel]:
     """Places models that are evaluated together; those that are placed already stay as they are.
 
     Args:
@@ -220,7 +220,8 @@ def place(
     """
     compiler = Compiler(devices)
     found = [
-        model if isinstance(model, Placed) else Placed(model, images, labels, devices, compiler) for model in models
+        model if isinstance(model, ShardedModel) else ShardedModel(model, images, labels, devices, compiler)
+        for model in models
     ]
     for placed in found:
         placed.attacks |= attacks
@@ -230,7 +231,7 @@ def place(
 def share(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, devices: Sequence[jax.Device]) -> Shares:
     """Splits a batch over the devices: `(indices, images, labels)`, the images as floats in [0, 1]."""
     batch = (indices, to_unit(images[indices]), labels[indices].astype(np.int32))
-    return parallel.split_tree(batch, devices)
+    return parallel.shard_tree(batch, devices)
 
 
 def batch_width(batch_size: int, num_images: int, devices: Sequence[jax.Device]) -> int:

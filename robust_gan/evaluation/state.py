@@ -23,7 +23,7 @@ from robust_gan.errors import UserError
 from robust_gan.evaluation import identity
 from robust_gan.evaluation.identity import Trait
 from robust_gan.evaluation.models import GENERATOR, Model
-from robust_gan.evaluation.sharded_model import Placed, place
+from robust_gan.evaluation.sharded_model import ShardedModel, place
 from robust_gan.storage import files, paths, workdir
 from robust_gan.types import ThreatModel
 from robust_gan.version import __version__
@@ -39,7 +39,7 @@ _INDICES, _VALUES = "indices", "values: "
 
 @dataclasses.dataclass
 class _State:
-    """What all prefixes of one `Kept` share: when it was written, and which run this is."""
+    """What all prefixes of one `EvaluationState` share: when it was written, and which run this is."""
 
     written: float = dataclasses.field(default_factory=time.monotonic)
     pending: bool = False
@@ -87,7 +87,7 @@ def parts_of(path: epath.Path) -> epath.Path:
     return path.with_suffix(".parts")
 
 
-class Kept:
+class EvaluationState:
     """Findings image by image, under names, and of which images each is known already.
 
     Args:
@@ -97,7 +97,7 @@ class Kept:
     Raises:
         UserError: The file is there but is not one of these.
 
-    >>> kept = Kept()
+    >>> kept = EvaluationState()
     >>> stood, done = kept.part("pgd10", 3)
     >>> stood[1], done[1] = True, True
     >>> kept.part("pgd10", 3)[0].tolist()
@@ -188,12 +188,12 @@ class Kept:
                 ) from error
 
     def differs(
-        self, models: Sequence[Model | Placed], images: np.ndarray, labels: np.ndarray, threat: ThreatModel, seed: int,
-        *, attacks: Sequence[str] = (), batch_size: int = 500, devices: Sequence[jax.Device] | None = None,
+        self, models: Sequence[Model | ShardedModel], images: np.ndarray, labels: np.ndarray, threat: ThreatModel,
+        seed: int, *, attacks: Sequence[str] = (), batch_size: int = 500, devices: Sequence[jax.Device] | None = None,
     ) -> str:  # fmt: skip
         """Says in what another evaluation was that found this; where nothing was found, remembers of which this is.
 
-        A model is known by all that `identity.of_model` says of it: under the same name it may have been trained on,
+        A model is known by all that `identity.check_model` says of it: under the same name it may have been trained on,
         or mended.
 
         Args:
@@ -210,7 +210,7 @@ class Kept:
             What is another; empty where nothing is.
 
         >>> from robust_gan import LinfThreat
-        >>> kept, images, labels = Kept(), np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int)
+        >>> kept, images, labels = EvaluationState(), np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int)
         >>> kept.differs([], images, labels, LinfThreat(0.1), 0), kept.differs([], images, labels, LinfThreat(0.2), 0)
         ('', 'another threat model')
         """
@@ -218,7 +218,7 @@ class Kept:
             return other
         devices = parallel.find_devices() if devices is None else devices
         functions = {
-            name: made for model in models if isinstance(model, Placed) for name, made in model.attacks.items()
+            name: made for model in models if isinstance(model, ShardedModel) for name, made in model.attacks.items()
         }
         norm = np.array([threat.norm == "l2", float(threat.epsilon), *threat.bounds], np.float64)
         parts = [
@@ -237,7 +237,7 @@ class Kept:
                 if not self._agrees(f"another {name}: {trait.name}", trait):
                     return f"another {name}"
         for model in placed:
-            for trait in identity.of_model(model, images, labels, threat, batch_size, len(devices)):
+            for trait in identity.check_model(model, images, labels, threat, batch_size, len(devices)):
                 if not self._agrees(f"another {model.name}: {trait.name}", trait):
                     by_batch = f"{model.name} in batches of another size, on which its logits depend"
                     return by_batch if trait.name == "batches" else f"another {model.name}"
@@ -250,7 +250,7 @@ class Kept:
             UserError: The findings are of another.
 
         >>> from robust_gan import LinfThreat
-        >>> Kept().belong([], np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int), LinfThreat(0.1), 0)
+        >>> EvaluationState().belong([], np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int), LinfThreat(0.1), 0)
         """
         if what := self.differs(*evaluation, **settings):
             name = "what was kept" if self._path is None else self._path
@@ -266,7 +266,7 @@ class Kept:
     def _agrees(self, what: str, trait: Trait) -> bool:
         return trait.agrees(self._arrays.setdefault(f"{self._prefix}of {what}", np.array(trait.value)))
 
-    def under(self, prefix: str) -> "Kept":
+    def under(self, prefix: str) -> "EvaluationState":
         """Returns the same findings, with a prefix before every name: those of one evaluation of several."""
         part = copy.copy(self)
         part._prefix = self._prefix + prefix
@@ -275,7 +275,7 @@ class Kept:
     def remember(self, name: str, value: Any) -> None:
         """Keeps a JSON-able value under a name; it is written with the next `flush`.
 
-        >>> kept = Kept()
+        >>> kept = EvaluationState()
         >>> kept.remember("alarms", [["randomised", False]])
         >>> kept.recall("alarms"), kept.recall("other")
         ([['randomised', False]], None)
@@ -302,7 +302,7 @@ class Kept:
     def runs(self) -> list[dict[str, Any]]:
         """Returns the runs that found something, each with when its last finding was `created` and the `seconds` to it.
 
-        >>> kept = Kept()
+        >>> kept = EvaluationState()
         >>> kept.start({"device": "cpu"})
         >>> kept.runs()
         []
@@ -344,17 +344,17 @@ class Kept:
             workdir.write_bytes(self._path, _packed(self._arrays))
         self._state.pending, self._state.written = False, time.monotonic()
 
-    def shared(self) -> "Kept":
+    def shared(self) -> "EvaluationState":
         """Returns, in every process, what the first has; it alone writes it.
 
-        >>> kept = Kept()
+        >>> kept = EvaluationState()
         >>> kept.shared() is kept
         True
         """
-        if parallel.number()[1] == 1:
+        if parallel.process_index_and_count()[1] == 1:
             return self
-        content = parallel.bytes_from_first(lambda: _packed(self._arrays))
-        if not parallel.is_first():
+        content = parallel.broadcast_bytes_from_primary(lambda: _packed(self._arrays))
+        if not parallel.is_primary():
             self._path, self._arrays = None, files.unpack_arrays(content)
         return self
 

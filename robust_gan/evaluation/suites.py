@@ -10,11 +10,11 @@ class Suite(NamedTuple):
 
     Attributes:
         matrix: Names separated by commas: each made on every model and tried on every target.
-        in_turn: Names separated by commas: made on each target alone, one after the other, on what still stands.
+        sequential: Names separated by commas: made on each target alone, one after the other, on what still stands.
     """
 
     matrix: str
-    in_turn: str
+    sequential: str
 
 
 _PAPER = "uniform_noise,fgsm,pgd10,pgd50x10,margin_pgd50x10,generator"
@@ -24,27 +24,27 @@ SUITES = {
     "quick": Suite("fgsm,pgd10,generator", ""),
     "paper": Suite(_PAPER, ""),
     "autoattack": Suite("", _AUTOATTACK),
-    "full": Suite(f"{_PAPER},fresh_generator,fresh_generator_hops", f"{_AUTOATTACK},spsa"),
+    "full": Suite(f"{_PAPER},retrained_generator,retrained_generator_refined", f"{_AUTOATTACK},spsa"),
 }
 """`quick`; `paper`: FGSM, PGD and the generator, with longer forms of PGD; `autoattack`: the standard version;
 `full`: all of it, fresh generators, and SPSA as the gradient-free cross-check."""
 
 
-def suite_of(name: str, attacks: str | None, in_turn: str | None) -> Suite:
+def get_suite(name: str, attacks: str | None, sequential: str | None) -> Suite:
     """Returns the attacks that a name and what is given beside it stand for.
 
     Args:
         name: Of `SUITES`, or empty.
         attacks: In place of the suite's matrix; None for that of the suite, or of `quick` without one.
-        in_turn: In place of the suite's attacks in turn; None for those.
+        sequential: In place of the suite's attacks in turn; None for those.
 
     Raises:
         UserError: The name is unknown.
 
-    >>> suite_of("autoattack", "pgd10", None)
-    Suite(matrix='pgd10', in_turn='apgd_ce,apgd_t,fab_t,square')
+    >>> get_suite("autoattack", "pgd10", None)
+    Suite(matrix='pgd10', sequential='apgd_ce,apgd_t,fab_t,square')
     """
     if name and name not in SUITES:
         raise UserError(f"the suite must be one of {', '.join(SUITES)}, not {name!r}")
     chosen = SUITES[name] if name else Suite("clean,fgsm,pgd10,generator", "")
-    return Suite(chosen.matrix if attacks is None else attacks, chosen.in_turn if in_turn is None else in_turn)
+    return Suite(chosen.matrix if attacks is None else attacks, chosen.sequential if sequential is None else sequential)

@@ -16,8 +16,8 @@ import numpy as np
 from robust_gan import parallel
 from robust_gan.data import batching
 from robust_gan.evaluation.models import CLEAN, GENERATOR, Attacks, Model, name_attacks, to_unit
-from robust_gan.evaluation.sharded_model import Placed, batch_width, place, share
-from robust_gan.evaluation.state import Kept
+from robust_gan.evaluation.sharded_model import ShardedModel, batch_width, place, share
+from robust_gan.evaluation.state import EvaluationState
 from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import ThreatModel
 
@@ -103,18 +103,18 @@ class Scores:
 
 
 def evaluate(
-    targets: Sequence[Model | Placed],
+    targets: Sequence[Model | ShardedModel],
     images: np.ndarray,
     labels: np.ndarray,
     threat: ThreatModel,
     *,
     attacks: Attacks,
-    sources: Sequence[Model | Placed] = (),
+    sources: Sequence[Model | ShardedModel] = (),
     transfers: bool = True,
     batch_size: int = 500,
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
-    kept: Kept | None = None,
+    kept: EvaluationState | None = None,
     shown: Sequence[int] = (),
     advance: Callable[[int], Any] = lambda images: None,
 ) -> Scores:
@@ -126,7 +126,7 @@ def evaluate(
         labels: `[N]`.
         threat: The threat model; where its bounds are not (0, 1), models, images and radius are moved to [0, 1]
             together, and so are the images that are shown.
-        attacks: Names, see `attacks.by_name`; `generator` for a model's co-trained one; and those of `FRESH`. Or
+        attacks: Names, see `attacks.by_name`; `generator` for a model's co-trained one; and those of `RETRAINED`. Or
             functions of your own (`types.Attack`), see `models.name_attacks`.
         sources: Further models on which attacks are made, but which are not scored themselves.
         transfers: Whether the targets' attacks are tried on each other too.
@@ -165,24 +165,24 @@ def evaluate(
         kept.belong(placed, images, labels, threat, seed, attacks=names, batch_size=batch_size, devices=devices)
     return score(
         placed[: len(targets)], images, labels, threat, attacks=names, sources=placed[len(targets) :],
-        transfers=transfers, batch_size=batch_size, seed=seed, devices=devices, kept=Kept() if kept is None else kept,
-        shown=shown, advance=advance,
+        transfers=transfers, batch_size=batch_size, seed=seed, devices=devices,
+        kept=EvaluationState() if kept is None else kept, shown=shown, advance=advance,
     )  # fmt: skip
 
 
 def score(
-    targets: Sequence[Placed],
+    targets: Sequence[ShardedModel],
     images: np.ndarray,
     labels: np.ndarray,
     threat: ThreatModel,
     *,
     attacks: Sequence[str],
-    sources: Sequence[Placed],
+    sources: Sequence[ShardedModel],
     transfers: bool,
     batch_size: int,
     seed: int,
     devices: Sequence[jax.Device],
-    kept: Kept,
+    kept: EvaluationState,
     shown: Sequence[int],
     advance: Callable[[int], Any],
 ) -> Scores:
@@ -224,7 +224,7 @@ def score(
                                 predicted[target.name, attack][rows] = classes[mask]
                                 here = np.isin(positions, rows)
                                 if here.any():
-                                    made = parallel.join(adversarial)[mask]
+                                    made = parallel.gather(adversarial)[mask]
                                     pictures[target.name, attack][here] = made[positions[here] - rows[0]]
                             done[rows] = True  # Last: whoever is stopped in between finds it again.
                         kept.save()
@@ -238,7 +238,10 @@ def score(
 
 
 def total(
-    targets: Sequence[Model | Placed], sources: Sequence[Model | Placed], attacks: Sequence[str], num_images: int
+    targets: Sequence[Model | ShardedModel],
+    sources: Sequence[Model | ShardedModel],
+    attacks: Sequence[str],
+    num_images: int,
 ) -> int:
     """Returns how many images an evaluation attacks: what the calls of `advance` add up to.
 

@@ -12,7 +12,7 @@ from robust_gan import prng
 from robust_gan.attacks import input_gradient
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation.calling import in_batches
-from robust_gan.evaluation.models import FRESH, GENERATOR, Model, to_unit
+from robust_gan.evaluation.models import GENERATOR, RETRAINED, Model, to_unit
 from robust_gan.types import LogitsFn, ThreatModel
 
 _QUERIES = ("square", "spsa", "uniform_noise")
@@ -22,7 +22,7 @@ _QUERIES = ("square", "spsa", "uniform_noise")
 def differentiates(attack: str) -> bool:
     """Tells whether an attack needs the gradient of the classifier.
 
-    >>> differentiates("pgd10"), differentiates("square300"), differentiates("fresh_generator")
+    >>> differentiates("pgd10"), differentiates("square300"), differentiates("retrained_generator")
     (True, False, True)
     """
     return attack not in ("clean", GENERATOR) and not attack.startswith(_QUERIES)
@@ -138,7 +138,7 @@ by queries alone, with --attacks=square
     batch = jax.ShapeDtypeStruct((most, *images.shape[1:]), jnp.float32)
     labels = jax.ShapeDtypeStruct((most,), jnp.int32)
     for name in attacks:
-        if name == GENERATOR or name in FRESH:
+        if name == GENERATOR or name in RETRAINED:
             continue
 
         def attack(images, labels, name=name):
@@ -150,7 +150,7 @@ by queries alone, with --attacks=square
         except Exception as error:  # It is the user's own program, and may raise anything.
             raise UserError(
                 f"{name} cannot be made on {model.name} ({type(error).__name__}: {one_line(error)}): leave it out with "
-                "--attacks or --in_turn"
+                "--attacks or --sequential"
             ) from error
 
 

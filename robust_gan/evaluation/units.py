@@ -24,7 +24,7 @@ def in_unit_range(
     """Returns models, images, labels and threat model with pixels in [0, 1], after a look at all of them.
 
     Args:
-        models: `Model`s for images of the bounds; others (`running.Placed`) were checked when they were made.
+        models: `Model`s for images of the bounds; others (`running.ShardedModel`) were checked when they were made.
         images: Floats `[N, H, W, C]` within the bounds of the threat model, or uint8, of which 255 is the upper one.
         labels: Integers `[N]`.
         threat: The threat model.
@@ -69,7 +69,7 @@ def _num_classes(model: Model, shape: tuple[int, ...]) -> int:
     if is_randomised(model.logits_fn) or needs_keys(model.logits_fn):
         raise UserError(
             f"{model.name} is randomised: evaluations are of deterministic classifiers; attack it with "
-            "attacks.run_in_turn(attacks.autoattack('rand'), ...)"
+            "attacks.run_sequential(attacks.autoattack('rand'), ...)"
         )
     logits = jax.eval_shape(model.logits_fn, jax.ShapeDtypeStruct((1, *shape), np.float32))
     if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != 1:

@@ -11,10 +11,10 @@ References:
 """
 
 from robust_gan.game.objective import attacked_classifier, classifier_gradient
-from robust_gan.game.state import Game, TrainState, WeightAverage, at_step, from_config
+from robust_gan.game.state import Game, TrainState, Variables, at_step, from_config
 from robust_gan.game.step import StepKeys, image_keys, init, step_keys, train_step
 
 __all__ = [
-    "Game", "StepKeys", "TrainState", "WeightAverage", "at_step", "attacked_classifier", "classifier_gradient",
+    "Game", "StepKeys", "TrainState", "Variables", "at_step", "attacked_classifier", "classifier_gradient",
     "from_config", "image_keys", "init", "step_keys", "train_step",
 ]  # fmt: skip

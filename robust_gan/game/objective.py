@@ -22,7 +22,7 @@ def attacked_classifier(game: Game, classifier: PlayerState, axis_name: str | No
         axis_name: The mapped axis, if there is one.
 
     Returns:
-        Images to logits, with the statistics of `game.attacked_batch_norm`; no gradient flows into the parameters.
+        Images to logits, with the statistics of `game.attack_bn_mode`; no gradient flows into the parameters.
 
     >>> from robust_gan import adversaries, networks
     >>> game = Game(networks.build_classifier("digits_cnn", 10), optax.sgd(0.1), adversaries.none())
@@ -31,7 +31,7 @@ def attacked_classifier(game: Game, classifier: PlayerState, axis_name: str | No
     >>> attacked_classifier(game, PlayerState(params, batch_stats, ()), None)(images).shape
     (2, 10)
     """
-    train = game.attacked_batch_norm == "batch"
+    train = game.attack_bn_mode == "batch"
 
     def classifier_fn(images):
         params, batch_stats = jax.lax.stop_gradient((classifier.params, classifier.batch_stats))
@@ -87,9 +87,9 @@ def classifier_gradient(
             images = game.adversary.perturb(adversary, attacked, batch, keys, axis_name=axis_name)
         gradient_at = functools.partial(_loss_gradient, game, classifier, batch, images, axis_name)
     params = classifier.params
-    if game.weight_perturbation:
+    if game.awp_gamma:
         params = weights.perturb_weights(
-            params, mean_over(axis_name, gradient_at(params)[0]), game.weight_perturbation
+            params, mean_over(axis_name, gradient_at(params)[0]), game.awp_gamma
         )  # fmt: skip
     gradient, batch_stats, metrics = gradient_at(params)
     gradient, metrics = mean_over(axis_name, (gradient, metrics))

@@ -13,7 +13,7 @@ from robust_gan.config import Config, adversarial_weight
 from robust_gan.types import Adversary, LogitsFn, Network, PlayerState, PyTree
 
 
-class WeightAverage(NamedTuple):
+class Variables(NamedTuple):
     """The moving average of a classifier, as it evaluates.
 
     Attributes:
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
     key: jax.Array
     classifier: PlayerState
     adversary: PyTree
-    average: WeightAverage | None = None
+    average: Variables | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Game:
         penalty_step: Size h of the finite difference.
         penalty_decay: Weight decay of the adversary's kernels, along whose gradient the finite difference steps too;
             0 for none.
-        attacked_batch_norm: `batch` or `running`: the statistics with which the classifier's BatchNorm normalises
+        attack_bn_mode: `batch` or `running`: the statistics with which the classifier's BatchNorm normalises
             while the adversary attacks it in training. Its own update always uses those of the batch, clean and
             adversarial images apart, and moves the running ones by both in turn; at test the running ones are used.
-        weight_perturbation: Size of the adversarial weight perturbation, see `weights.perturb_weights`; 0 for none.
-        average_decay: Decay of the moving average of the weights, see `weights.update_average`; 0 for none.
-        warmup_steps: Steps over which the radius grows in a straight line up to epsilon; 0 for none.
+        awp_gamma: Size of the adversarial weight perturbation, see `weights.perturb_weights`; 0 for none.
+        ema_decay: Decay of the moving average of the weights, see `weights.update_average`; 0 for none.
+        epsilon_warmup_steps: Steps over which the radius grows in a straight line up to epsilon; 0 for none.
         adversary_within: The adversary within a share of epsilon; needed for the warm-up alone.
     """
 
@@ -81,10 +81,10 @@ class Game:
     penalty_form: str = "exact"
     penalty_step: float = 0.01
     penalty_decay: float = 0.0
-    attacked_batch_norm: str = "batch"
-    weight_perturbation: float = 0.0
-    average_decay: float = 0.0
-    warmup_steps: int = 0
+    attack_bn_mode: str = "batch"
+    awp_gamma: float = 0.0
+    ema_decay: float = 0.0
+    epsilon_warmup_steps: int = 0
     adversary_within: Callable[[float | jax.Array], Adversary] | None = None
 
 
@@ -96,16 +96,17 @@ def at_step(game: Game, step: jax.Array) -> Game:
         step: int32 `[]`, steps taken before.
 
     >>> from robust_gan.config import AdversaryConfig
-    >>> game = from_config(Config(adversary=AdversaryConfig(name="pgd", warmup_steps=4)), num_classes=10, channels=1)
+    >>> config = Config(adversary=AdversaryConfig(name="pgd", epsilon_warmup_steps=4))
+    >>> game = from_config(config, num_classes=10, channels=1)
     >>> at_step(game, jnp.int32(1)).adversary is game.adversary
     False
     >>> game = from_config(Config(), num_classes=10, channels=1)
     >>> at_step(game, jnp.int32(1)).adversary is game.adversary
     True
     """
-    if not game.warmup_steps or game.adversary_within is None:
+    if not game.epsilon_warmup_steps or game.adversary_within is None:
         return game
-    share = jnp.minimum((step + 1) / game.warmup_steps, 1.0)
+    share = jnp.minimum((step + 1) / game.epsilon_warmup_steps, 1.0)
     return dataclasses.replace(game, adversary=game.adversary_within(share))
 
 
@@ -124,7 +125,7 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
     Raises:
         UserError: A network's name is unknown.
 
-    >>> from_config(Config(), num_classes=10, channels=1).attacked_batch_norm
+    >>> from_config(Config(), num_classes=10, channels=1).attack_bn_mode
     'batch'
     """
     threat = threat_model.from_config(config.threat)
@@ -151,9 +152,9 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
         penalty_form=config.penalty.form,
         penalty_step=config.penalty.step,
         penalty_decay=config.adversary.generator.optimizer.weight_decay if config.penalty.decay else 0.0,
-        attacked_batch_norm=config.classifier.attacked_batch_norm,
-        weight_perturbation=config.classifier.weight_perturbation,
-        average_decay=config.classifier.average_decay,
-        warmup_steps=config.adversary.warmup_steps,
+        attack_bn_mode=config.classifier.attack_bn_mode,
+        awp_gamma=config.classifier.awp_gamma,
+        ema_decay=config.classifier.ema_decay,
+        epsilon_warmup_steps=config.adversary.epsilon_warmup_steps,
         adversary_within=within,
     )

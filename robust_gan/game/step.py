@@ -23,11 +23,11 @@ import optax
 from robust_gan import prng
 from robust_gan.game import weights
 from robust_gan.game.objective import attacked_classifier, classifier_gradient
-from robust_gan.game.state import Game, TrainState, WeightAverage, at_step, from_config
+from robust_gan.game.state import Game, TrainState, Variables, at_step, from_config
 from robust_gan.types import Batch, Metrics, PlayerState
 
 __all__ = [
-    "Game", "StepKeys", "TrainState", "WeightAverage", "classifier_gradient", "from_config", "image_keys", "init",
+    "Game", "StepKeys", "TrainState", "Variables", "classifier_gradient", "from_config", "image_keys", "init",
     "step_keys", "train_step",
 ]  # fmt: skip
 
@@ -62,7 +62,7 @@ def init(game: Game, key: jax.Array, images: jax.Array) -> TrainState:
     classifier = PlayerState(params, batch_stats, game.optimizer.init(params))
     adversary = game.adversary.init(adversary_key, images)
     # A copy: a step may donate its state, and no buffer can be given away twice.
-    average = WeightAverage(*jax.tree.map(jnp.array, (params, batch_stats))) if game.average_decay else None
+    average = Variables(*jax.tree.map(jnp.array, (params, batch_stats))) if game.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), root, classifier, adversary, average)
 
 
@@ -148,5 +148,5 @@ def train_step(
     metrics = metrics | measured | {"classifier_gradient_norm": optax.tree.norm(gradient)}
     classifier, average = PlayerState(params, batch_stats, opt_state), state.average
     if average is not None:
-        average = weights.update_average(average, WeightAverage(params, batch_stats), state.step, game.average_decay)
+        average = weights.update_average(average, Variables(params, batch_stats), state.step, game.ema_decay)
     return TrainState(state.step + 1, state.key, classifier, adversary, average), metrics

@@ -43,13 +43,13 @@ def architecture_of(function: Callable[..., Any]) -> str:
 
 # Cached, so that two models of one architecture share the function, and with it whatever was compiled for it.
 @functools.cache
-def classify(name: str, num_classes: int, *, batch_statistics: bool = False) -> Callable[..., jax.Array]:
+def classify(name: str, num_classes: int, *, use_batch_stats: bool = False) -> Callable[..., jax.Array]:
     """Returns `(params, batch_stats, images) -> logits` of the classifier of that name.
 
     Args:
         name: One of `networks.CLASSIFIERS`.
         num_classes: K.
-        batch_statistics: Normalise with the statistics of the batch, as the released code of the paper does at test.
+        use_batch_stats: Normalise with the statistics of the batch, as the released code of the paper does at test.
             The output for an image depends on its batch then: for showing how lenient that is, and for nothing else.
 
     >>> classify("digits_cnn", 10) is classify("digits_cnn", 10)
@@ -57,8 +57,8 @@ def classify(name: str, num_classes: int, *, batch_statistics: bool = False) -> 
     """
     network = build_classifier(name, num_classes)
     return as_architecture(
-        lambda params, batch_stats, images: network.apply(params, batch_stats, images, train=batch_statistics)[0],
-        f"{name}, {num_classes} classes" + (BY_BATCH if batch_statistics else ""),
+        lambda params, batch_stats, images: network.apply(params, batch_stats, images, train=use_batch_stats)[0],
+        f"{name}, {num_classes} classes" + (BY_BATCH if use_batch_stats else ""),
     )
 
 

@@ -105,7 +105,7 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     return jax.device_put(tree, sharding)
 
 
-def split(array: np.ndarray, devices: Sequence[jax.Device], axis: int = 0) -> np.ndarray:
+def shard(array: np.ndarray, devices: Sequence[jax.Device], axis: int = 0) -> np.ndarray:
     """Cuts a batch into equal contiguous shares, one per device, on a new leading axis.
 
     Args:
@@ -124,13 +124,13 @@ def split(array: np.ndarray, devices: Sequence[jax.Device], axis: int = 0) -> np
     return np.stack([share for share, device in zip(shares, devices, strict=True) if device in ours])
 
 
-def split_tree(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+def shard_tree(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """Cuts every array of a tree with `split`.
 
-    >>> split_tree((np.zeros(4), np.zeros((4, 2))), find_devices(num_devices=1))[1].shape
+    >>> shard_tree((np.zeros(4), np.zeros((4, 2))), find_devices(num_devices=1))[1].shape
     (1, 4, 2)
     """
-    return jax.tree.map(lambda array: split(array, devices), tree)
+    return jax.tree.map(lambda array: shard(array, devices), tree)
 
 
 def map_step(step: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Callable[..., PyTree]:
@@ -219,7 +219,7 @@ def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) ->
     return call
 
 
-def join(rows: jax.Array | np.ndarray) -> np.ndarray:
+def gather(rows: jax.Array | np.ndarray) -> np.ndarray:
     """Joins the devices' rows again on the host: `[D, B / D, ...]` to `[B, ...]`, those of all processes in all.
 
     >>> join(np.zeros((2, 3, 4))).shape

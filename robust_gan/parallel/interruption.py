@@ -14,7 +14,7 @@ _TOGETHER = 0.5
 def signals() -> Iterator[list[int]]:
     """Collects the first SIGTERM or SIGINT, so that the loop can end its step; a second one acts as ever.
 
-    Two that come together, as some supervisors send them, are one.
+    Two that come run_on_all_processes, as some supervisors send them, are one.
     """
     received: list[int] = []
     arrived = 0.0

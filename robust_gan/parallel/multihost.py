@@ -27,25 +27,25 @@ _LOST = re.compile(
 _EXACT = 1 << 20
 
 
-def number() -> tuple[int, int]:
+def process_index_and_count() -> tuple[int, int]:
     """Returns which process this is, and of how many: `(0, 1)` for one alone.
 
-    >>> number()
+    >>> process_index_and_count()
     (0, 1)
     """
     return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Tells whether this process is the one that writes; one alone is.
 
-    >>> is_first()
+    >>> is_primary()
     True
     """
-    return number()[0] == 0
+    return process_index_and_count()[0] == 0
 
 
-def together(make: Callable[[], T]) -> T:
+def run_on_all_processes(make: Callable[[], T]) -> T:
     """Runs a function in every process, and fails in all where it fails in one.
 
     Args:
@@ -55,10 +55,10 @@ def together(make: Callable[[], T]) -> T:
         UserError: It was raised in a process; in the others with the number of that one.
         RuntimeError: It failed otherwise in another process.
 
-    >>> together(lambda: 3)
+    >>> run_on_all_processes(lambda: 3)
     3
     """
-    count = number()[1]
+    count = process_index_and_count()[1]
     if count == 1:
         return make()
     result, failure = None, None
@@ -76,7 +76,7 @@ def together(make: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def from_first(make: Callable[[], Any]) -> Any:
+def broadcast_from_primary(make: Callable[[], Any]) -> Any:
     """Runs a function in the first process and returns its result in all.
 
     Args:
@@ -85,28 +85,28 @@ def from_first(make: Callable[[], Any]) -> Any:
     Raises:
         UserError: It was raised in the first process.
 
-    >>> from_first(lambda: [1, None])
+    >>> broadcast_from_primary(lambda: [1, None])
     [1, None]
     """
-    if number()[1] == 1:
+    if process_index_and_count()[1] == 1:
         return make()
-    return json.loads(bytes_from_first(lambda: json.dumps(make()).encode()))
+    return json.loads(broadcast_bytes_from_primary(lambda: json.dumps(make()).encode()))
 
 
-def state_from_first(make: Callable[[], tuple[PyTree, int]], like: PyTree) -> tuple[PyTree, int]:
+def broadcast_state_from_primary(make: Callable[[], tuple[PyTree, int]], like: PyTree) -> tuple[PyTree, int]:
     """Runs a function that makes a train state in the first process and returns its result in all, bit for bit.
 
     Args:
         make: Returns the state and a number.
         like: A state of the same structure, shapes and dtypes.
 
-    >>> state_from_first(lambda: ({"x": np.ones(2)}, 3), {"x": np.zeros(2)})[1]
+    >>> broadcast_state_from_primary(lambda: ({"x": np.ones(2)}, 3), {"x": np.zeros(2)})[1]
     3
     """
-    if number()[1] == 1:
+    if process_index_and_count()[1] == 1:
         return make()
 
-    state, step = together(lambda: make() if is_first() else (like, 0))
+    state, step = run_on_all_processes(lambda: make() if is_primary() else (like, 0))
     leaves = [leaves_lib.to_host(leaf) for leaf in jax.tree.leaves(state)]
     # As bytes: what adds arrays up, as the broadcast does, loses the sign of a zero.
     sent = [leaf.reshape(-1).view(np.uint8) for leaf in (*leaves, np.int64(step).reshape(1))]
@@ -118,7 +118,7 @@ def state_from_first(make: Callable[[], tuple[PyTree, int]], like: PyTree) -> tu
     return jax.tree.unflatten(jax.tree.structure(like), received), int(at.view(np.int64)[0])
 
 
-def check_same(values: dict[str, Any]) -> None:
+def assert_equal_across_processes(values: dict[str, Any]) -> None:
     """Refuses processes that were told different things.
 
     Args:
@@ -127,9 +127,9 @@ def check_same(values: dict[str, Any]) -> None:
     Raises:
         UserError: Two differ; the sentence names the field and both values.
 
-    >>> check_same({"seed": 3})
+    >>> assert_equal_across_processes({"seed": 3})
     """
-    count = number()[1]
+    count = process_index_and_count()[1]
     if count == 1:
         return
     told = [flatten(json.loads(text)) for text in _gather(json.dumps(values).encode())]
@@ -142,7 +142,7 @@ def check_same(values: dict[str, Any]) -> None:
                 )
 
 
-class Agreement:
+class StopConsensus:
     """Whether any process wants to end: all of them end at the same step.
 
     Where there are several, an answer comes one question late, so that no device waits for it.
@@ -150,7 +150,7 @@ class Agreement:
     Args:
         devices: Of the run.
 
-    >>> Agreement([]).reached(True)
+    >>> StopConsensus([]).reached(True)
     True
     """
 
@@ -158,7 +158,7 @@ class Agreement:
         """Compiles nothing where there is one process."""
         self._asked: jax.Array | None = None
         self._any = None
-        if number()[1] > 1:
+        if process_index_and_count()[1] > 1:
             self._count = sum(device.process_index == jax.process_index() for device in devices)
             self._any = jax.pmap(
                 lambda wants: jax.lax.pmax(wants, AXIS), axis_name=AXIS, out_axes=None, devices=devices
@@ -178,18 +178,18 @@ def is_lost(error: BaseException) -> bool:
     >>> is_lost(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
     False
     """
-    return number()[1] > 1 and bool(_LOST.search(str(error)))
+    return process_index_and_count()[1] > 1 and bool(_LOST.search(str(error)))
 
 
-def bytes_from_first(make: Callable[[], bytes]) -> bytes:
-    """Runs a function in the first process and returns the bytes that it makes in all; see `from_first`.
+def broadcast_bytes_from_primary(make: Callable[[], bytes]) -> bytes:
+    """Runs a function in the first process and returns the bytes that it makes in all; see `broadcast_from_primary`.
 
-    >>> bytes_from_first(lambda: b"abc")
+    >>> broadcast_bytes_from_primary(lambda: b"abc")
     b'abc'
     """
-    if number()[1] == 1:
+    if process_index_and_count()[1] == 1:
         return make()
-    content = together(lambda: make() if is_first() else b"")
+    content = run_on_all_processes(lambda: make() if is_primary() else b"")
     length = max(int(text) for text in _gather(str(len(content)).encode()))
     return np.asarray(multihost_utils.broadcast_one_to_all(_padded(content, length))).tobytes()[:length]
 

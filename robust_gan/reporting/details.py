@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FILE = "details.npz"
 CLEAN = "clean"
-IN_TURN = "attacks in turn"
+SEQUENTIAL = "attacks in turn"
 
 _PREDICTED, _SHOWN = "predicted: ", "shown: "
 
@@ -58,7 +58,7 @@ def choose(labels: np.ndarray, most: int = 10) -> np.ndarray:
     return np.sort(np.unique(labels, return_index=True)[1])[:most]
 
 
-def stood_of(scores: "Scores", standing: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def get_robust(scores: "Scores", standing: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns for each target which images are right clean and under every attack in the open, bool `[N]`.
 
     Args:
@@ -68,8 +68,8 @@ def stood_of(scores: "Scores", standing: Mapping[str, np.ndarray]) -> dict[str, 
     stood = {}
     for index, target in enumerate(scores.targets):
         rows = [row for (name, maker, _), row in scores.robust.items() if name == maker == target]
-        in_turn = [standing[target]] if target in standing else []
-        stood[target] = np.all([scores.clean[index], *rows, *in_turn], axis=0)
+        sequential = [standing[target]] if target in standing else []
+        stood[target] = np.all([scores.clean[index], *rows, *sequential], axis=0)
     return stood
 
 

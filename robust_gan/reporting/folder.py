@@ -13,8 +13,8 @@ from etils import epath
 
 from robust_gan import parallel
 from robust_gan.errors import UserError
-from robust_gan.evaluation import Kept
-from robust_gan.evaluation.loading import Chosen, Entrant
+from robust_gan.evaluation import EvaluationState
+from robust_gan.evaluation.loading import EvaluatedModel, EvaluationData
 from robust_gan.evaluation.state import parts_of
 from robust_gan.reporting import details, tables
 from robust_gan.storage import files, paths, workdir
@@ -26,12 +26,12 @@ _LOCK = ".lock"
 
 
 def subject(
-    entrants: Sequence[Entrant],
-    chosen: Chosen,
+    entrants: Sequence[EvaluatedModel],
+    chosen: EvaluationData,
     threat: ThreatModel,
     *,
     attacks: Sequence[str],
-    in_turn: Sequence[str],
+    sequential: Sequence[str],
     **settings: Any,
 ) -> dict[str, Any]:
     """Returns what an evaluation is of: everything that its findings depend on.
@@ -41,7 +41,7 @@ def subject(
         chosen: The images.
         threat: The threat model.
         attacks: Made on every model.
-        in_turn: Made in turn.
+        sequential: Made in turn.
         **settings: The seed and whatever else changes findings; not the batch size or the devices, which do not.
 
     Returns:
@@ -60,7 +60,7 @@ def subject(
         "data": {"name": chosen.name, "split": chosen.split, "count": len(chosen.labels), "sha256": digest.hexdigest()},
         "threat": {"norm": threat.norm, "epsilon": float(threat.epsilon)},
         "attacks": list(attacks),
-        "in_turn": list(in_turn),
+        "sequential": list(sequential),
         **settings,
     }
 
@@ -87,16 +87,16 @@ def claim(
     path: epath.Path,
     what: dict[str, Any],
     *,
-    differs: Callable[[Kept], str] = lambda kept: "",
+    differs: Callable[[EvaluationState], str] = lambda kept: "",
     overwrite: bool = False,
-) -> Kept:
+) -> EvaluationState:
     """Makes the folder of an evaluation, or finds what a stopped one had found there.
 
     Args:
         path: Of `check`.
         what: Of `subject`.
-        differs: Says of what other models the findings are: `Kept.differs`. A classifier that somebody brought has
-            the same name when it was trained on.
+        differs: Says of what other models the findings are: `EvaluationState.differs`. A classifier that somebody
+            brought has the same name when it was trained on.
         overwrite: Begin anew, whatever the folder holds.
 
     Returns:
@@ -122,7 +122,7 @@ def claim(
     else:
         # Findings without their subject are nobody's.
         scores.unlink(missing_ok=True)
-    kept = Kept(scores)
+    kept = EvaluationState(scores)
     if other := differs(kept):
         raise UserError(f"{path} holds an evaluation of {other}: give another folder, or --overwrite")
     try:
@@ -146,7 +146,7 @@ def held(path: epath.Path | None) -> Iterator[None]:
     if path is None or paths.is_remote(path):
         yield
         return
-    with parallel.together(lambda: _lock(path) if parallel.is_first() else contextlib.nullcontext()):
+    with parallel.run_on_all_processes(lambda: _lock(path) if parallel.is_primary() else contextlib.nullcontext()):
         yield
 
 

@@ -20,7 +20,7 @@ SHOWN = 8
 _CLEAN, _COUNT = "images.png", "count"
 
 
-class Film(NamedTuple):
+class NoiseImages(NamedTuple):
     """The pictures of a run.
 
     Attributes:
@@ -32,7 +32,7 @@ class Film(NamedTuple):
     noise: dict[int, np.ndarray]
 
 
-def noise_of(adversarial: np.ndarray, images: np.ndarray, epsilon: float) -> np.ndarray:
+def get_noise(adversarial: np.ndarray, images: np.ndarray, epsilon: float) -> np.ndarray:
     """Returns perturbations in units of epsilon, in [-1, 1].
 
     Args:
@@ -40,7 +40,7 @@ def noise_of(adversarial: np.ndarray, images: np.ndarray, epsilon: float) -> np.
         images: `[E, H, W, C]`, clean.
         epsilon: Radius.
 
-    >>> noise_of(np.full((1, 1, 1, 1), 0.5), np.full((1, 1, 1, 1), 0.25), 0.5).item()
+    >>> get_noise(np.full((1, 1, 1, 1), 0.5), np.full((1, 1, 1, 1), 0.25), 0.5).item()
     0.5
     """
     return np.clip((adversarial - images) / epsilon, -1, 1)
@@ -77,7 +77,7 @@ def write(folder: epath.Path, step: int, images: np.ndarray, noise: np.ndarray) 
     workdir.write_bytes(folder / FOLDER / f"{step:08d}.png", _png((noise + 1) / 2, len(noise)))
 
 
-def read(folder: epath.Path) -> Film | None:
+def read(folder: epath.Path) -> NoiseImages | None:
     """Reads what training wrote; None where it wrote none, as without a generator.
 
     Raises:
@@ -91,7 +91,7 @@ def read(folder: epath.Path) -> Film | None:
     steps: Mapping[int, epath.Path] = {
         int(path.stem): path for path in (folder / FOLDER).iterdir() if re.fullmatch(r"\d+\.png", path.name)
     }
-    return Film(_read(folder / FOLDER / _CLEAN), {step: 2 * _read(steps[step]) - 1 for step in sorted(steps)})
+    return NoiseImages(_read(folder / FOLDER / _CLEAN), {step: 2 * _read(steps[step]) - 1 for step in sorted(steps)})
 
 
 def _png(images: np.ndarray, count: int) -> bytes:

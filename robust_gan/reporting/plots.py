@@ -29,13 +29,13 @@ def check_plot() -> None:
         UserError: Says which extra to install.
     """
     if not can_plot():
-        raise UserError("a picture needs matplotlib: pip install 'robust_gan[plot]', or leave --pictures out")
+        raise UserError("a picture needs matplotlib: pip install 'robust_gan[plot]', or leave --plots out")
     try:
         import matplotlib.figure  # noqa: F401
     except Exception as error:  # Its parts may not fit each other, and fail in any way.
         raise UserError(
             f"a picture needs matplotlib, which cannot be imported ({one_line(error)}): install it again, or leave "
-            "--pictures out"
+            "--plots out"
         ) from error
 
 
@@ -92,11 +92,11 @@ def draw_examples(
 
 @_draws
 def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[float]]]) -> None:
-    """Draws, for each contestant, a line with a mark for each accuracy: the mean, and the single seeds behind it.
+    """Draws, for each method, a line with a mark for each accuracy: the mean, and the single seeds behind it.
 
     Args:
         path: A PNG file.
-        rows: For each contestant the accuracies by name, as shares, one for each seed.
+        rows: For each method the accuracies by name, as shares, one for each seed.
     """
     from matplotlib.figure import Figure
 
@@ -104,13 +104,13 @@ def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[flo
     axis = figure.subplots()
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     styles = dict(zip(names, zip(("#57606a", "#0969da", "#cf222e", "#8250df"), "osDv", strict=True), strict=False))
-    for height, (contestant, row) in enumerate(rows.items()):
+    for height, (method, row) in enumerate(rows.items()):
         means = {name: 100 * float(np.mean(values)) for name, values in row.items()}
         axis.plot([min(means.values()), max(means.values())], [height] * 2, color="#d0d7de", zorder=1)
         for name, values in row.items():
             colour, marker = styles[name]
             axis.scatter(100 * np.asarray(values), [height] * len(values), s=9, color=colour, alpha=0.4, zorder=2)
-            label = name if contestant == next(iter(rows)) else None
+            label = name if method == next(iter(rows)) else None
             axis.scatter(means[name], height, s=46, color=colour, marker=marker, label=label, zorder=3)
     axis.set_yticks(range(len(rows)), list(rows))
     axis.invert_yaxis()
@@ -128,7 +128,7 @@ def draw_costs(path: epath.PathLike, rows: dict[str, list[list[dict[str, float]]
 
     Args:
         path: A PNG file.
-        rows: For each contestant and seed the validations, with `seconds`, `gradient_evaluations` and
+        rows: For each method and seed the validations, with `seconds`, `gradient_evaluations` and
             `robust_accuracy`.
     """
     from matplotlib.figure import Figure
@@ -136,12 +136,12 @@ def draw_costs(path: epath.PathLike, rows: dict[str, list[list[dict[str, float]]
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     titles = {"seconds": "seconds of training", "gradient_evaluations": "gradients of the classifier, in minibatches"}
-    for index, (contestant, seeds) in enumerate(rows.items()):
+    for index, (method, seeds) in enumerate(rows.items()):
         robust = [100 * np.mean([point["robust_accuracy"] for point in points]) for points in zip(*seeds, strict=False)]
         for axis, (what, title) in zip((left, right), titles.items(), strict=True):
             paid = [np.mean([point[what] for point in points]) for points in zip(*seeds, strict=False)]
             style = {"color": f"C{index % 10}", "marker": "osDv^"[index // 10 % 5], "markersize": 4}
-            axis.plot(paid, robust, label=contestant if axis is left else None, **style)
+            axis.plot(paid, robust, label=method if axis is left else None, **style)
             axis.set_xlabel(title)
             axis.grid(color="#eaeef2")
             axis.spines[["top", "right"]].set_visible(False)

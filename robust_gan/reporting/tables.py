@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from robust_gan.attacks.autoattack import VERSIONS
-from robust_gan.evaluation import Curve, Rung, Scores, statistics
+from robust_gan.evaluation import AttackResult, Curve, Scores, statistics
 from robust_gan.evaluation.alarms import Alarm
 from robust_gan.storage import workdir
 from robust_gan.types import ThreatModel
@@ -26,7 +26,7 @@ from robust_gan.version import __version__
 SCHEMA = "robust_gan.evaluation/4"
 """Of `report.json`: described by `schemas/evaluation.json`, see `schema`."""
 
-BATCH_STATISTICS = (
+USE_BATCH_STATS = (
     "**BatchNorm by the statistics of each batch**, as the released code evaluates: an image's prediction depends on "
     "which others share its batch, and the figures do not compare with any other."
 )
@@ -93,25 +93,25 @@ def by_source(scores: Scores) -> str:
     return markdown(header, rows)
 
 
-def in_turn(values: dict[str, Any]) -> str:
+def sequential(values: dict[str, Any]) -> str:
     """Returns what stood after each of the attacks in turn as Markdown; empty where there were none.
 
     Args:
         values: What `record` returned.
 
-    >>> in_turn({"targets": {"a": {"in_turn": []}}})
+    >>> sequential({"targets": {"a": {"sequential": []}}})
     ''
     """
     rows = [
-        [name, *(statistics.format_accuracy(rung["robust_accuracy"], values["data"]["count"])
-                 for rung in target["in_turn"]),
-         f"{sum(rung['seconds'] for rung in target['in_turn']):.0f}"]
-        for name, target in values["targets"].items() if target["in_turn"]
+        [name, *(statistics.format_accuracy(result["robust_accuracy"], values["data"]["count"])
+                 for result in target["sequential"]),
+         f"{sum(result['seconds'] for result in target['sequential']):.0f}"]
+        for name, target in values["targets"].items() if target["sequential"]
     ]  # fmt: skip
     if not rows:
         return ""
-    first = next(target["in_turn"] for target in values["targets"].values() if target["in_turn"])
-    return markdown(["model", *(rung["attack"] for rung in first), "seconds"], rows)
+    first = next(target["sequential"] for target in values["targets"].values() if target["sequential"])
+    return markdown(["model", *(result["attack"] for result in first), "seconds"], rows)
 
 
 def paired_comparisons(values: dict[str, Any]) -> str:
@@ -131,14 +131,14 @@ def paired_comparisons(values: dict[str, Any]) -> str:
     return markdown(statistics.PAIRED_HEADER, rows) if rows else ""
 
 
-def alarms_told(values: dict[str, Any]) -> str:
+def format_alarms(values: dict[str, Any]) -> str:
     """Returns the alarms that fired, a line each, or that none did; and those that could not be asked, by the reason.
 
     Args:
         values: What `record` returned.
 
     >>> alarms = [{"name": "probabilities", "fired": True, "finding": "outputs lie in [0, 1] and sum to 1"}]
-    >>> alarms_told({"targets": {"a": {"alarms": alarms}}})
+    >>> format_alarms({"targets": {"a": {"alarms": alarms}}})
     '- a: **probabilities**: outputs lie in [0, 1] and sum to 1'
     """
     lines, silent, asked = [], [], 0
@@ -168,7 +168,7 @@ def notes_told(values: dict[str, Any]) -> str:
 
 def record(
     scores: Scores, threat: ThreatModel, *, data: dict[str, Any], models: dict[str, Any], settings: dict[str, Any],
-    runs: Sequence[dict[str, Any]], in_turn: dict[str, list[Rung]] | None = None,
+    runs: Sequence[dict[str, Any]], sequential: dict[str, list[AttackResult]] | None = None,
     standing: dict[str, np.ndarray] | None = None, alarms: dict[str, list[Alarm]] | None = None,
     curve: Curve | None = None, notes: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
@@ -180,8 +180,9 @@ def record(
         data: Data set, split and count.
         models: For each name where it comes from: checkpoint, step, configuration.
         settings: Seed and whatever else was chosen; the batch size and the devices are those of the last run.
-        runs: What `Kept.runs` returns: those that made attacks, each with what `made_with` says and its wall time.
-        in_turn: For each target what attacks in turn did, see `evaluation.survive`.
+        runs: What `EvaluationState.runs` returns: those that made attacks, each with what `made_with` says and its
+            wall time.
+        sequential: For each target what attacks in turn did, see `evaluation.evaluate_sequential`.
         standing: For each target which images stood at their end.
         alarms: For each target what its alarms say.
         curve: Robust accuracy against epsilon, where it was traced.
@@ -192,7 +193,7 @@ def record(
         attacks in turn too.
     """
     targets: dict[str, Any] = {}
-    standing, in_turn, alarms = standing or {}, in_turn or {}, alarms or {}
+    standing, sequential, alarms = standing or {}, sequential or {}, alarms or {}
     count, seconds = scores.clean.shape[1], sum(run["seconds"] for run in runs)
     for target in scores.targets:
         by_attack: dict[str, dict[str, float | None]] = {}
@@ -207,9 +208,9 @@ def record(
                 "black_box": scores.robust_accuracy(target, others),
                 "all": scores.robust_accuracy(target, scores.makers, also=standing.get(target)),
             },
-            "in_turn": [
-                rung._asdict() | {"interval": statistics.interval_of(rung.robust_accuracy, count)}
-                for rung in in_turn.get(target, [])
+            "sequential": [
+                result._asdict() | {"interval": statistics.interval_of(result.robust_accuracy, count)}
+                for result in sequential.get(target, [])
             ],
             "alarms": [alarm._asdict() for alarm in alarms.get(target, [])],
         }
@@ -228,7 +229,7 @@ def record(
         "notes": list(notes),
         "settings": settings | runs[-1]["settings"],
         "seconds": round(seconds, 2),
-        "images_per_second": round(_attacked(scores, in_turn) / max(seconds, 1e-9), 1),
+        "images_per_second": round(_attacked(scores, sequential) / max(seconds, 1e-9), 1),
         "device": "; ".join(dict.fromkeys(run["device"] for run in runs)),
         "versions": runs[-1]["versions"],
     }
@@ -271,7 +272,7 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
         f"seed {values['settings']['seed']}; {values['created']}; {values['device']}."
     )
     if values["settings"].get("batch_norm") == "batch":
-        conditions += " " + BATCH_STATISTICS
+        conditions += " " + USE_BATCH_STATS
     text = [
         "# Evaluation", conditions,
         f"Robust accuracy in % of all {data['count']} images; robust is right clean and under attack; "
@@ -280,11 +281,11 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
         "Black box: the worst case, image by image, over attacks made on all the other models.",
         "## By source", by_source(scores), "Italics: white box.",
     ]  # fmt: skip
-    if table := in_turn(values):
+    if table := sequential(values):
         text += ["## Attacks in turn", "Each on the images that all before it left standing.", table]
     if table := paired_comparisons(values):
         text += ["## Paired comparisons", statistics.PAIRED, table]
-    text += ["## Alarms", alarms_told(values)]
+    text += ["## Alarms", format_alarms(values)]
     if notes := notes_told(values):
         text += ["## Not made", notes]
     (folder / CARDS).mkdir(exist_ok=True)
@@ -353,11 +354,11 @@ def card(values: dict[str, Any], target: str) -> dict[str, Any]:
         https://github.com/RobustBench/robustbench
     """
     model, found = values["models"].get(target, {}), values["targets"][target]
-    in_turn = [rung["attack"] for rung in found["in_turn"]]
-    is_autoattack = tuple(in_turn[1:]) == VERSIONS["standard"]
+    sequential = [result["attack"] for result in found["sequential"]]
+    is_autoattack = tuple(sequential[1:]) == VERSIONS["standard"]
     shares = {
         "clean_acc": found["clean_accuracy"],
-        "autoattack_acc": found["in_turn"][-1]["robust_accuracy"] if is_autoattack else None,
+        "autoattack_acc": found["sequential"][-1]["robust_accuracy"] if is_autoattack else None,
         "best_known_robust_acc": found["worst_case"]["all"],
     }
     count = values["data"]["count"]
@@ -381,10 +382,10 @@ def card(values: dict[str, Any], target: str) -> dict[str, Any]:
     }
 
 
-def _attacked(scores, in_turn):
+def _attacked(scores, sequential):
     """Counts adversarial images that were made."""
     made = len({(maker, attack) for _, maker, attack in scores.robust}) * scores.clean.shape[1]
-    return made + sum(rung.attacked for rungs in in_turn.values() for rung in rungs[1:])
+    return made + sum(result.attacked for results in sequential.values() for result in results[1:])
 
 
 def _intervals(shares: Any, count: int) -> Any:

@@ -30,7 +30,7 @@ def gradient_evaluations(config: Config) -> int:
     update = int(classifier.clean_weight > 0) + int(attacked)
     if config.penalty.coefficient:
         update += 2 if config.penalty.form == "exact" else 1
-    update *= 2 if classifier.weight_perturbation else 1
+    update *= 2 if classifier.awp_gamma else 1
     if not attacked:
         return update
     if adversary.name == "fgsm":
@@ -40,8 +40,8 @@ def gradient_evaluations(config: Config) -> int:
     if adversary.name == "ensemble":
         return update + (1 if adversary.ensemble.scheme == "tramer" else 1 + adversary.ensemble.pgd_steps)
     generator = adversary.generator
-    looks = generator.hops * ("gradient" in generator.sees) + int(generator.final_step > 0)
-    steps = generator.steps * generator.minibatches
+    looks = generator.num_refinements * ("gradient" in generator.inputs) + int(generator.final_fgsm_step > 0)
+    steps = generator.steps * generator.batches_per_step
     return update + steps * (looks * (2 if generator.diversity else 1) + 1) + looks
 
 
@@ -101,7 +101,7 @@ def measure(config: Config, folder: epath.Path, info: checkpoint.DataInfo) -> di
     classifier = networks.build_classifier(config.classifier.network, info.num_classes)
     parameters = {"classifier": _count(classifier, info.image_shape)}
     if config.adversary.name == "generator":
-        seen = adversaries.design_of(config.adversary.generator).channels(channels, info.num_classes)
+        seen = adversaries.get_design(config.adversary.generator).channels(channels, info.num_classes)
         generator = networks.build_generator(config.adversary.generator.network, channels)
         parameters["generator"] = _count(generator, (height, width, seen))
     return {

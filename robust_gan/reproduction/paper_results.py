@@ -12,7 +12,7 @@ WHITE_BOX: dict[str, dict[str, dict[str, float]]] = {
     },
     "svhn": {"generator": {"pgd10": 37.97}, "pgd": {"pgd10": 42.96}},
 }
-"""Accuracy in % by data set, contestant and attack, attacked in the open."""
+"""Accuracy in % by data set, method and attack, attacked in the open."""
 
 BLACK_BOX: dict[str, dict[str, dict[str, float]]] = {
     "cifar10": {"generator": {"fgsm": 77.23, "pgd10": 74.04}, "pgd": {"fgsm": 57.73, "pgd10": 55.72}},

@@ -1,4 +1,4 @@
-"""Which runs an experiment needs: contestants and the strangers that attack them, for every seed."""
+"""Which runs an experiment needs: methods and the surrogates that attack them, for every seed."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,24 +7,24 @@ from etils import epath
 
 from robust_gan import evaluation
 from robust_gan.config import Config, validate
-from robust_gan.config.methods import BUDGETS, CONTESTANTS
+from robust_gan.config.methods import BUDGETS, METHODS
 from robust_gan.errors import UserError
 
-OF_THE_PAPER = (
+PAPER_METHODS = (
     "none", "fgsm", "n_fgsm", "pgd", "trades", "ensemble", "ensemble_tramer", "released", "generator",
-    "generator_gradient", "generator_step", "generator_hops", "generator_hops_alone",
+    "cond_generator", "cond_generator_fgsm", "cond_generator_refined", "cond_generator_adv_only",
 )  # fmt: skip
-"""The contestants that are trained where none are named: baselines, the released game, and what came after."""
+"""The methods that are trained where none are named: baselines, the released game, and what came after."""
 
 ATTACKS = {
     "paper": "fgsm,pgd10,pgd50x10,margin_pgd50x10,generator",
     "cpu": "fgsm,pgd10,pgd40x5,margin_pgd40x5,generator",
     "smoke": "fgsm,pgd2,generator",
 }
-SEED = "stranger"
+SEED = "surrogate"
 NETWORK = "stranger_network"
 SOURCE = "source"
-STRANGERS = {SEED: 100, NETWORK: 200, SOURCE: 300}
+SURROGATES = {SEED: 100, NETWORK: 200, SOURCE: 300}
 """Standard classifiers of other seeds: one of them of another network; the last is what the ensembles attack."""
 
 OTHER_NETWORK = {
@@ -40,15 +40,15 @@ class Plan:
     Attributes:
         dataset: The recipe's name.
         budget: One of `recipes.BUDGETS`.
-        contestants: Names, in the order of the tables.
-        seeds: Of the contestants; a stranger's seed is 100, 200 or 300 more.
+        methods: Names, in the order of the tables.
+        seeds: Of the methods; a surrogate model's seed is 100, 200 or 300 more.
         attacks: Names, separated by commas.
         runs: The configuration of every run, by `(seed, name)`, in the order in which they are trained.
     """
 
     dataset: str
     budget: str
-    contestants: tuple[str, ...]
+    methods: tuple[str, ...]
     seeds: tuple[int, ...]
     attacks: str
     runs: dict[tuple[int, str], Config]
@@ -60,7 +60,7 @@ def plan(
     budget: str,
     output: epath.PathLike,
     *,
-    contestants: Sequence[str] = (),
+    methods: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     attacks: str = "",
     data_dir: str = "",
@@ -72,8 +72,8 @@ def plan(
         dataset: The recipe's name.
         budget: One of `recipes.BUDGETS`.
         output: The folder of the experiment; runs go to `runs/seed-SEED/NAME` in it.
-        contestants: Names of `recipes.CONTESTANTS`; by default `OF_THE_PAPER`.
-        seeds: Of the contestants.
+        methods: Names of `recipes.METHODS`; by default `PAPER_METHODS`.
+        seeds: Of the methods.
         attacks: Names, separated by commas; empty for those of the budget.
         data_dir: Where the prepared data lie; empty for what the recipe says.
 
@@ -81,28 +81,28 @@ def plan(
         The plan; nothing is written.
 
     Raises:
-        UserError: A contestant, an attack or the budget is unknown, a name or seed is given twice, a recipe is wrong.
+        UserError: A method, an attack or the budget is unknown, a name or seed is given twice, a recipe is wrong.
 
     >>> from robust_gan import recipes
-    >>> recipe = lambda choice: recipes.contestant(Config(), recipes.read(choice)[0])
-    >>> list(plan(recipe, "digits", "smoke", "out", contestants=["none"]).runs)
-    [(0, 'none'), (0, 'stranger'), (0, 'stranger_network')]
+    >>> recipe = lambda choice: recipes.method(Config(), recipes.read(choice)[0])
+    >>> list(plan(recipe, "digits", "smoke", "out", methods=["none"]).runs)
+    [(0, 'none'), (0, 'surrogate'), (0, 'stranger_network')]
     """
-    names = tuple(contestants) or OF_THE_PAPER
+    names = tuple(methods) or PAPER_METHODS
     for name in names:
-        if name not in CONTESTANTS:
-            raise UserError(f"unknown contestant {name!r}: the contestants are {', '.join(CONTESTANTS)}")
+        if name not in METHODS:
+            raise UserError(f"unknown method {name!r}: the methods are {', '.join(METHODS)}")
     if budget not in BUDGETS:
         raise UserError(f"the budget must be one of {', '.join(BUDGETS)}, not {budget!r}")
     if not seeds or any(not 0 <= seed < 100 for seed in seeds):
         raise UserError(f"seeds must be whole numbers from 0 to 99, at least one, not {list(seeds)}")
     if attacks and not any(name != evaluation.GENERATOR for name in evaluation.attack_names(attacks)):
-        raise UserError(f"give an attack that can be made on every contestant, such as pgd10, not {attacks!r} alone")
-    for what, given in (("contestant", names), ("seed", tuple(seeds))):
+        raise UserError(f"give an attack that can be made on every method, such as pgd10, not {attacks!r} alone")
+    for what, given in (("method", names), ("seed", tuple(seeds))):
         if len(set(given)) < len(given):
             raise UserError(f"a {what} is named twice: {', '.join(map(str, given))}")
 
-    def config_of(name: str, seed: int) -> Config:
+    def read_config(name: str, seed: int) -> Config:
         config = recipe(f"{name}/{budget}")
         config.seed = seed
         config.data.data_dir = data_dir or config.data.data_dir
@@ -111,18 +111,18 @@ def plan(
     folder = epath.Path(output).expanduser()
     runs: dict[tuple[int, str], Config] = {}
     for seed in seeds:
-        needed = [name for name in STRANGERS if name != SOURCE or any(map(_needs_source, names))]
-        strangers = {name: config_of("none", seed + STRANGERS[name]) for name in needed}
-        network = strangers[NETWORK].classifier.network
-        strangers[NETWORK].classifier.network = OTHER_NETWORK[network]
-        # The source first, for the ensembles; the contestants next, for a newcomer to see something soon.
-        runs |= {(seed, name): config for name, config in strangers.items() if name == SOURCE}
+        needed = [name for name in SURROGATES if name != SOURCE or any(map(_needs_source, names))]
+        surrogates = {name: read_config("none", seed + SURROGATES[name]) for name in needed}
+        network = surrogates[NETWORK].classifier.network
+        surrogates[NETWORK].classifier.network = OTHER_NETWORK[network]
+        # The source first, for the ensembles; the methods next, for a newcomer to see something soon.
+        runs |= {(seed, name): config for name, config in surrogates.items() if name == SOURCE}
         for name in names:
-            runs[seed, name] = config = config_of(name, seed)
+            runs[seed, name] = config = read_config(name, seed)
             if _needs_source(name):
                 source = str(run_folder(folder, seed, SOURCE))
                 config.adversary.ensemble.sources = (source,)
-        runs |= {(seed, name): config for name, config in strangers.items() if name != SOURCE}
+        runs |= {(seed, name): config for name, config in surrogates.items() if name != SOURCE}
     for config in runs.values():
         validate(config)
     return Plan(dataset, budget, names, tuple(seeds), attacks or ATTACKS[budget], runs)

@@ -76,14 +76,14 @@ def run(
 
     reports, costs = {}, {}
     for seed in plan.seeds:
-        targets = [run_folder(folder, seed, name) for name in plan.contestants]
+        targets = [run_folder(folder, seed, name) for name in plan.methods]
         sources = [run_folder(folder, seed, name) for name in (SEED, NETWORK)]
-        say(f"attacking the contestants of seed {seed}")
+        say(f"attacking the methods of seed {seed}")
         reports[seed] = _evaluate(plan, targets, sources, folder / f"seed-{seed}", devices, batch_size, progress)
         info = checkpoint.read_record(targets[0]).data
         costs[seed] = {
             name: cost.measure(plan.runs[seed, name], where, info)
-            for name, where in zip(plan.contestants, targets, strict=True)
+            for name, where in zip(plan.methods, targets, strict=True)
         }
     table = tables.summarise(plan, reports, costs)
     text = tables.write_up(plan, table, reports)
@@ -94,7 +94,7 @@ def run(
         "seeds": list(plan.seeds),
         "attacks": plan.attacks,
         "images": reports[plan.seeds[0]]["data"]["count"],
-        "contestants": table,
+        "methods": table,
         "reports": {str(seed): f"seed-{seed}/{tables_lib.RECORD}" for seed in plan.seeds},
     }
     workdir.write_text(folder / TABLES, text)

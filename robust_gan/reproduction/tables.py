@@ -8,11 +8,11 @@ import numpy as np
 from robust_gan.evaluation import statistics
 from robust_gan.reporting import tables
 from robust_gan.reproduction import cost, paper_results
-from robust_gan.reproduction.plan import SOURCE, STRANGERS, Plan
+from robust_gan.reproduction.plan import SOURCE, SURROGATES, Plan
 
 WORST = "worst case"
 _BASELINE = "pgd"
-"""The others are compared with it; without it, with the first contestant."""
+"""The others are compared with it; without it, with the first method."""
 
 
 def summarise(plan: Plan, reports: dict[int, dict[str, Any]], costs: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -20,15 +20,15 @@ def summarise(plan: Plan, reports: dict[int, dict[str, Any]], costs: dict[int, d
 
     Args:
         plan: The experiment.
-        reports: For each seed the record of `comparison.compare`.
-        costs: For each seed and contestant what `cost.measure` returned.
+        reports: For each seed the record of `reporting.run.compare`.
+        costs: For each seed and method what `cost.measure` returned.
 
     Returns:
-        For each contestant its `label`, and `clean`, `white_box` by attack and in the worst case, `black_box` by attack
+        For each method its `label`, and `clean`, `white_box` by attack and in the worst case, `black_box` by attack
         and maker and in the worst case, and `cost`; every figure a list over the seeds, accuracies as shares.
     """
     table: dict[str, Any] = {}
-    for name in plan.contestants:
+    for name in plan.methods:
         targets = [reports[seed]["targets"][name] for seed in plan.seeds]
         of_all = reports[plan.seeds[0]]["attacks"]
         attacks = [attack for attack in of_all if name in targets[0]["robust_accuracy"].get(attack, {})]
@@ -59,7 +59,7 @@ def write_up(plan: Plan, table: dict[str, Any], reports: dict[int, dict[str, Any
     Args:
         plan: The experiment.
         table: What `summarise` returned.
-        reports: For each seed the record of `comparison.compare`.
+        reports: For each seed the record of `reporting.run.compare`.
     """
     first = reports[plan.seeds[0]]
     data, threat = first["data"], first["threat"]
@@ -100,14 +100,14 @@ def write_up(plan: Plan, table: dict[str, Any], reports: dict[int, dict[str, Any
 
 
 def columns(plan: Plan, table: dict[str, Any]) -> dict[str, dict[str, Sequence[float]]]:
-    """Returns what the picture shows of each contestant: clean, black box and white box in the worst case."""
+    """Returns what the picture shows of each method: clean, black box and white box in the worst case."""
     return {
         table[name]["label"]: {
             "clean": table[name]["clean"],
             "black box, worst case": table[name]["black_box"][WORST],
             "white box, worst case": table[name]["white_box"][WORST],
         }
-        for name in plan.contestants
+        for name in plan.methods
     }
 
 
@@ -130,17 +130,17 @@ def figure(values: Sequence[float | None], count: int) -> str:
 
 
 def label(plan: Plan, name: str) -> str:
-    """Returns the name of a contestant in the tables: the plain generator's says what it sees, and its penalty.
+    """Returns the name of a method in the tables: the plain generator's says what it sees, and its penalty.
 
     Args:
         plan: The experiment.
-        name: Of the contestant. One is called `released` only where the networks, the optimisers and the schedule are
+        name: Of the method. One is called `released` only where the networks, the optimisers and the schedule are
             those of the released code too, not its penalty alone: see `is_released`.
 
     >>> from robust_gan import recipes
     >>> from robust_gan.config import Config, PenaltyConfig
-    >>> recipe = lambda choice: recipes.contestant(Config(penalty=PenaltyConfig(0.1)), recipes.read(choice)[0])
-    >>> label(planning.plan(recipe, "digits", "smoke", "out", contestants=["generator"]), "generator")
+    >>> recipe = lambda choice: recipes.method(Config(penalty=PenaltyConfig(0.1)), recipes.read(choice)[0])
+    >>> label(planning.plan(recipe, "digits", "smoke", "out", methods=["generator"]), "generator")
     'image-only generator (+ exact penalty)'
     """
     if name not in ("generator", "released") or (name == "released" and is_released(plan)):
@@ -163,8 +163,8 @@ def is_released(plan: Plan) -> bool:
 
 
 def _naming(plan):
-    labels = {name: label(plan, name) for name in plan.contestants}
-    return "".join(f" The contestant `{name}` is the {told}." for name, told in labels.items() if told != name)
+    labels = {name: label(plan, name) for name in plan.methods}
+    return "".join(f" The method `{name}` is the {told}." for name, told in labels.items() if told != name)
 
 
 def _strongest(attacks: Sequence[str]) -> str:
@@ -180,30 +180,30 @@ def _white_box(plan, table, count):
         [label(plan, name), figure(table[name]["clean"], count)]
         + [figure(table[name]["white_box"].get(attack, [None]), count) for attack in attacks]
         + [figure(table[name]["all"], count)]
-        for name in plan.contestants
+        for name in plan.methods
     ]
-    return tables.markdown(["contestant", "clean", *attacks, "and black box"], rows)
+    return tables.markdown(["method", "clean", *attacks, "and black box"], rows)
 
 
 def _black_box(plan, table, attack, count):
-    makers = [*plan.contestants, *(name for name in STRANGERS if name != SOURCE)]
+    makers = [*plan.methods, *(name for name in SURROGATES if name != SOURCE)]
     rows = []
-    for name in plan.contestants:
+    for name in plan.methods:
         by_maker = table[name]["black_box"][attack]
         cells = [figure(by_maker.get(maker, [None]), count) for maker in makers]
         rows.append([label(plan, name), *cells, figure(table[name]["black_box"][WORST], count)])
-    names = [label(plan, maker) if maker in plan.contestants else maker for maker in makers]
-    return tables.markdown(["contestant", *names, WORST], rows)
+    names = [label(plan, maker) if maker in plan.methods else maker for maker in makers]
+    return tables.markdown(["method", *names, WORST], rows)
 
 
 def _paired(plan, table, first):
-    """Compares each contestant with the baseline: over the images of one seed, or over several seeds."""
-    base = _BASELINE if _BASELINE in plan.contestants else plan.contestants[0]
-    others = [name for name in plan.contestants if name != base]
+    """Compares each method with the baseline: over the images of one seed, or over several seeds."""
+    base = _BASELINE if _BASELINE in plan.methods else plan.methods[0]
+    others = [name for name in plan.methods if name != base]
     if not others:
         return []
     if len(plan.seeds) == 1:
-        told = f"Each contestant and {label(plan, base)}. {statistics.PAIRED}"
+        told = f"Each method and {label(plan, base)}. {statistics.PAIRED}"
         cells = statistics.paired_cells(
             [row for row in first.get("paired", ()) if base in (row["first"], row["second"])]
         )
@@ -215,7 +215,7 @@ def _paired(plan, table, first):
     }
     told = (
         f"Accuracy minus that of {label(plan, base)} trained with the same seed, in points: mean over the seeds, its "
-        "95 % interval, and the p-value of the paired t-test, not corrected for the number of contestants."
+        "95 % interval, and the p-value of the paired t-test, not corrected for the number of methods."
     )
 
     def against_base(name, of):
@@ -227,12 +227,12 @@ def _paired(plan, table, first):
         return f"{difference} ({ends}), p {statistics.format_p(p_value)}"
 
     rows = [[label(plan, name), *(against_base(name, of) for of in kinds.values())] for name in others]
-    return ["## Paired comparisons", told, tables.markdown(["contestant", *kinds], rows)]
+    return ["## Paired comparisons", told, tables.markdown(["method", *kinds], rows)]
 
 
 def _cost(plan, table):
     rows = []
-    for name in plan.contestants:
+    for name in plan.methods:
         costs = table[name]["cost"]
         seconds = [cost["seconds"] for cost in costs]
         parameters = costs[0]["parameters"]
@@ -246,13 +246,13 @@ def _cost(plan, table):
                 f"{parameters['generator']:,}" if "generator" in parameters else "-",
             ]
         )
-    header = ["contestant", "seconds", "updates", "gradients per update", "classifier", "generator"]
+    header = ["method", "seconds", "updates", "gradients per update", "classifier", "generator"]
     return tables.markdown(header, rows)
 
 
 def _losses(plan, table):
     rows = []
-    for name in plan.contestants:
+    for name in plan.methods:
         ends = [paid["losses"] for paid in table[name]["cost"]]
         rows.append(
             [
@@ -260,7 +260,7 @@ def _losses(plan, table):
                 *(_spread([end[loss] for end in ends]) if loss in ends[0] else "-" for loss in cost.LOSSES),
             ]
         )
-    return tables.markdown(["contestant", *(loss.replace("_", " ") for loss in cost.LOSSES)], rows)
+    return tables.markdown(["method", *(loss.replace("_", " ") for loss in cost.LOSSES)], rows)
 
 
 def _spread(values):
@@ -277,7 +277,7 @@ def _second_hand(plan):
         [name, _cell(white[name], "clean"), *(_cell(part[name], a) for part in (white, black) for a in attacks)]
         for name in white
     ]
-    header = ["contestant", "clean", *(f"{a}, white box" for a in attacks), *(f"{a}, black box" for a in attacks)]
+    header = ["method", "clean", *(f"{a}, white box" for a in attacks), *(f"{a}, black box" for a in attacks)]
     return ["## Published figures, second-hand", f"{paper_results.REFERENCE}.", tables.markdown(header, rows)]
 
 

@@ -29,7 +29,7 @@ _VERSION = "robust_gan"
 _LARGEST_CONFIG = 1 << 20
 
 
-class Claim:
+class WorkdirLock:
     """A folder that is this run's own.
 
     Args:
@@ -66,7 +66,7 @@ class Claim:
 
 
 @contextlib.contextmanager
-def claim(directory: epath.PathLike, config: Config) -> Iterator[Claim]:
+def claim(directory: epath.PathLike, config: Config) -> Iterator[WorkdirLock]:
     """Makes a folder this run's own while the context lasts.
 
     Args:
@@ -88,7 +88,7 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[Claim]:
             write_text(path / CONFIG, text)
         except Exception as error:  # Every store fails in its own way.
             raise UserError(f"the workdir {path} cannot be written ({error}): give one that can") from error
-        yield Claim(path, None)
+        yield WorkdirLock(path, None)
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[Claim]:
         path = epath.Path(os.path.realpath(path))
         # The system drops the lock with the process, however it dies; while it holds, no other file has its number.
         lock = filelock.FileLock(path / _LOCK).acquire(timeout=0)
-        claimed = Claim(path, os.stat(path / _LOCK))
+        claimed = WorkdirLock(path, os.stat(path / _LOCK))
     except filelock.Timeout as error:
         raise UserError(f"another process is training in {path}: wait for it, or give another workdir") from error
     except OSError as error:
@@ -209,7 +209,7 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
     partial.replace(path)
 
 
-class Lines:
+class JsonlWriter:
     """A file of JSON lines that continues where a checkpoint stands.
 
     Args:
@@ -217,7 +217,7 @@ class Lines:
         step: Lines of later steps, which a stopped run wrote after its last checkpoint, are dropped, and so is a line
             that was cut: the steps come again.
 
-    >>> lines = Lines(epath.Path(getfixture("tmp_path")) / "metrics.jsonl", step=0)
+    >>> lines = JsonlWriter(epath.Path(getfixture("tmp_path")) / "metrics.jsonl", step=0)
     >>> lines.write(50, {"train/clean_loss": 0.5})
     >>> lines.close()
     >>> (getfixture("tmp_path") / "metrics.jsonl").read_text()

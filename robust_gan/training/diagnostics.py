@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan import adversaries, checkpoint, data, evaluation, prng, threat_model
-from robust_gan.attacks.generator import PAPER, Design, draw_latent, observe, trained
+from robust_gan.attacks.generator import PAPER, Design, draw_latent, generator_inputs, trained
 from robust_gan.config import Config
 from robust_gan.game import TrainState
 from robust_gan.losses import cross_entropy
@@ -60,7 +60,7 @@ def measure(config: Config, dataset: data.Dataset, state: TrainState, info: chec
     noise_fn, design, player = None, PAPER, None
     if config.adversary.name == "generator":
         noise_fn = inference.generate(config.adversary.generator.network, info.image_shape[-1])
-        design, player = adversaries.design_of(config.adversary.generator), state.adversary[:2]
+        design, player = adversaries.get_design(config.adversary.generator), state.adversary[:2]
     look = _look(noise_fn, design, info.num_classes)
     found = look(
         model.logits_fn, player, evaluation.to_unit(images), labels, threat_model.from_config(config.threat)
@@ -101,14 +101,14 @@ def warnings(
     return found
 
 
-class Teller:
+class LogOnce:
     """Says each warning when it comes, not as long as it stays.
 
     Args:
         say: Called with a sentence.
 
     >>> said = []
-    >>> teller = Teller(said.append)
+    >>> teller = LogOnce(said.append)
     >>> for is_so in (True, True, False):
     ...     metrics = teller.tell(500, {"classifier_constant": is_so})
     >>> len(said), metrics
@@ -145,7 +145,7 @@ def _look(noise_fn: Callable | None, design: Design, num_classes: int) -> Callab
         if design.latent_size:
             # One for all: noise that varies by its random input alone is constant in the images.
             latent = jnp.broadcast_to(draw_latent(key[None], design), (len(images), design.latent_size))
-        seen = observe(logits_fn, latent, images, images, labels, threat, design, num_classes)
+        seen = generator_inputs(logits_fn, latent, images, images, labels, threat, design, num_classes)
         noise = noise_fn(*player, seen)
         adversarial = trained(noise_fn, design, num_classes)(
             *player, logits_fn, key, images, labels, threat

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from robust_gan import adversaries, checkpoint, data, game, networks, parallel
+from robust_gan import adversaries, checkpoint, data, networks, parallel
+from robust_gan import game as game_lib
 from robust_gan.config import Config, validate
 from robust_gan.reporting import tables
 from robust_gan.storage import leaves
@@ -91,17 +92,17 @@ def of(config: Config, devices: Sequence[jax.Device]) -> Forecast:
     parallel.check_batch_size(config.batch_size, devices)
     setup.check_networks(config)
     dataset = setup.load_data(config)
-    info, played, state = setup.build(config, dataset)
+    info, game, state = setup.build(config, dataset)
     arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
     memory = {"both players, with what their optimisers remember": _bytes(state), "training images": _bytes(arrays)}
     players = _players(config, info, state, config.batch_size // len(devices))
 
-    carried, arrays = parallel.replicate((multi_step.Carried(state, nonfinite.begin()), arrays), devices)
+    carried, arrays = parallel.replicate((multi_step.LoopState(state, nonfinite.begin()), arrays), devices)
     most = multi_step.steps_per_call(config, devices[0].platform)
     orders = functools.partial(multi_step.orders, config, most=most, num_images=len(arrays["labels"]), devices=devices)
     began = time.perf_counter()
     play = parallel.compile_step(
-        functools.partial(multi_step.play, played, config, "stop"), devices, carried, arrays, orders(step=0, count=1)
+        functools.partial(multi_step.run_steps, game, config, "stop"), devices, carried, arrays, orders(step=0, count=1)
     )
     compile_seconds = time.perf_counter() - began
     if (analysis := play.memory_analysis()) is not None:  # Not every backend has one.
@@ -156,13 +157,13 @@ def told(forecast: Forecast) -> str:
     return "\n\n".join(parts)
 
 
-def _players(config: Config, info: checkpoint.DataInfo, state: game.TrainState, batch: int) -> list[Player]:
+def _players(config: Config, info: checkpoint.DataInfo, state: game_lib.TrainState, batch: int) -> list[Player]:
     images, generator = (batch, *info.image_shape), config.adversary.generator
     players = [
         Player("classifier", config.classifier.network, images, (batch, info.num_classes), state.classifier.params)
     ]
     if config.adversary.name == "generator":
-        seen = adversaries.design_of(generator).channels(info.image_shape[-1], info.num_classes)
+        seen = adversaries.get_design(generator).channels(info.image_shape[-1], info.num_classes)
         players.append(Player("generator", generator.network, (*images[:-1], seen), images, state.adversary.params))
     return players
 
@@ -180,7 +181,7 @@ def _layers(params: PyTree) -> list[list[str]]:
 
 
 def _validate(
-    config: Config, dataset: data.Dataset, state: game.TrainState, info: checkpoint.DataInfo, devices: Sequence[Any]
+    config: Config, dataset: data.Dataset, state: game_lib.TrainState, info: checkpoint.DataInfo, devices: Sequence[Any]
 ) -> tuple[float, float, int]:
     """Validates one batch twice; returns the seconds of both, and of how many batches a validation is."""
     size = config.validation.size or len(dataset.validation.labels)

@@ -68,7 +68,7 @@ def noise(config: Config, scores: evaluation.Scores) -> tuple[np.ndarray, dict[s
     shown = {attack: images for (_, attack), images in scores.shown.items()}
     images = shown.pop(evaluation.CLEAN)
     return images, {
-        attack: noise_images.noise_of(made, images, config.threat.epsilon) for attack, made in shown.items()
+        attack: noise_images.get_noise(made, images, config.threat.epsilon) for attack, made in shown.items()
     }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def state_model(config: Config, state: TrainState, info: checkpoint.DataInfo) ->
     """
     generator = None
     if config.adversary.name == "generator":
-        attack = adversaries.attack_of(config.adversary.generator, info.image_shape[-1], info.num_classes)
+        attack = adversaries.get_attack(config.adversary.generator, info.image_shape[-1], info.num_classes)
         generator = jax.tree_util.Partial(attack, state.adversary.params, state.adversary.batch_stats)
     apply = inference.classify(config.classifier.network, info.num_classes)
     classifier = state.classifier if state.average is None else state.average

@@ -94,8 +94,8 @@ def train(
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("--tensorboard needs tensorboardX: pip install 'robust_gan[tensorboard]'")
     versions = {"robust_gan": __version__, "jax": jax.__version__}
-    parallel.check_same({"config": to_dict(config), "on_nan": on_nan, "versions": versions})
-    first = parallel.is_first()
+    parallel.assert_equal_across_processes({"config": to_dict(config), "on_nan": on_nan, "versions": versions})
+    first = parallel.is_primary()
     say = say if first else _say_nothing
 
     def read() -> data.Dataset:
@@ -104,16 +104,16 @@ def train(
         setup.check_networks(config)
         return setup.load_data(config)
 
-    dataset = parallel.together(read)
-    parallel.check_same({"data": setup.fingerprint(dataset)})
-    info, played, state = setup.build(config, dataset)
+    dataset = parallel.run_on_all_processes(read)
+    parallel.assert_equal_across_processes({"data": setup.fingerprint(dataset)})
+    info, game, state = setup.build(config, dataset)
 
     with contextlib.ExitStack() as stack:
-        recorder = writers.Recorder(stack, directory, config, info, say)
+        recorder = writers.RunWriter(stack, directory, config, info, say)
         folder = recorder.folder
         state, start = recorder.restore(state, tensorboard=tensorboard)
         stopped = stack.enter_context(interruption.signals())
-        agreement = parallel.Agreement(devices)
+        agreement = parallel.StopConsensus(devices)
         lines = _Lines(config.num_steps, first and progress is None and not sys.stderr.isatty())
         progress = first and (sys.stderr.isatty() if progress is None else progress)
         bar = stack.enter_context(
@@ -121,15 +121,15 @@ def train(
         )
 
         arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
-        teller = diagnostics.Teller(say)
-        sentry = postmortem.Sentry(folder, config, info, on_nan, recorder.skipped, say)
-        carried = multi_step.Carried(state, nonfinite.begin(recorder.skipped))
+        teller = diagnostics.LogOnce(say)
+        sentry = postmortem.NonFiniteMonitor(folder, config, info, on_nan, recorder.skipped, say)
+        carried = multi_step.LoopState(state, nonfinite.begin(recorder.skipped))
         carried, arrays = parallel.replicate((carried, arrays), devices)
-        play = parallel.map_step(functools.partial(multi_step.play, played, config, on_nan), devices)
+        play = parallel.map_step(functools.partial(multi_step.run_steps, game, config, on_nan), devices)
         most = multi_step.steps_per_call(config, devices[0].platform)
         figures: dict[str, float] = {}
         # Metrics are fetched when the next steps are under way, so that the device does not wait for the host.
-        pending: list[tuple[int, multi_step.Measured]] = []
+        pending: list[tuple[int, multi_step.StepOutput]] = []
         began, began_step, step = time.perf_counter(), start, start
 
         def settle() -> None:

@@ -7,19 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import game, parallel
+from robust_gan import game as game_lib
+from robust_gan import parallel
 from robust_gan.config import Config
 from robust_gan.data import augmentation, order
 from robust_gan.game import Game, TrainState
 from robust_gan.training import nonfinite
-from robust_gan.training.nonfinite import Watch
+from robust_gan.training.nonfinite import NonFiniteState
 from robust_gan.types import Batch, Metrics
 
 MOST_STEPS = 100
 """Steps in one call on an accelerator, at most: a signal is obeyed only between calls."""
 
 
-class Carried(NamedTuple):
+class LoopState(NamedTuple):
     """What goes from call to call.
 
     Attributes:
@@ -28,10 +29,10 @@ class Carried(NamedTuple):
     """
 
     state: TrainState
-    watch: Watch
+    watch: NonFiniteState
 
 
-class Measured(NamedTuple):
+class StepOutput(NamedTuple):
     """What a call measured.
 
     Attributes:
@@ -40,16 +41,16 @@ class Measured(NamedTuple):
     """
 
     metrics: Metrics
-    watch: Watch
+    watch: NonFiniteState
 
 
-class Orders(NamedTuple):
+class BatchIndices(NamedTuple):
     """What the steps of one call are to do, on each of D devices.
 
     Attributes:
         positions: int32 `[D, N, M, B / D]`: which images each device takes, for N steps of M minibatches each; the
             adversary moves on all of them, the classifier on the last.
-        count: int32 `[D]`: how many of the N steps are to be played, the same on all devices.
+        count: int32 `[D]`: how many of the N steps are to be game, the same on all devices.
     """
 
     positions: jax.Array | np.ndarray
@@ -74,7 +75,9 @@ def steps_per_call(config: Config, platform: str) -> int:
     return 1 if platform == "cpu" else min(config.log_every, MOST_STEPS)
 
 
-def orders(config: Config, step: int, count: int, most: int, num_images: int, devices: Sequence[jax.Device]) -> Orders:
+def orders(
+    config: Config, step: int, count: int, most: int, num_images: int, devices: Sequence[jax.Device]
+) -> BatchIndices:
     """Returns what the next steps are to do: a function of (seed, step) alone.
 
     Args:
@@ -92,29 +95,29 @@ def orders(config: Config, step: int, count: int, most: int, num_images: int, de
     >>> orders(Config(batch_size=4), 0, 2, 3, 100, devices).positions.shape
     (1, 3, 1, 4)
     """
-    minibatches = config.adversary.generator.minibatches if config.adversary.name == "generator" else 1
+    minibatches = config.adversary.generator.batches_per_step if config.adversary.name == "generator" else 1
     shape = (most, minibatches, config.batch_size)
     rows = np.zeros((most * minibatches, config.batch_size), np.int32)
     for index in range(count * minibatches):
         rows[index] = order.batch_indices(
             config.seed, step * minibatches + index, config.batch_size, num_images
         )  # fmt: skip
-    positions = parallel.split(rows.reshape(shape), devices, axis=2)
-    return Orders(positions, np.full(len(positions), count, np.int32))
+    positions = parallel.shard(rows.reshape(shape), devices, axis=2)
+    return BatchIndices(positions, np.full(len(positions), count, np.int32))
 
 
-def play(
-    played: Game, config: Config, policy: str, carried: Carried, arrays: dict[str, jax.Array], share: Orders
-) -> tuple[Carried, Measured]:
+def run_steps(
+    game: Game, config: Config, policy: str, carried: LoopState, arrays: dict[str, jax.Array], share: BatchIndices
+) -> tuple[LoopState, StepOutput]:
     """Plays some training steps, on one device of the axis `parallel.AXIS`.
 
     The number of steps is data, not shape: the loop's body is compiled once, and it is the same code whether it is
     called n times for one step or once for n. So both give the same bits.
 
     Args:
-        played: The game.
+        game: The game.
         config: The run.
-        policy: What becomes of a step that is not finite, see `finiteness.guard`.
+        policy: What becomes of a step that is not finite, see `nonfinite.guard`.
         carried: What the call before returned.
         arrays: The whole training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`.
         share: The orders of this device, without their leading axis.
@@ -128,25 +131,25 @@ def play(
     """
 
     @jax.jit  # Traced once, though its metrics' shapes are asked for first.
-    def step(carried: Carried, positions: jax.Array) -> tuple[Carried, Metrics]:
-        state, metrics = training_step(played, config, carried.state, arrays, positions)
-        return Carried(*nonfinite.guard(carried.state, state, metrics, carried.watch, policy=policy)), metrics
+    def step(carried: LoopState, positions: jax.Array) -> tuple[LoopState, Metrics]:
+        state, metrics = training_step(game, config, carried.state, arrays, positions)
+        return LoopState(*nonfinite.guard(carried.state, state, metrics, carried.watch, policy=policy)), metrics
 
     shapes = jax.eval_shape(step, carried, share.positions[0])[1]
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     carried, metrics = jax.lax.fori_loop(
         0, share.count, lambda index, carry: step(carry[0], share.positions[index]), (carried, nothing)
     )
-    return carried, Measured(metrics, carried.watch)
+    return carried, StepOutput(metrics, carried.watch)
 
 
 def training_step(
-    played: Game, config: Config, state: TrainState, arrays: dict[str, jax.Array], positions: jax.Array
+    game: Game, config: Config, state: TrainState, arrays: dict[str, jax.Array], positions: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """Fetches, augments and plays one step, on one device of the axis `parallel.AXIS`.
 
     Args:
-        played: The game.
+        game: The game.
         config: The run.
         state: The state before.
         arrays: The whole training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`.
@@ -155,13 +158,13 @@ def training_step(
     Returns:
         The state after, and scalar metrics.
     """
-    augment_key = game.step_keys(state).augment
+    augment_key = game_lib.step_keys(state).augment
     minibatches = []
     for index in range(positions.shape[0]):
-        keys = game.image_keys(jax.random.fold_in(augment_key, index), positions.shape[1], parallel.AXIS)
+        keys = game_lib.image_keys(jax.random.fold_in(augment_key, index), positions.shape[1], parallel.AXIS)
         images = augmentation.to_unit(arrays["images"][positions[index]])
         images = augmentation.augment(config.data.augmentation, keys, images, config.data.padding)
         minibatches.append(Batch(images, arrays["labels"][positions[index]]))
     *first, last = minibatches
     earlier = jax.tree.map(lambda *leaves: jnp.stack(leaves), *first) if first else None
-    return game.train_step(played, state, last, earlier=earlier, axis_name=parallel.AXIS)
+    return game_lib.train_step(game, state, last, earlier=earlier, axis_name=parallel.AXIS)

@@ -31,7 +31,7 @@ WATCHED = (
 breaks the generator's loss too, but the clean loss has no part of the generator."""
 
 
-class Watch(NamedTuple):
+class NonFiniteState(NamedTuple):
     """The steps that were not taken.
 
     Attributes:
@@ -47,7 +47,7 @@ class Watch(NamedTuple):
     values: jax.Array | np.ndarray
 
 
-class Finding(NamedTuple):
+class NonFiniteReport(NamedTuple):
     """What was not finite.
 
     Attributes:
@@ -63,7 +63,7 @@ class Finding(NamedTuple):
     step: int
 
 
-def begin(skipped: int = 0) -> Watch:
+def begin(skipped: int = 0) -> NonFiniteState:
     """Starts to watch.
 
     Args:
@@ -72,12 +72,12 @@ def begin(skipped: int = 0) -> Watch:
     >>> int(begin(3).skipped), int(begin().at)
     (3, -1)
     """
-    return Watch(np.int32(skipped), np.int32(0), np.int32(-1), np.zeros(len(WATCHED), np.float32))
+    return NonFiniteState(np.int32(skipped), np.int32(0), np.int32(-1), np.zeros(len(WATCHED), np.float32))
 
 
 def guard(
-    before: TrainState, after: TrainState, metrics: Metrics, watch: Watch, *, policy: str
-) -> tuple[TrainState, Watch]:
+    before: TrainState, after: TrainState, metrics: Metrics, watch: NonFiniteState, *, policy: str
+) -> tuple[TrainState, NonFiniteState]:
     """Takes a step only where it is finite.
 
     Args:
@@ -101,7 +101,7 @@ def guard(
     values = jnp.stack([jnp.asarray(metrics.get(name, 0.0), jnp.float32) for name, _ in WATCHED])
     finite, going = jnp.isfinite(values).all(), (watch.at < 0) | (policy == "skip")
     taken, found = finite & going, ~finite & going
-    watch = Watch(
+    watch = NonFiniteState(
         watch.skipped + found,
         jnp.where(taken, 0, watch.in_a_row + found),
         jnp.where(found, before.step, watch.at),
@@ -111,7 +111,7 @@ def guard(
     return state._replace(step=after.step) if policy == "skip" else state, watch
 
 
-def finding(watch: Watch) -> Finding | None:
+def finding(watch: NonFiniteState) -> NonFiniteReport | None:
     """Returns what was not finite in the latest step that was not taken; None where there was none.
 
     Args:
@@ -120,10 +120,10 @@ def finding(watch: Watch) -> Finding | None:
     if watch.at < 0:
         return None
     index = int(np.flatnonzero(~np.isfinite(watch.values))[0])
-    return Finding(*WATCHED[index], float(watch.values[index]), int(watch.at) + 1)
+    return NonFiniteReport(*WATCHED[index], float(watch.values[index]), int(watch.at) + 1)
 
 
-def broken(state: TrainState) -> Finding | None:
+def broken(state: TrainState) -> NonFiniteReport | None:
     """Returns which array of a state is not finite; None where all are.
 
     >>> from robust_gan.types import PlayerState
@@ -135,5 +135,5 @@ def broken(state: TrainState) -> Finding | None:
         array = leaves.to_host(leaf)
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             player = "generator" if name.startswith("adversary") else "classifier"
-            return Finding(name, player, float(array[~np.isfinite(array)][0]), int(state.step))
+            return NonFiniteReport(name, player, float(array[~np.isfinite(array)][0]), int(state.step))
     return None

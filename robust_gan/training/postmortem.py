@@ -14,7 +14,7 @@ from robust_gan.errors import NotFiniteError
 from robust_gan.game import TrainState
 from robust_gan.storage import workdir
 from robust_gan.training import nonfinite
-from robust_gan.training.nonfinite import Finding, Watch
+from robust_gan.training.nonfinite import NonFiniteReport, NonFiniteState
 
 FOLDER = "not_finite"
 """In the workdir; a workdir itself, so that it can be evaluated: `--checkpoint=WORKDIR/not_finite`."""
@@ -23,14 +23,14 @@ MOST_IN_A_ROW = 50
 """Steps that may be skipped one after the other: more will not get better."""
 
 
-class Sentry:
+class NonFiniteMonitor:
     """Looks at what the compiled steps watched.
 
     Args:
         folder: The workdir.
         config: The run.
         info: Its data.
-        policy: One of `finiteness.POLICIES`.
+        policy: One of `nonfinite.POLICIES`.
         skipped: Steps that were not taken before.
         say: Called with a sentence where steps were skipped.
 
@@ -50,7 +50,7 @@ class Sentry:
         """What goes into the metrics: nothing where a run ends at its first such step."""
         return {"skipped_steps": float(self.skipped)} if self._policy == "skip" else {}
 
-    def check(self, watch: Watch, state: TrainState) -> None:
+    def check(self, watch: NonFiniteState, state: TrainState) -> None:
         """Counts the steps that were not taken, or ends the run.
 
         Args:
@@ -80,8 +80,8 @@ class Sentry:
         if found := nonfinite.broken(state):
             self._end(state, found, 1)
 
-    def _end(self, state: TrainState, found: Finding, in_a_row: int) -> NoReturn:
-        """Keeps the state from which the step can be played again: its images and keys are a function of the step."""
+    def _end(self, state: TrainState, found: NonFiniteReport, in_a_row: int) -> NoReturn:
+        """Keeps the state from which the step can be game again: its images and keys are a function of the step."""
         kept = self._folder / FOLDER
         many = f", the last of {in_a_row} steps in a row" if in_a_row >= MOST_IN_A_ROW else ""
         error = NotFiniteError(
@@ -97,7 +97,7 @@ class Sentry:
                 writer.save(int(state.step), state, {checkpoint.SELECTION: -1.0})
 
         try:
-            parallel.from_first(keep)
+            parallel.broadcast_from_primary(keep)
         except Exception as second:  # Whatever it was, the finding matters more.
             error.add_note(f"and its state could not be kept: {second}")
         raise error

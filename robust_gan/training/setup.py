@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import checkpoint, data, evaluation, game, networks, prng
+from robust_gan import checkpoint, data, evaluation, networks, prng
+from robust_gan import game as game_lib
 from robust_gan.config import Config, check_epsilon
 from robust_gan.errors import DataError, UserError, one_line
 from robust_gan.game import Game, TrainState
@@ -74,10 +75,10 @@ def load_sources(config: Config, info: checkpoint.DataInfo) -> list[LogitsFn]:
                 f"classes, but this run is on {info.name}, {info.image_shape}, {info.num_classes}: give sources of the "
                 "same data"
             )
-    return [checkpoint.classifier_of(record) for record in records]
+    return [checkpoint.get_classifier(record) for record in records]
 
 
-def initial_state(config: Config, played: Game, image_shape: Sequence[int]) -> TrainState:
+def initial_state(config: Config, game: Game, image_shape: Sequence[int]) -> TrainState:
     """Starts the game of a configuration at step 0.
 
     Raises:
@@ -85,7 +86,7 @@ def initial_state(config: Config, played: Game, image_shape: Sequence[int]) -> T
     """
     images = jnp.zeros((2, *image_shape), jnp.float32)
     try:
-        return jax.jit(functools.partial(game.init, played))(prng.make_key(config.seed), images)
+        return jax.jit(functools.partial(game_lib.init, game))(prng.make_key(config.seed), images)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the networks {config.classifier.network} and {config.adversary.generator.network} cannot take images of "
@@ -102,5 +103,5 @@ def build(config: Config, dataset: data.Dataset) -> tuple[checkpoint.DataInfo, G
     shape = dataset.train.images.shape[1:]
     info = checkpoint.DataInfo(dataset.name, shape, dataset.num_classes, tuple(dataset.label_names))
     sources = load_sources(config, info)
-    played = game.from_config(config, num_classes=info.num_classes, channels=shape[-1], sources=sources)
-    return info, played, initial_state(config, played, shape)
+    game = game_lib.from_config(config, num_classes=info.num_classes, channels=shape[-1], sources=sources)
+    return info, game, initial_state(config, game, shape)

@@ -14,7 +14,7 @@ from robust_gan.reporting import noise_images
 FOLDER = "tensorboard"
 
 
-class Board:
+class TensorBoardWriter:
     """Writes event files into the folder of a run.
 
     Args:

@@ -14,12 +14,12 @@ from robust_gan.game import TrainState
 from robust_gan.parallel import interruption
 from robust_gan.reporting import noise_images
 from robust_gan.storage import workdir
-from robust_gan.training.tensorboard import Board
+from robust_gan.training.tensorboard import TensorBoardWriter
 
 _SKIPPED = "skipped_steps"
 
 
-class Recorder:
+class RunWriter:
     """The folder of a run while it is trained: claimed, with its checkpoints, metrics and timing.
 
     Args:
@@ -49,12 +49,12 @@ class Recorder:
     ) -> None:
         """Claims the folder."""
         self._stack, self._say = stack, say
-        self._first = parallel.is_first()
-        self._claim: workdir.Claim | None = None
+        self._first = parallel.is_primary()
+        self._claim: workdir.WorkdirLock | None = None
         self._writer: checkpoint.Writer | None = None
-        self._metrics: workdir.Lines | None = None
-        self._timing: workdir.Lines | None = None
-        self._board: Board | None = None
+        self._metrics: workdir.JsonlWriter | None = None
+        self._timing: workdir.JsonlWriter | None = None
+        self._board: TensorBoardWriter | None = None
         self._config = config
         self.folder = epath.Path(directory)
         self.best_step: int | None = None
@@ -68,7 +68,7 @@ class Recorder:
             stack.enter_context(interruption.closed(self._writer.close))
             return os.fspath(self.folder)
 
-        self.folder = epath.Path(parallel.from_first(claim))
+        self.folder = epath.Path(parallel.broadcast_from_primary(claim))
 
     def restore(self, state: TrainState, *, tensorboard: bool = False) -> tuple[TrainState, int]:
         """Returns the state of the last checkpoint and its step, or the given one and 0, the same in all processes.
@@ -90,16 +90,16 @@ class Recorder:
             self.skipped = int(checkpoint.read_record(self.folder, restored[1]).metrics.get(_SKIPPED, 0))
             return restored
 
-        state, start = parallel.state_from_first(read, state)
+        state, start = parallel.broadcast_state_from_primary(read, state)
         if self._first:
-            self._metrics = workdir.Lines(self.folder / workdir.METRICS, start)
-            self._timing = workdir.Lines(self.folder / workdir.TIMING, start)
+            self._metrics = workdir.JsonlWriter(self.folder / workdir.METRICS, start)
+            self._timing = workdir.JsonlWriter(self.folder / workdir.TIMING, start)
             self._stack.enter_context(interruption.closed(self._metrics.close))
             self._stack.enter_context(interruption.closed(self._timing.close))
             if tensorboard:
-                self._board = Board(self.folder, self._config)
+                self._board = TensorBoardWriter(self.folder, self._config)
                 self._stack.enter_context(interruption.closed(self._board.close))
-        self.skipped = parallel.from_first(lambda: self.skipped)
+        self.skipped = parallel.broadcast_from_primary(lambda: self.skipped)
         self._find_best()
         return state, start
 
@@ -149,4 +149,6 @@ class Recorder:
 
     def _find_best(self) -> None:
         writer = self._writer
-        self.best_step, self.best_value = parallel.from_first(lambda: (None, None) if writer is None else writer.best())
+        self.best_step, self.best_value = parallel.broadcast_from_primary(
+            lambda: (None, None) if writer is None else writer.best()
+        )

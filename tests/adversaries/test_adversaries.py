@@ -9,16 +9,17 @@ import numpy as np
 import optax
 import pytest
 
-from robust_gan import L2Threat, LinfThreat, adversaries, attacks, game, losses, parallel, threat_model
+from robust_gan import L2Threat, LinfThreat, adversaries, attacks, losses, parallel, threat_model
+from robust_gan import game as game_lib
 from robust_gan.adversaries.generator import distinctness
-from robust_gan.attacks.generator import PAPER, Design, observe, unroll
+from robust_gan.attacks.generator import PAPER, Design, generate, generator_inputs
 from robust_gan.game import Game, weights
 from robust_gan.types import Adversary, Batch, Network
 
 THREAT = LinfThreat(0.1)
 CLASSES = 5
 SHAPE = (4, 4, 2)
-EVERYTHING = Design(sees=("gradient", "perturbation", "label"), hops=2, latent_size=3, final_step=0.5)
+EVERYTHING = Design(inputs=("gradient", "perturbation", "label"), num_refinements=2, latent_size=3, final_fgsm_step=0.5)
 
 
 def two_layers(params, images):
@@ -87,10 +88,10 @@ ADVERSARIES: dict[str, tuple[Adversary, float]] = {
     ),
     "ensemble of many": (adversaries.ensemble([make_source(0), make_source(0)], THREAT, scheme="tramer"), 1),
     "generator": (grown(PAPER), 1),
-    "generator that sees the gradient": (grown(Design(sees=("gradient",))), 1),
-    "generator that hops": (grown(Design(sees=("gradient", "perturbation"), hops=3)), 1),
-    "generator with a last step": (grown(Design(final_step=1.0)), 1),
-    "generator within the box": (grown(Design(sees=("label",), box="map")), 1),
+    "generator that sees the gradient": (grown(Design(inputs=("gradient",))), 1),
+    "generator that hops": (grown(Design(inputs=("gradient", "perturbation"), num_refinements=3)), 1),
+    "generator with a last step": (grown(Design(final_fgsm_step=1.0)), 1),
+    "generator within the box": (grown(Design(inputs=("label",), parametrization="rescale")), 1),
     "generator with diversity": (grown(Design(latent_size=2), diversity=0.1), 1),
     "generator with everything": (grown(diversity=0.1), 1),
     "generator in L2": (grown(EVERYTHING, L2Threat(0.5)), 1),
@@ -129,12 +130,12 @@ GAMES = {
     },
     "trades": {"adversary": ADVERSARIES["pgd on kl"][0], "loss": "trades", "adversarial_weight": 6.0},
     "everything around it": {
-        "adversary": grown(diversity=0.1), "label_smoothing": 0.1, "weight_perturbation": 0.01, "average_decay": 0.9,
+        "adversary": grown(diversity=0.1), "label_smoothing": 0.1, "awp_gamma": 0.01, "ema_decay": 0.9,
         "gradient_penalty": 0.1,
     },
     "trades with everything around it": {
-        "adversary": ADVERSARIES["fgsm"][0], "loss": "trades", "label_smoothing": 0.1, "weight_perturbation": 0.01,
-        "average_decay": 0.9,
+        "adversary": ADVERSARIES["fgsm"][0], "loss": "trades", "label_smoothing": 0.1, "awp_gamma": 0.01,
+        "ema_decay": 0.9,
     },
 }  # fmt: skip
 
@@ -142,12 +143,12 @@ GAMES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GAMES)
 def test_two_steps_on_four_devices_are_two_steps_on_one(name):
-    played = Game(CLASSIFIER, optax.sgd(0.1), **GAMES[name])
+    game = Game(CLASSIFIER, optax.sgd(0.1), **GAMES[name])
     batch = make_batch()
-    state = game.init(played, jax.random.key(0), batch.images)
-    alone = jax.jit(functools.partial(game.train_step, played))
+    state = game_lib.init(game, jax.random.key(0), batch.images)
+    alone = jax.jit(functools.partial(game_lib.train_step, game))
     shared = jax.pmap(
-        functools.partial(game.train_step, played, axis_name=parallel.AXIS),
+        functools.partial(game_lib.train_step, game, axis_name=parallel.AXIS),
         axis_name=parallel.AXIS, in_axes=(None, 0), out_axes=(None, None), devices=jax.devices()[:4],
     )  # fmt: skip
     shares = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch)
@@ -168,11 +169,11 @@ def _data(leaf):
 def test_sources_stay_frozen_bit_for_bit(scheme):
     sources = [make_source(0), make_source(1)]
     before = [jax.tree.map(np.array, source) for source in sources]
-    played = Game(CLASSIFIER, optax.sgd(0.1), adversaries.ensemble(sources, THREAT, scheme=scheme, num_steps=2))
+    game = Game(CLASSIFIER, optax.sgd(0.1), adversaries.ensemble(sources, THREAT, scheme=scheme, num_steps=2))
     batch = make_batch()
-    state = game.init(played, jax.random.key(0), batch.images)
+    state = game_lib.init(game, jax.random.key(0), batch.images)
     kept = jax.tree.map(np.array, state.adversary.sources)
-    step = jax.jit(functools.partial(game.train_step, played), donate_argnums=0)
+    step = jax.jit(functools.partial(game_lib.train_step, game), donate_argnums=0)
     for _ in range(5):
         state, _ = step(state, batch)
     chex.assert_trees_all_equal(state.adversary.sources, kept)
@@ -238,9 +239,9 @@ def test_the_released_ensemble_learns_from_the_mean_over_one_mixed_batch():
         passes.append(train)
         return two_layers(params, images - images.mean(0)), batch_stats
 
-    played = Game(Network(init_classifier, apply), optax.sgd(0.1), adversary, clean_weight=0.0)
-    params = game.init(played, jax.random.key(0), batch.images).classifier
-    gradient, _, metrics = game.classifier_gradient(played, params, state, batch, keys)
+    game = Game(Network(init_classifier, apply), optax.sgd(0.1), adversary, clean_weight=0.0)
+    params = game_lib.init(game, jax.random.key(0), batch.images).classifier
+    gradient, _, metrics = game_lib.classifier_gradient(game, params, state, batch, keys)
     assert passes == [True]
 
     def loss(params):
@@ -286,16 +287,16 @@ def test_trades_equals_a_numpy_reference():
 @pytest.mark.slow
 def test_the_trades_game_learns_along_the_gradient_of_its_loss():
     batch = make_batch()
-    played = Game(CLASSIFIER, optax.sgd(0.1), ADVERSARIES["pgd on kl"][0], loss="trades", adversarial_weight=4.0)
-    state, keys = game.init(played, jax.random.key(0), batch.images), jax.random.split(jax.random.key(1), 16)
+    game = Game(CLASSIFIER, optax.sgd(0.1), ADVERSARIES["pgd on kl"][0], loss="trades", adversarial_weight=4.0)
+    state, keys = game_lib.init(game, jax.random.key(0), batch.images), jax.random.split(jax.random.key(1), 16)
     classifier_fn = functools.partial(two_layers, state.classifier.params)
-    images = played.adversary.perturb((), classifier_fn, batch, keys)
+    images = game.adversary.perturb((), classifier_fn, batch, keys)
 
     def loss(params):
         logits = [two_layers(params, x) for x in (batch.images, images)]
         return losses.trades(*logits, batch.labels, adversarial_weight=4.0).mean()
 
-    gradient, _, metrics = game.classifier_gradient(played, state.classifier, (), batch, keys)
+    gradient, _, metrics = game_lib.classifier_gradient(game, state.classifier, (), batch, keys)
     chex.assert_trees_all_close(gradient, jax.grad(loss)(state.classifier.params), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["classifier_loss"], loss(state.classifier.params), rtol=1e-5)
 
@@ -304,7 +305,7 @@ def test_hops_by_hand():
     """A generator that answers half of what the loss asks for, and a quarter on top of where it stands."""
     threat, images = LinfThreat(0.2), jnp.full((1, 1, 1, 1), 0.5)
     logits_fn = lambda x: jnp.concatenate([x, -x], -1)[:, 0, 0]  # noqa: E731
-    design = Design(sees=("gradient", "perturbation"), hops=2)
+    design = Design(inputs=("gradient", "perturbation"), num_refinements=2)
     points = []
 
     def apply(count, seen):
@@ -312,14 +313,14 @@ def test_hops_by_hand():
         gradient, perturbation = 2 * seen[..., 1:2] - 1, 2 * seen[..., 2:] - 1
         return 0.5 * jnp.sign(gradient) + 0.25 * perturbation, count + 1
 
-    adversarial, count = unroll(apply, 0, logits_fn, None, images, jnp.array([1]), threat, design, 2)
+    adversarial, count = generate(apply, 0, logits_fn, None, images, jnp.array([1]), threat, design, 2)
     # The loss of label 1 grows with the pixel. First hop: noise 0.5, pixel 0.6. Second: 0.5 + 0.25 * 0.5, pixel 0.625.
     squashed = 0.5 + 0.5 * np.tanh(1.0)
     np.testing.assert_allclose(points, [[0.5, squashed, 0.5], [0.5, squashed, 0.75]], rtol=1e-6)
     np.testing.assert_allclose(adversarial.item(), 0.625, rtol=1e-6)
     assert count == 2
-    design = design._replace(final_step=1.0)
-    last, _ = unroll(apply, 0, logits_fn, None, images, jnp.array([1]), threat, design, 2)
+    design = design._replace(final_fgsm_step=1.0)
+    last, _ = generate(apply, 0, logits_fn, None, images, jnp.array([1]), threat, design, 2)
     np.testing.assert_allclose(last.item(), 0.7, rtol=1e-6)  # 0.625 + 0.2, back to the ball.
 
 
@@ -328,20 +329,20 @@ def test_the_later_hop_teaches_the_earlier_one_but_the_classifiers_gradient_is_d
     images, labels = make_batch(4)
     logits_fn = make_source(0)
     network = pixelwise_generator(SHAPE[-1])
-    design = Design(sees=("gradient", "perturbation"), hops=2)
+    design = Design(inputs=("gradient", "perturbation"), num_refinements=2)
     params, stats = network.init(jax.random.key(0), jnp.zeros((1, *SHAPE[:2], design.channels(SHAPE[-1], CLASSES))))
 
     def loss(params, frozen):
         """Two hops as `unroll` makes them, the first with the parameters `frozen`."""
-        seen = observe(logits_fn, None, images, images, labels, THREAT, design, CLASSES)
+        seen = generator_inputs(logits_fn, None, images, images, labels, THREAT, design, CLASSES)
         first = threat_model.perturb(images, network.apply(frozen, stats, seen, train=True)[0], THREAT)
-        seen = observe(logits_fn, None, images, first, labels, THREAT, design, CLASSES)
+        seen = generator_inputs(logits_fn, None, images, first, labels, THREAT, design, CLASSES)
         second = threat_model.perturb(images, network.apply(params, stats, seen, train=True)[0], THREAT)
         return losses.cross_entropy(logits_fn(second), labels).mean()
 
     def unrolled(params):
         apply = lambda stats, seen: network.apply(params, stats, seen, train=True)  # noqa: E731
-        points, _ = unroll(apply, stats, logits_fn, None, images, labels, THREAT, design, CLASSES)
+        points, _ = generate(apply, stats, logits_fn, None, images, labels, THREAT, design, CLASSES)
         return losses.cross_entropy(logits_fn(points), labels).mean()
 
     expected = jax.tree.map(jnp.add, *jax.grad(loss, argnums=(0, 1))(params, params))
@@ -351,12 +352,12 @@ def test_the_later_hop_teaches_the_earlier_one_but_the_classifiers_gradient_is_d
 def test_the_box_takes_all_noise():
     images = jnp.array([0.0, 0.05, 0.5, 1.0]).reshape(1, 4, 1, 1)
     for noise, expected in ((1, [0.1, 0.15, 0.6, 1.0]), (-1, [0.0, 0.0, 0.4, 0.9]), (0, [0.05, 0.075, 0.5, 0.95])):
-        boxed = threat_model.perturb_within_box(images, jnp.full(images.shape, noise, jnp.float32), THREAT)
+        boxed = threat_model.perturb_rescaled(images, jnp.full(images.shape, noise, jnp.float32), THREAT)
         np.testing.assert_allclose(boxed.ravel(), expected, atol=1e-6)
-    slope = jax.grad(lambda noise: threat_model.perturb_within_box(images, noise, THREAT).sum())(jnp.ones(images.shape))
+    slope = jax.grad(lambda noise: threat_model.perturb_rescaled(images, noise, THREAT).sum())(jnp.ones(images.shape))
     assert float(slope.min()) > 0
     with pytest.raises(ValueError, match="L-infinity"):
-        threat_model.perturb_within_box(images, images, L2Threat(0.1))
+        threat_model.perturb_rescaled(images, images, L2Threat(0.1))
 
 
 @pytest.mark.slow
@@ -382,7 +383,7 @@ def test_what_is_seen_is_in_the_range_of_pixels_whatever_the_classifiers_scale()
     images, labels = make_batch(8)
     for scale in (0.0, 1e-30, 1.0, 1e30):
         logits_fn = lambda x, scale=scale: scale * make_source(0)(x)  # noqa: E731
-        seen = observe(logits_fn, None, images, images, labels, THREAT, Design(sees=("gradient",)), CLASSES)
+        seen = generator_inputs(logits_fn, None, images, images, labels, THREAT, Design(inputs=("gradient",)), CLASSES)
         assert np.isfinite(seen).all()
         assert float(seen.min()) >= 0
         assert float(seen.max()) <= 1
@@ -393,10 +394,10 @@ def test_what_is_seen_is_in_the_range_of_pixels_whatever_the_classifiers_scale()
 @pytest.mark.slow
 def test_weights_are_perturbed_along_the_gradient_by_a_share_of_their_norm():
     batch = make_batch()
-    played = Game(CLASSIFIER, optax.sgd(0.1), ADVERSARIES["pgd"][0], weight_perturbation=0.05)
-    state, keys = game.init(played, jax.random.key(0), batch.images), jax.random.split(jax.random.key(1), 16)
+    game = Game(CLASSIFIER, optax.sgd(0.1), ADVERSARIES["pgd"][0], awp_gamma=0.05)
+    state, keys = game_lib.init(game, jax.random.key(0), batch.images), jax.random.split(jax.random.key(1), 16)
     params = state.classifier.params
-    images = played.adversary.perturb((), functools.partial(two_layers, params), batch, keys)
+    images = game.adversary.perturb((), functools.partial(two_layers, params), batch, keys)
 
     def loss(params):
         logits = [two_layers(params, x) for x in (batch.images, images)]
@@ -408,15 +409,15 @@ def test_weights_are_perturbed_along_the_gradient_by_a_share_of_their_norm():
         moved[name] = params[name] + 0.05 * np.linalg.norm(params[name]) * slope[name] / np.linalg.norm(slope[name])
     chex.assert_trees_all_close(weights.perturb_weights(params, slope, 0.05), moved, rtol=1e-5, atol=1e-6)
     assert float(loss(moved)) > float(loss(params))
-    gradient, _, _ = game.classifier_gradient(played, state.classifier, (), batch, keys)
+    gradient, _, _ = game_lib.classifier_gradient(game, state.classifier, (), batch, keys)
     chex.assert_trees_all_close(gradient, jax.grad(loss)(moved), rtol=1e-3, atol=1e-5)
 
 
 def test_the_average_equals_its_recurrence():
     batch = make_batch()
-    played = Game(CLASSIFIER, optax.sgd(0.1), adversaries.none(), adversarial_weight=0.0, average_decay=0.3)
-    state = game.init(played, jax.random.key(0), batch.images)
-    step = jax.jit(functools.partial(game.train_step, played))
+    game = Game(CLASSIFIER, optax.sgd(0.1), adversaries.none(), adversarial_weight=0.0, ema_decay=0.3)
+    state = game_lib.init(game, jax.random.key(0), batch.images)
+    step = jax.jit(functools.partial(game_lib.train_step, game))
     expected = np.float64(state.classifier.params["in"])
     for index in range(6):
         state, _ = step(state, batch)
@@ -430,9 +431,9 @@ def test_the_average_equals_its_recurrence():
 def test_label_smoothing_is_the_classifiers_alone(settings):
     batch = make_batch()
     for smoothing in (0.0, 0.2):
-        played = Game(CLASSIFIER, optax.sgd(0.1), grown(PAPER), label_smoothing=smoothing, **settings)
-        state = game.init(played, jax.random.key(0), batch.images)
-        after, metrics = game.train_step(played, state, batch)
+        game = Game(CLASSIFIER, optax.sgd(0.1), grown(PAPER), label_smoothing=smoothing, **settings)
+        state = game_lib.init(game, jax.random.key(0), batch.images)
+        after, metrics = game_lib.train_step(game, state, batch)
         if not smoothing:
             unsmoothed, loss = after, metrics["classifier_loss"]
     chex.assert_trees_all_equal(after.adversary, unsmoothed.adversary)

@@ -28,7 +28,7 @@ from robust_gan import LinfThreat, attacks, losses, prng
 from robust_gan.attacks._apgd_search import checkpoints
 from robust_gan.attacks._eot import is_randomised, loss_gradient
 from robust_gan.attacks.apgd import likely_wrong
-from robust_gan.attacks.noise import surface_noise
+from robust_gan.attacks.noise import sphere_noise
 
 
 def test_the_checkpoints_of_100_iterations_are_the_authors():
@@ -130,7 +130,7 @@ def test_apgd_follows_the_authors_rules(norm):
         attack = functools.partial(attacks.apgd, num_steps=num_steps)
         returned = flat(np.asarray(compiled(attack, rough)(keys, images, labels, threat)))
         start_keys = prng.split_per_image(prng.split_per_image(keys, 1)[0], 2)[0]
-        noise = flat(np.asarray(surface_noise(start_keys, images, threat)))
+        noise = flat(np.asarray(sphere_noise(start_keys, images, threat)))
     centres, labels, all_halvings, all_wrong = flat(np.asarray(images)), np.asarray(labels), [], []
     for i, centre in enumerate(centres):
         points, values, wrong, halvings = numpy_apgd(

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from robust_gan import LinfThreat, attacks, losses, prng
 from robust_gan.attacks import _compaction
-from robust_gan.attacks._best import Best, keep_better, nothing
+from robust_gan.attacks._best import Best, init_best, update_best
 from robust_gan.errors import UserError
 
 QUICK = ("apgd_ce3x2", "apgd_dlr3", "apgd_t2", "fab2x2", "fab_t2", "square9", "spsa2")
@@ -127,10 +127,10 @@ def test_too_few_classes_are_refused_before_anything_runs():
 
     arguments = KEY, images_between(0, 1), jnp.zeros(8, jnp.int32), LinfThreat(0.1)
     with pytest.raises(ValueError, match=r"^apgd_t needs at least 4 classes, but the classifier has 3$"):
-        attacks.run_in_turn(attacks.autoattack(), three, *arguments)
+        attacks.run_sequential(attacks.autoattack(), three, *arguments)
     assert len(calls) == 1  # To see how many there are.
     with pytest.raises(ValueError, match=r"^apgd_dlr100x5 needs at least 3 classes, but the classifier has 2$"):
-        attacks.run_in_turn(attacks.autoattack("plus"), two, *arguments)
+        attacks.run_sequential(attacks.autoattack("plus"), two, *arguments)
 
 
 def moved_up(logits_fn, key, images, labels, threat):
@@ -154,7 +154,7 @@ def test_a_broken_image_keeps_its_point():
     centres = jnp.linspace(0.3, 0.7, 81)
     images, labels = jnp.broadcast_to(centres[:, None, None, None], (81, *SHAPE)), jnp.zeros(81, jnp.int32)
     components = (("up", moved_up), ("down", moved_down), ("up again", moved_up))
-    outcome = jax.jit(lambda *a: attacks.run_in_turn(components, bands, *a))(KEY, images, labels, LinfThreat(0.05))
+    outcome = jax.jit(lambda *a: attacks.run_sequential(components, bands, *a))(KEY, images, labels, LinfThreat(0.05))
     x = np.asarray(centres, np.float64)
     clean = (x > 0.4) & (x < 0.6)
     up, down = clean & (x + 0.05 > 0.6), clean & (x - 0.05 < 0.4)
@@ -171,7 +171,7 @@ def test_attacks_in_turn_are_the_worst_case_of_each_alone():
     images, threat = images_between(0, 1, seed=5, count=150), LinfThreat(0.04)
     labels = predicted(curved, images).at[::7].add(1) % 5
     names = ["fgsm", "fab_t5", "apgd_ce5"]
-    outcome = jax.jit(lambda *a: attacks.run_in_turn(attacks.autoattack(names), curved, *a))(
+    outcome = jax.jit(lambda *a: attacks.run_sequential(attacks.autoattack(names), curved, *a))(
         KEY, images, labels, threat
     )
     clean = losses.is_correct(curved(images), labels)
@@ -196,7 +196,7 @@ def test_a_randomised_classifier_is_given_keys_of_its_own_for_every_pass():
     images, threat = images_between(0, 1, seed=8, count=64), LinfThreat(0.001)
     labels = predicted(curved, images)
     components = [(name, functools.partial(attack, num_steps=2)) for name, attack in attacks.autoattack("rand")]
-    outcome = jax.jit(lambda *a: attacks.run_in_turn(components, randomised, *a))(KEY, images, labels, threat)
+    outcome = jax.jit(lambda *a: attacks.run_sequential(components, randomised, *a))(KEY, images, labels, threat)
     # The ball is so small that chance alone decides: each look finds others wrong.
     counts = outcome.standing.sum(1).tolist()
     assert 64 > counts[0] > counts[1] > counts[2] > 0
@@ -207,7 +207,7 @@ def test_what_comes_after_does_not_change_what_was_before():
     images, threat = images_between(0, 1, seed=6, count=40), LinfThreat(0.03)
     labels = predicted(curved, images)
     short, long = (
-        jax.jit(lambda *a, names=names: attacks.run_in_turn(attacks.autoattack(names), curved, *a))(
+        jax.jit(lambda *a, names=names: attacks.run_sequential(attacks.autoattack(names), curved, *a))(
             KEY, images, labels, threat
         )
         for names in (["apgd_ce3"], ["apgd_ce3", "square20"])
@@ -227,7 +227,7 @@ def test_only_what_stands_is_updated_in_chunks(monkeypatch):
         jax.debug.callback(lambda: chunks.append(None))
         return {"x": inputs, "y": state["y"] + 1}
 
-    run = jax.jit(lambda mask: _compaction.update_standing(update, mask, state, inputs))
+    run = jax.jit(lambda mask: _compaction.update_remaining(update, mask, state, inputs))
     for share in (0, 0.05, 0.3, 0.5, 0.9, 1):
         chunks.clear()
         mask = rng.uniform(size=20) < share
@@ -241,13 +241,13 @@ def test_only_what_stands_is_updated_in_chunks(monkeypatch):
 def test_the_better_point_is_the_misclassified_one_and_then_that_of_the_higher_loss():
     labels, images = jnp.zeros(4, int), jnp.zeros((4, *SHAPE))
     right, wrong = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
-    best = nothing(images, jnp.zeros(4))
+    best = init_best(images, jnp.zeros(4))
     assert not best.fooled.any()
     logits = jnp.stack([right, wrong, right, wrong])
-    best = keep_better(best, images + 1, jnp.array([1.0, 1.0, 1.0, jnp.nan]), logits, labels)
+    best = update_best(best, images + 1, jnp.array([1.0, 1.0, 1.0, jnp.nan]), logits, labels)
     # Then: a right one of higher loss, a right one after a wrong one, a wrong one of lower loss, a wrong one.
     logits = jnp.stack([right, right, wrong, wrong])
-    best = keep_better(best, images + 2, jnp.array([2.0, 9.0, -5.0, 3.0]), logits, labels)
+    best = update_best(best, images + 2, jnp.array([2.0, 9.0, -5.0, 3.0]), logits, labels)
     assert isinstance(best, Best)
     assert best.images[:, 0, 0, 0].tolist() == [2, 1, 2, 1]
     assert best.fooled.tolist() == [False, True, True, True]
@@ -275,7 +275,7 @@ def test_attacks_in_turn_do_not_depend_on_the_number_of_devices(mapping):
     images, keys, threat = images_between(0, 1, seed=7), jax.random.split(KEY, 8), LinfThreat(0.015)
     labels = predicted(curved, images)
     components = tuple((name, quick(name)) for name in ("fab_t2", "square9"))
-    run = functools.partial(attacks.run_in_turn, components, curved)
+    run = functools.partial(attacks.run_sequential, components, curved)
     shares = [x.reshape(4, 2, *x.shape[1:]) for x in (keys, images, labels)]
     mapped = mapping(run, in_axes=(0, 0, 0, None))(*shares, threat)
     whole = jax.jit(run)(keys, images, labels, threat)

@@ -33,7 +33,7 @@ def problem():
 def test_it_learns_to_break_within_the_threat_model(problem, threat, design):
     logits_fn, images, labels = problem
     settings = {"network": build_generator(1), "design": design, "num_steps": 200, "learning_rate": 0.02}
-    attack = jax.jit(functools.partial(attacks.fresh_generator, **settings))
+    attack = jax.jit(functools.partial(attacks.retrained_generator, **settings))
     key = jax.random.key(0)
     attacked = attack(logits_fn, key, images, labels, threat)
     assert float(threat_model.distance(attacked, images, threat).max()) <= threat.epsilon * (1 + 1e-6)
@@ -48,7 +48,7 @@ def test_more_steps_raise_the_loss_that_was_asked_for(problem):
     logits_fn, images, labels = problem
     for loss_fn in (cross_entropy, margin):
         means = [
-            float(jnp.mean(loss_fn(logits_fn(attacks.fresh_generator(
+            float(jnp.mean(loss_fn(logits_fn(attacks.retrained_generator(
                 logits_fn, jax.random.key(1), images, labels, LinfThreat(0.1), network=build_generator(1),
                 num_steps=steps, loss_fn=loss_fn)), labels)))
             for steps in (1, 20, 80)

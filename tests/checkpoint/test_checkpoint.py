@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robust_gan import LinfThreat, checkpoint, game, networks, parallel, perturb
+from robust_gan import LinfThreat, checkpoint, networks, parallel, perturb
+from robust_gan import game as game_lib
 from robust_gan.checkpoint import metadata
 from robust_gan.checkpoint.restore import fill
 from robust_gan.config import AdversaryConfig, Config
@@ -79,8 +80,8 @@ def files(folder):
 def load_run(directory):
     """The state of a run at its newest step."""
     record = checkpoint.read_record(directory, "last")
-    played = game.from_config(record.config, num_classes=10, channels=1)
-    like = setup.initial_state(record.config, played, (8, 8, 1))
+    game = game_lib.from_config(record.config, num_classes=10, channels=1)
+    like = setup.initial_state(record.config, game, (8, 8, 1))
     (state, step), said = restore(directory, like, record.config)
     assert not said
     return state, step, record
@@ -105,7 +106,9 @@ def test_a_whole_train_state_is_restored_with_optimisers_statistics_and_keys(tin
     save(tmp_path / "again", 2, state=state, config=record.config)
     (again, _), _ = restore(tmp_path / "again", state, record.config)
     assert is_bit_equal(again, state)
-    fresh = setup.initial_state(record.config, game.from_config(record.config, num_classes=10, channels=1), (8, 8, 1))
+    fresh = setup.initial_state(
+        record.config, game_lib.from_config(record.config, num_classes=10, channels=1), (8, 8, 1)
+    )
     assert not is_bit_equal(again, fresh)
 
 
@@ -154,7 +157,7 @@ metrics = st.one_of(st.floats(0, 1), st.sampled_from([float("nan"), float("inf")
 def test_newest_and_best_are_kept_after_any_sequence_of_metrics(tmp_path_factory, values, restart, keep):
     directory = tmp_path_factory.mktemp("kept")
     state = {"weights": np.zeros(3, np.float32)}
-    config = Config(keep_last=keep)
+    config = Config(max_to_keep=keep)
     writer = checkpoint.Writer(directory, config, INFO)
     for step, value in enumerate(values, 1):
         if step == restart:  # As after a crash: what is known is what is on disk.
@@ -171,7 +174,7 @@ def test_newest_and_best_are_kept_after_any_sequence_of_metrics(tmp_path_factory
 
 
 def test_a_metric_that_is_not_a_number_is_never_the_best(tmp_path):
-    writer = checkpoint.Writer(tmp_path, Config(keep_last=1), INFO)
+    writer = checkpoint.Writer(tmp_path, Config(max_to_keep=1), INFO)
     for step, value in [(1, 0.1), (2, float("nan")), (3, float("inf"))]:
         writer.save(step, small(), {checkpoint.SELECTION: value})
     writer.close()

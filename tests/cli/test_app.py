@@ -77,7 +77,7 @@ def test_a_mistake_is_told_before_jax_is_loaded():
     assert time.monotonic() - started < 10
 
 
-FRESH = """
+RETRAINED = """
 import sys
 from robust_gan import cli, config, errors, workdir
 import robust_gan
@@ -97,7 +97,7 @@ except AttributeError as error:
 
 
 def test_public_names_are_loaded_when_they_are_first_used():
-    ended = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run([sys.executable, "-c", RETRAINED], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.splitlines() == ["False", "False", "module 'robust_gan' has no attribute 'nosuch'"]
 
 
@@ -156,7 +156,7 @@ def test_ctrl_c_before_there_is_anything_to_save_ends_without_a_traceback(capsys
 
 
 def test_a_reader_that_has_had_enough_is_no_mistake():
-    program = "from robust_gan import command_line\n" \
+    program = "from robust_gan import cli\n" \
               "cli.run(lambda argv: [print('line', flush=True) for _ in range(99999)] and 0)"  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -182,7 +182,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.")
 _EPSILON = flags.DEFINE_float("epsilon", None, "A number.")
 _NAME = flags.DEFINE_string("name", "", "A text.")
 def main(argv):
-    print(json.dumps([config.to_dict(cli.config_of(_CONFIG.value)), _EPSILON.value, _NAME.value]))
+    print(json.dumps([config.to_dict(cli.read_config(_CONFIG.value)), _EPSILON.value, _NAME.value]))
 cli.run(main)
 """
 
@@ -259,13 +259,13 @@ def test_a_field_in_a_file_of_flags_is_checked_like_one_on_the_command_line(laun
 @pytest.mark.parametrize(
     ("field", "end"),
     [
-        ("epsilon", "keep_last; is it threat.epsilon?"),
+        ("epsilon", "max_to_keep; is it threat.epsilon?"),
         ("threat.epsilno", "norm, epsilon; is it threat.epsilon?"),
         (
             "classifier.learning_rate",
             "is it classifier.optimizer.learning_rate or adversary.generator.optimizer.learning_rate?",
         ),
-        ("nosuch", "keep_last"),
+        ("nosuch", "max_to_keep"),
     ],
 )
 def test_a_field_that_is_elsewhere_is_named(launch, field, end):

@@ -78,7 +78,7 @@ RECIPES = {
     "does not parse": ("def get_config(:", r"recipe \S+/recipe.py cannot be run \(line 1\): invalid syntax"),
     "imports what is absent": ("import nosuchmodule", r"ModuleNotFoundError: No module named 'nosuchmodule'"),
     "has no get_config": ("x = 1", r"has no attribute 'get_config'"),
-    "takes no contestant": ("def get_config(a, b): pass", r"missing 2 required positional arguments"),
+    "takes no method": ("def get_config(a, b): pass", r"missing 2 required positional arguments"),
     "returns a dict": ("def get_config(): return {'a': 1}", r"must return a robust_gan.config.Config, not dict"),
     "returns nothing": ("def get_config(): pass", r"must return a robust_gan.config.Config, not NoneType"),
     "has a wrong type": (
@@ -152,9 +152,8 @@ def test_a_run_of_another_configuration_names_the_fields(mistake):
 
 
 def test_checkpoints_where_a_file_lies(mistake, tmp_path, tiny_run):
-    recipe = (
-        f"from robust_gan.config import from_dict\ndef get_config(): return from_dict({to_dict(config_of(tiny_run))!r})"
-    )
+    values = to_dict(read_config(tiny_run))
+    recipe = f"from robust_gan.config import from_dict\ndef get_config(): return from_dict({values!r})"
     (tmp_path / "copy").mkdir()
     shutil.copy(tiny_run / "config.json", tmp_path / "copy")
     (tmp_path / "copy" / checkpoint.FOLDER).write_text("mine")
@@ -163,7 +162,7 @@ def test_checkpoints_where_a_file_lies(mistake, tmp_path, tiny_run):
     assert re.search(r"checkpoints cannot be written to \S+/copy/checkpoints", said)
 
 
-def config_of(run):
+def read_config(run):
     return checkpoint.read_record(run).config
 
 
@@ -190,7 +189,7 @@ def of_other_data(directory, **changes):
 )
 def test_a_source_of_other_data(mistake, tmp_path, changes, sentence):
     of_other_data(tmp_path / "copy", **changes)
-    said = mistake("evaluate", *EVALUATE, "--sources={copy}")
+    said = mistake("evaluate", *EVALUATE, "--surrogates={copy}")
     assert re.search(sentence, said)
     assert "attacks transfer only between models of the same data" in said
 
@@ -206,7 +205,7 @@ def test_a_checkpoint_of_a_network_that_is_unknown(mistake, tmp_path, tiny_run):
     shutil.copytree(tiny_run, tmp_path / "copy")
     for step in (1, 2):
         path = tmp_path / "copy" / checkpoint.FOLDER / str(step) / "config" / "metadata"
-        config = dataclasses.replace(config_of(tiny_run), classifier=ClassifierConfig(network="resnet1000"))
+        config = dataclasses.replace(read_config(tiny_run), classifier=ClassifierConfig(network="resnet1000"))
         path.write_text(json.dumps(metadata.signed(json.loads(path.read_text()) | {"config": to_dict(config)})))
     assert "resnet1000" in mistake("evaluate", "--checkpoint={copy}", "--output={tmp}/report")
 
@@ -305,7 +304,7 @@ def test_a_run_without_an_adversary_evaluates_with_the_default_attacks(launch, t
     assert "nothing is left to do" in again.out
     evaluated = launch(
         "evaluate", f"--checkpoint={tmp_path}/run@last", "--attacks=clean,fgsm,generator", "--epsilon=8/255",
-        "--count=8", f"--output={tmp_path}/a/report", "--num_devices=1",
+        "--num_examples=8", f"--output={tmp_path}/a/report", "--num_devices=1",
     )  # fmt: skip
     assert (evaluated.code, evaluated.err) == (0, "")
     assert evaluated.out.startswith("digits test, 8 images, linf epsilon 0.0313725\n")

@@ -26,7 +26,7 @@ SHORT = {
         "--config.num_steps=1", "--config.validation.every=1", "--config.validation.size=8", "--config.batch_size=16",
         "--config.validation.pgd_steps=1", "--config.adversary.pgd.num_steps=1", "--config.adversary.generator.steps=1",
     ],
-    "evaluate": ["--count=8", "--attacks=fgsm,generator", "--in_turn=", "--pictures="],
+    "evaluate": ["--num_examples=8", "--attacks=fgsm,generator", "--sequential=", "--plots="],
 }  # fmt: skip
 IN_SCRIPTS = [("num_steps=600", "num_steps=1"), ("pgd40", "pgd2"), ("digits.test.images,", "digits.test.images[:8],"),
               ("digits.test.labels,", "digits.test.labels[:8],")]  # fmt: skip
@@ -59,7 +59,7 @@ def small(monkeypatch):
     forget = [networks.inference.classify.cache_clear, networks.inference.generate.cache_clear, trained.cache_clear]
     for cached in forget:
         cached()
-    monkeypatch.setattr(evaluation.alarms, "of_model", lambda *_, **__: [])
+    monkeypatch.setattr(evaluation.alarms, "check_model", lambda *_, **__: [])
     monkeypatch.setattr(reproduction, "run", lambda plan, output, **settings: ("planned", {}))
     monkeypatch.setattr(data, "prepare", lambda name, **settings: name)
     yield
@@ -88,7 +88,7 @@ def run(words, comment, launch):
         return
     name, arguments = found[1], words[2:]
     for argument in arguments:
-        if argument.startswith(("--attacks=", "--in_turn=")):
+        if argument.startswith(("--attacks=", "--sequential=")):
             evaluation.attack_names(argument.partition("=")[2])
     if comment in (["accelerator"], ["hours"]) and name == "evaluate":
         return  # What it evaluates is not there; its attacks were read.
@@ -132,5 +132,5 @@ def test_the_commands_of_what_was_measured_are_such_as_there_are(page, words):
     for flag, value in flags.items():
         if not flag.startswith("config."):
             assert re.search(rf'DEFINE_\w+\(\s*"{flag}"', source), flag
-        if flag in ("attacks", "in_turn"):
+        if flag in ("attacks", "sequential"):
             evaluation.attack_names(value)

@@ -44,19 +44,19 @@ AT_LEAST = {
     "num_steps": 1,
     "log_every": 1,
     "steps_per_call": 0,
-    "adversary__warmup_steps": 0,
-    "keep_last": 1,
+    "adversary__epsilon_warmup_steps": 0,
+    "max_to_keep": 1,
     "data__validation_size": 1,
     "data__train_size": 0,
     "data__extra_size": 0,
     "data__padding": 0,
     "adversary__pgd__num_steps": 1,
     "adversary__ensemble__pgd_steps": 1,
-    "adversary__generator__hops": 1,
+    "adversary__generator__num_refinements": 1,
     "adversary__generator__latent_size": 0,
     "validation__patience": 0,
     "adversary__generator__steps": 1,
-    "adversary__generator__minibatches": 1,
+    "adversary__generator__batches_per_step": 1,
     "validation__every": 1,
     "validation__size": 0,
     "validation__batch_size": 1,
@@ -66,10 +66,10 @@ NOT_NEGATIVE = (
     "adversary__fgsm__step_size",
     "adversary__pgd__step_size",
     "adversary__generator__diversity",
-    "adversary__generator__final_step",
+    "adversary__generator__final_fgsm_step",
     "classifier__clean_weight",
     "classifier__adversarial_weight",
-    "classifier__weight_perturbation",
+    "classifier__awp_gamma",
 )
 PLAYERS = ("classifier__optimizer__", "adversary__generator__optimizer__")
 
@@ -88,18 +88,18 @@ BAD = [
     ("adversary__pgd__loss", "dlr", "must be one of cross_entropy, kl, margin, not 'dlr'"),
     ("adversary__ensemble__scheme", "", "must be one of paper, tramer, not ''"),
     ("adversary__ensemble__sources", ("runs/a", ""), "has an empty name"),
-    ("adversary__generator__box", "clip", "must be one of project, map, not 'clip'"),
-    ("adversary__generator__sees", ("loss",), "must be one of gradient, perturbation, label, not 'loss'"),
-    ("adversary__generator__sees", ("label", "label"), "names something twice: label, label"),
+    ("adversary__generator__parametrization", "project", "must be one of clip, rescale, not 'project'"),
+    ("adversary__generator__inputs", ("loss",), "must be one of gradient, perturbation, label, not 'loss'"),
+    ("adversary__generator__inputs", ("label", "label"), "names something twice: label, label"),
     ("classifier__loss", "mart", "must be one of cross_entropy, trades, not 'mart'"),
     *(
         (field, bad, r"must be in \[0, 1\), not")
-        for field in ("classifier__label_smoothing", "classifier__average_decay", "adversary__ensemble__clean_share")
+        for field in ("classifier__label_smoothing", "classifier__ema_decay", "adversary__ensemble__clean_share")
         for bad in (-0.1, 1.0, math.nan)
     ),
     ("precision", "float16", "must be one of float32, bfloat16, not 'float16'"),
     ("penalty__form", "Exact", "must be one of exact, finite_difference, not 'Exact'"),
-    ("classifier__attacked_batch_norm", "", "must be one of batch, running, not ''"),
+    ("classifier__attack_bn_mode", "", "must be one of batch, running, not ''"),
     ("data__augmentation", "flip", "must be one of none, crop, crop_flip, not 'flip'"),
     *(("penalty__coefficient", bad, "must be finite, not ") for bad in (math.nan, math.inf, -math.inf)),
     *(("penalty__step", bad, "must be a positive number, not ") for bad in (0.0, -1.0, math.nan, math.inf)),
@@ -113,7 +113,7 @@ for player in PLAYERS:
             for field in ("momentum", "b1", "b2")
             for bad in (-0.1, 1.0, math.nan)
         ),
-        (f"{player}schedule", "step", "must be one of piecewise, cosine, cyclic, not 'step'"),
+        (f"{player}schedule", "step", "must be one of piecewise, cosine, one_cycle, not 'step'"),
         *((f"{player}schedule_steps", bad, "must be 0 with the schedule 'piecewise'") for bad in (-1, 100)),
         *((f"{player}weight_decay", bad, "must be at least 0, not") for bad in (-1e-4, math.nan, math.inf)),
         *((f"{player}decay_factor", bad, r"must be in \(0, 1\], not") for bad in (0.0, 1.5, math.nan)),
@@ -193,7 +193,7 @@ def getattr_path(name):
             {"adversary__generator__diversity": 0.1},
             "diversity is 0.1, but with latent_size 0 a perturbation has nothing to differ by",
         ),
-        ({"adversary__generator__box": "map", "threat__norm": "l2"}, "box must be 'project' in L2"),
+        ({"adversary__generator__parametrization": "map", "threat__norm": "l2"}, "box must be 'clip' in L2"),
         ({"classifier__loss": "trades", "classifier__clean_weight": 0.0}, "the TRADES loss needs clean_weight"),
         ({"classifier__loss": "trades", "adversary__name": "none"}, "needs .* an adversary that makes images"),
         ({"classifier__loss": "trades", "penalty__coefficient": 0.1}, "must be 0 with the TRADES loss"),
@@ -206,11 +206,11 @@ def getattr_path(name):
         ({"classifier__optimizer__schedule": "cosine"}, "schedule_steps must be at least 1 with the schedule 'cosine'"),
         (
             {
-                "classifier__optimizer__schedule": "cyclic",
+                "classifier__optimizer__schedule": "one_cycle",
                 "classifier__optimizer__schedule_steps": 9,
                 "classifier__optimizer__decay_steps": (3,),
             },
-            "decay_steps must be empty with the schedule 'cyclic'",
+            "decay_steps must be empty with the schedule 'one_cycle'",
         ),
     ],
 )
@@ -233,7 +233,7 @@ def test_values_that_do_not_go_together_are_one_sentence(fields, sentence):
         {"classifier__optimizer__decay_factor": 1.0, "classifier__optimizer__momentum": 0},
         {"adversary__pgd__step_size": 0.0, "validation__size": 0, "data__train_size": 0},
         {"adversary__name": "ensemble", "adversary__ensemble__sources": ["runs/a", "runs/b@100"]},
-        {"adversary__generator__hops": 3},
+        {"adversary__generator__num_refinements": 3},
         {"adversary__generator__latent_size": 4, "adversary__generator__diversity": 0.1},
         {"classifier__loss": "trades", "classifier__adversarial_weight": 6},
         {"classifier__optimizer__schedule": "cosine", "classifier__optimizer__schedule_steps": 100},
@@ -326,7 +326,7 @@ def test_what_is_not_even_an_object_is_one_sentence(values):
 
 def test_differences_are_those_that_matter():
     other = replaced(
-        seed=1, threat__epsilon=0.3, classifier__optimizer__decay_steps=(5,), num_steps=7, log_every=1, keep_last=9
+        seed=1, threat__epsilon=0.3, classifier__optimizer__decay_steps=(5,), num_steps=7, log_every=1, max_to_keep=9
     )
     other.data.data_dir = "/elsewhere"
     assert differences(Config(), other) == [
@@ -357,5 +357,5 @@ def test_configurations_share_no_state():
 
 def test_a_field_that_an_older_version_did_not_have_has_its_default():
     values = to_dict(Config(seed=3))
-    del values["classifier"]["average_decay"], values["adversary"]["fgsm"], values["adversary"]["generator"]["hops"]
+    del values["classifier"]["ema_decay"], values["adversary"]["fgsm"], values["adversary"]["generator"]["hops"]
     assert from_dict(values) == Config(seed=3)

@@ -1,4 +1,4 @@
-"""Every recipe builds, and each of its contestants takes one step on tiny arrays."""
+"""Every recipe builds, and each of its methods takes one step on tiny arrays."""
 
 import functools
 import importlib.util
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from robust_gan import config as config_lib
-from robust_gan import game, networks
+from robust_gan import game as game_lib
+from robust_gan import networks
 from robust_gan.config import methods
 from robust_gan.types import Batch
 
@@ -42,13 +43,13 @@ def test_the_recipes_of_the_paper_are_there():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("path", "contestant"),
+    ("path", "method"),
     [(path, name) for path in RECIPES for name in ("none", "pgd", "generator")]
-    + [(path, name) for path in RECIPES if path.stem == "mnist" for name in methods.CONTESTANTS],
+    + [(path, name) for path in RECIPES if path.stem == "mnist" for name in methods.METHODS],
     ids=lambda value: getattr(value, "stem", value),
 )
-def test_every_recipe_builds_and_takes_one_step(path, contestant):
-    config = load(path).get_config(contestant)
+def test_every_recipe_builds_and_takes_one_step(path, method):
+    config = load(path).get_config(method)
     if config.adversary.name == "ensemble":
         config.adversary.ensemble.sources = ("runs/none",)
     config_lib.validate(config)
@@ -56,16 +57,16 @@ def test_every_recipe_builds_and_takes_one_step(path, contestant):
     shape = SHAPES.get(path.stem, (32, 32, 3))
     classes = 100 if path.stem == "cifar100" else 10
     source = jax.tree_util.Partial(lambda images: jnp.zeros((images.shape[0], classes)) + images.sum())
-    played = game.from_config(config, num_classes=classes, channels=shape[-1], sources=[source])
+    game = game_lib.from_config(config, num_classes=classes, channels=shape[-1], sources=[source])
     batch = Batch(jax.ShapeDtypeStruct((2, *shape), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32))
     # Traced with the shapes alone: the wide classifier would take minutes to run here.
-    state = jax.eval_shape(functools.partial(game.init, played), jax.random.key(0), batch.images)
-    after, metrics = jax.eval_shape(functools.partial(game.train_step, played), state, batch)
+    state = jax.eval_shape(functools.partial(game_lib.init, game), jax.random.key(0), batch.images)
+    after, metrics = jax.eval_shape(functools.partial(game_lib.train_step, game), state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert "classifier_loss" in metrics
     if path.stem in COUNTS:
         assert networks.count_params(state.classifier.params) == COUNTS[path.stem][0]
-        if contestant == "generator":
+        if method == "generator":
             assert networks.count_params(state.adversary.params) == COUNTS[path.stem][1]
 
 
@@ -75,12 +76,12 @@ def test_the_small_recipes_run_a_step_for_real(path):
     config = load(path).get_config()
     config.adversary.generator.steps = 1
     shape = SHAPES[path.stem]
-    played = game.from_config(config, num_classes=10, channels=1)
+    game = game_lib.from_config(config, num_classes=10, channels=1)
     rng = np.random.default_rng(0)
     batch = Batch(jnp.asarray(rng.uniform(size=(4, *shape)), jnp.float32), jnp.arange(4))
-    state = game.init(played, jax.random.key(0), batch.images)
+    state = game_lib.init(game, jax.random.key(0), batch.images)
     earlier = jax.tree.map(lambda x: x[None], batch)
-    after, metrics = jax.jit(functools.partial(game.train_step, played))(state, batch, earlier=earlier)
+    after, metrics = jax.jit(functools.partial(game_lib.train_step, game))(state, batch, earlier=earlier)
     assert all(np.isfinite(value) for value in jax.tree.leaves(metrics))
     assert int(after.step) == 1
 
@@ -98,12 +99,12 @@ def test_a_recipe_is_found_from_any_folder(tmp_path, path):
 
 def test_contestants_differ_as_their_authors_do():
     digits = load(next(path for path in RECIPES if path.stem == "digits"))
-    configs = {name: digits.get_config(name) for name in methods.CONTESTANTS}
+    configs = {name: digits.get_config(name) for name in methods.METHODS}
     weights = {name: (c.classifier.clean_weight, c.classifier.adversarial_weight) for name, c in configs.items()}
-    assert weights["pgd"] == weights["fgsm"] == weights["n_fgsm"] == weights["generator_hops_alone"] == (0.0, 1.0)
+    assert weights["pgd"] == weights["fgsm"] == weights["n_fgsm"] == weights["cond_generator_adv_only"] == (0.0, 1.0)
     assert weights["ensemble"][1] == 3 * weights["ensemble"][0]
     assert weights["trades"] == (1.0, 6.0)
-    assert weights["generator"] == weights["ensemble_tramer"] == weights["generator_hops"] == (1.0, 1.0)
+    assert weights["generator"] == weights["ensemble_tramer"] == weights["cond_generator_refined"] == (1.0, 1.0)
     released = configs["released"].penalty
     assert (released.coefficient, released.form, released.step) == (-0.1, "finite_difference", 0.01)
     assert {name for name, c in configs.items() if c.penalty.coefficient} == {
@@ -152,8 +153,8 @@ def test_the_constants_are_those_of_the_paper():
         "resnet_generator", "resnet_generator_svhn", "mnist_generator",
     ]  # fmt: skip
     generator = mnist.adversary.generator
-    assert generator.steps * generator.minibatches == 25
+    assert generator.steps * generator.batches_per_step == 25
     # The classifier's rate falls after 100,000 minibatches of 200,000.
-    assert mnist.classifier.optimizer.decay_steps[0] * generator.minibatches == 100_000
+    assert mnist.classifier.optimizer.decay_steps[0] * generator.batches_per_step == 100_000
     adam = cifar.adversary.generator.optimizer
     assert (adam.name, adam.learning_rate, adam.b1, adam.b2, adam.decay_steps) == ("adam", 0.002, 0.5, 0.999, ())

@@ -62,10 +62,10 @@ def test_the_passes_of_an_attack_are_counted(name, gradients, passes):
 
 def test_every_attack_alarm_and_file_is_in_the_tables():
     text = (DOCS / "attacks.md").read_text()
-    for name in (*attacks.VERSIONS, *evaluation.FRESH, evaluation.GENERATOR):
+    for name in (*attacks.VERSIONS, *evaluation.RETRAINED, evaluation.GENERATOR):
         assert f"`{name}`" in text
     assert {name for names in attacks.VERSIONS.values() for name in names} <= set(re.findall(r"`(\w+)`", text))
-    for picture in run.PICTURES:
+    for picture in run.PLOTS:
         assert f"`{picture}.png`" in text
     source = (DOCS.parent / "robust_gan" / "evaluation" / "alarms.py").read_text()
     alarms = set(re.findall(r'Alarm\(\s*"(\w{2,})"', source))
@@ -91,9 +91,9 @@ def test_a_suite_holds_what_its_row_says():
 
 @pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
 def test_the_attacks_that_a_page_advises_are_such_as_there_are(page):
-    flags = re.findall(r"--(attacks|in_turn|suite)=([\w,]+)", page.read_text())
+    flags = re.findall(r"--(attacks|sequential|suite)=([\w,]+)", page.read_text())
     for flag, value in flags if page.name != "errors.md" else ():  # Its mistakes are made: tests/test_errors.py.
-        assert evaluation.suite_of(value, None, None) if flag == "suite" else evaluation.attack_names(value)
+        assert evaluation.get_suite(value, None, None) if flag == "suite" else evaluation.attack_names(value)
 
 
 @pytest.mark.slow

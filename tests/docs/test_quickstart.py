@@ -32,7 +32,7 @@ def test_the_quickstart_trains_attacks_and_reports(tmp_path):
     assert set(report["targets"]) == {"standard", "pgd", "adversarial_network"}
     for values in report["targets"].values():
         assert 0 <= values["worst_case"]["all"] <= values["worst_case"]["white_box"] <= values["clean_accuracy"] <= 1
-        assert set(values["robust_accuracy"]["pgd40"]) == {"standard", "pgd", "adversarial_network", "stranger"}
-    for name in ("examples.png", "report.html", "report.md", "stranger/metrics.jsonl"):
+        assert set(values["robust_accuracy"]["pgd40"]) == {"standard", "pgd", "adversarial_network", "surrogate"}
+    for name in ("examples.png", "report.html", "report.md", "surrogate/metrics.jsonl"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     assert checkpoint.read_record(tmp_path / "out" / "adversarial_network").step == 2

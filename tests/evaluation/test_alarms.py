@@ -41,7 +41,7 @@ def nan_for_class_3(images):
 
 
 def examine(logits_fn, images, labels, threat=THREAT, **settings):
-    return {alarm.name: alarm for alarm in alarms.of_model(logits_fn, images, labels, threat, **settings)}
+    return {alarm.name: alarm for alarm in alarms.check_model(logits_fn, images, labels, threat, **settings)}
 
 
 def fired(found):
@@ -81,7 +81,7 @@ def test_nan_logits_under_attack_are_told_apart_from_clean_ones():
     scores = evaluation.evaluate([Model("m", nan_where_bright)], images, labels, LinfThreat(0.3), attacks=["pgd5"])
     assert (scores.predicted["m", "clean"] == -1).sum() == 3
     under = (scores.predicted["m", "pgd5"] == -1) & (scores.predicted["m", "clean"] >= 0)
-    (found,) = alarms.of_scores(scores, "m")
+    (found,) = alarms.check_scores(scores, "m")
     assert found.fired == under.any()
     assert found.finding.startswith(f"{under.sum()} of 40 images have logits that are NaN or infinite under pgd5 alone")
 
@@ -211,7 +211,7 @@ def test_a_model_without_a_derivative_is_not_asked_for_one():
     silent = {name for name, alarm in found.items() if not alarm.asked}
     assert silent == {"zero_gradients", "nan_gradients", "not_converged", "does_not_reach_0"}
     values = {"targets": {"m": {"alarms": [alarm._asdict() for alarm in found.values()]}}}
-    told = tables.alarms_told(values)
+    told = tables.format_alarms(values)
     assert told.startswith("None of 4 fired.\n\n- m: zero_gradients: not asked: no derivative (ValueError: Pure callb")
 
 
@@ -241,12 +241,12 @@ def test_a_masked_class_is_legal():
 )  # fmt: skip
 def test_labels_that_cannot_be_scored_are_refused(labels, sentence):
     with pytest.raises(DataError, match=sentence):
-        alarms.of_model(linear, images_of(8)[0], labels, THREAT)
+        alarms.check_model(linear, images_of(8)[0], labels, THREAT)
 
 
 def test_scores_without_attacks_have_no_alarm_of_nan():
     scores = Scores(("a",), ("a",), (), np.ones((1, 2), bool), {})
-    assert not alarms.of_scores(scores, "a")
+    assert not alarms.check_scores(scores, "a")
 
 
 def test_the_gradient_of_a_masked_class_is_finite():
@@ -257,7 +257,7 @@ def test_the_gradient_of_a_masked_class_is_finite():
 
 def test_nothing_is_lost_of_a_curve_that_is_not_a_number():
     curve = evaluation.Curve("pgd10", (0.0, 0.1, 0.2), {"a": (0.9, float("nan"), 0.1)})
-    assert alarms.of_curve(curve, "a", 100)[0].fired
+    assert alarms.check_curve(curve, "a", 100)[0].fired
 
 
 def test_a_curve_ends_before_the_whole_range_and_needs_its_attack():

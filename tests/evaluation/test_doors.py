@@ -233,10 +233,10 @@ def test_an_evaluation_in_other_units_is_the_same_evaluation(norm):
         model = evaluation.Model("m", jax.tree_util.Partial(lambda w, x: curved((x - low) / width) * w, 1.0), noisy)
         threat, moved = THREATS[norm](epsilon * width, bounds=(low, high)), np.asarray(images) * width + low
         scores = evaluation.evaluate([model], moved, labels, threat, attacks=names)
-        standing, _ = evaluation.survive(model, moved, labels, threat, attacks=["apgd_ce3"])
+        standing, _ = evaluation.evaluate_sequential(model, moved, labels, threat, attacks=["apgd_ce3"])
         curve = evaluation.trace_curve([model], moved, labels, threat, attack="fgsm")
         robust = [scores.robust_accuracy("m", ["m"], [name]) for name in names]
-        alarms = evaluation.alarms.of_model(model.logits_fn, moved, labels, threat)
+        alarms = evaluation.alarms.check_model(model.logits_fn, moved, labels, threat)
         np.testing.assert_allclose(curve.epsilons[1], epsilon * width / 4, rtol=1e-6)
         return robust, standing.tolist(), curve.robust_accuracy, [alarm.fired for alarm in alarms]
 
@@ -270,4 +270,4 @@ def test_evaluations_refuse_what_they_cannot_score():
         with pytest.raises(UserError, match=sentence):
             evaluation.evaluate([model_], *batch, attacks=names)
         with pytest.raises(UserError, match=sentence):
-            evaluation.survive(model_, *batch, attacks=names)
+            evaluation.evaluate_sequential(model_, *batch, attacks=names)

@@ -227,17 +227,17 @@ def test_the_tables_hold_the_figures_and_a_dash_where_there_is_none(tmp_path):
 
 @pytest.mark.slow
 def test_batch_statistics_are_an_option_that_the_report_names(launch, tiny_run, tmp_path):
-    flags = [f"--checkpoint={tiny_run}", "--attacks=clean,fgsm", "--count=32", "--batch_size=32"]
+    flags = [f"--checkpoint={tiny_run}", "--attacks=clean,fgsm", "--num_examples=32", "--batch_size=32"]
     running = launch("evaluate", *flags, f"--output={tmp_path}/running")
-    batch = launch("evaluate", *flags, "--batch_statistics", f"--output={tmp_path}/batch")
+    batch = launch("evaluate", *flags, "--use_batch_stats", f"--output={tmp_path}/batch")
     assert (running.code, batch.code) == (0, 0)
     records = {name: json.loads((tmp_path / name / "report.json").read_text()) for name in ("running", "batch")}
     assert [records[name]["settings"]["batch_norm"] for name in ("running", "batch")] == ["running", "batch"]
     # After two steps the running statistics are still near their start: the figures must differ.
     assert records["running"]["targets"] != records["batch"]["targets"]
     for text in (batch.out, (tmp_path / "batch/report.md").read_text()):
-        assert tables.BATCH_STATISTICS in text
-    assert tables.BATCH_STATISTICS not in running.out
+        assert tables.USE_BATCH_STATS in text
+    assert tables.USE_BATCH_STATS not in running.out
 
 
 def test_accuracies_and_costs_are_drawn(tmp_path):
@@ -253,17 +253,17 @@ def test_accuracies_and_costs_are_drawn(tmp_path):
 
 @pytest.mark.slow
 def test_a_suite_attacks_in_turn_and_its_report_says_what_stood_and_what_the_alarms_found(launch, tiny_run, tmp_path):
-    flags = [f"--checkpoint={tiny_run}", "--suite=autoattack", "--count=24", "--attacks=fgsm"]
-    turns = "--in_turn=apgd_ce3,fab_t2,square20"
+    flags = [f"--checkpoint={tiny_run}", "--suite=autoattack", "--num_examples=24", "--attacks=fgsm"]
+    turns = "--sequential=apgd_ce3,fab_t2,square20"
     ended = launch("evaluate", *flags, turns, f"--output={tmp_path}/report")
     assert ended.code == 0, ended.err
     values = json.loads((tmp_path / "report/report.json").read_text())
     target = values["targets"]["tiny"]
-    rungs = target["in_turn"]
-    assert [rung["attack"] for rung in rungs] == ["clean", "apgd_ce3", "fab_t2", "square20"]
-    assert rungs[0]["robust_accuracy"] == target["clean_accuracy"]
+    results = target["sequential"]
+    assert [result["attack"] for result in results] == ["clean", "apgd_ce3", "fab_t2", "square20"]
+    assert results[0]["robust_accuracy"] == target["clean_accuracy"]
     assert target["worst_case"]["white_box"] <= min(
-        rungs[-1]["robust_accuracy"], target["robust_accuracy"]["fgsm"]["tiny"]
+        results[-1]["robust_accuracy"], target["robust_accuracy"]["fgsm"]["tiny"]
     )
     assert {alarm["name"] for alarm in target["alarms"]} == {
         "randomised", "probabilities", "near_chance", "nan_logits", "zero_gradients", "nan_gradients",
@@ -271,7 +271,7 @@ def test_a_suite_attacks_in_turn_and_its_report_says_what_stood_and_what_the_ala
         "black_box_beats_white",  # Square comes after the others.
     }  # fmt: skip
     text = (tmp_path / "report/report.md").read_text()
-    for table in (tables.in_turn(values), tables.alarms_told(values)):
+    for table in (tables.sequential(values), tables.format_alarms(values)):
         assert table in text
         assert table in ended.out
     wrong = launch("evaluate", *flags, "--suite=auto")

@@ -10,7 +10,7 @@ import pytest
 
 from robust_gan import LinfThreat, evaluation, networks
 from robust_gan.errors import UserError
-from robust_gan.evaluation import Kept, Model, alarms, state
+from robust_gan.evaluation import EvaluationState, Model, alarms, state
 from robust_gan.networks import inference
 
 THREAT = LinfThreat(0.05)
@@ -47,9 +47,9 @@ def test_a_model_that_is_changed_in_place_is_met_as_it_is():
     model = Model("a", plain)
 
     def figures():
-        standing, _ = evaluation.survive(model, IMAGES, LABELS, THREAT, attacks=["fgsm"])
+        standing, _ = evaluation.evaluate_sequential(model, IMAGES, LABELS, THREAT, attacks=["fgsm"])
         curve = evaluation.trace_curve([model], IMAGES, LABELS, THREAT, attack="fgsm")
-        told = {alarm.name: alarm.fired for alarm in alarms.of_model(plain, IMAGES, LABELS, THREAT)}
+        told = {alarm.name: alarm.fired for alarm in alarms.check_model(plain, IMAGES, LABELS, THREAT)}
         return clean(plain), curve.robust_accuracy["a"][0], standing.any(), told["near_chance"]
 
     wrong = float((np.argmax(linear(IMAGES / 255.0, WEIGHTS[:, ::-1]), -1) == LABELS).mean())
@@ -72,8 +72,8 @@ def test_nothing_keeps_a_function_that_was_evaluated():
         functions += [weakref.ref(logits_fn), weakref.ref(weights)]
         clean(logits_fn)
         clean(jax.tree_util.Partial(logits_fn))
-        alarms.of_model(logits_fn, IMAGES[:8], LABELS[:8], THREAT)
-        evaluation.trace_curve([Model("a", logits_fn)], IMAGES, LABELS, THREAT, attack="fgsm", kept=Kept())
+        alarms.check_model(logits_fn, IMAGES[:8], LABELS[:8], THREAT)
+        evaluation.trace_curve([Model("a", logits_fn)], IMAGES, LABELS, THREAT, attack="fgsm", kept=EvaluationState())
         del logits_fn, weights
     gc.collect()
     assert [reference() for reference in functions] == [None] * 4
@@ -125,7 +125,7 @@ OTHERS = {
 def test_models_of_one_name_are_told_apart(how):
     one, other = OTHERS[how]
     for first, second, differs in ((one, one, ""), (one, other, "another a"), (other, one, "another a")):
-        kept = Kept()
+        kept = EvaluationState()
         assert kept.differs([Model("a", first)], IMAGES, LABELS, THREAT, 0) == ""
         assert kept.differs([Model("a", second)], IMAGES, LABELS, THREAT, 0) == differs
 
@@ -135,7 +135,7 @@ def test_a_model_without_a_gradient_is_known_by_its_logits():
         shape = jax.ShapeDtypeStruct((len(x), 4), np.float32)
         return jax.pure_callback(lambda x: np.asarray(linear(scale * x), np.float32), shape, x)
 
-    kept = Kept()
+    kept = EvaluationState()
     for model, differs in ((asked, ""), (asked, ""), (lambda x: asked(x, 2.0), "another a")):
         assert kept.differs([Model("a", model)], IMAGES, LABELS, THREAT, 0) == differs
 
@@ -146,7 +146,7 @@ def test_a_randomised_model_is_itself_again():
     def noisy(x, weights=WEIGHTS):
         return linear(x + 0.2 * rng.standard_normal((1, 4, 4, 1)).astype(np.float32), weights)
 
-    kept = Kept()
+    kept = EvaluationState()
     for _ in range(5):
         assert kept.differs([Model("a", noisy)], IMAGES, LABELS, THREAT, 0) == ""
     assert kept.differs([Model("a", lambda x: noisy(x, 10 * WEIGHTS))], IMAGES, LABELS, THREAT, 0) == "another a"
@@ -158,7 +158,7 @@ def test_the_batch_size_counts_where_logits_depend_on_the_batch():
         return logits - logits.mean(0)
 
     for model, differs in ((linear, ""), (by_batch, "a in batches of another size, on which its logits depend")):
-        kept = Kept()
+        kept = EvaluationState()
         for size, expected in ((64, ""), (64, ""), (100, differs)):
             found = kept.differs([Model("a", model)], IMAGES, LABELS, THREAT, 0, batch_size=size)
             assert found == expected
@@ -169,14 +169,14 @@ def test_a_generator_is_known_by_its_arrays_or_by_what_it_makes():
         return images + sign * threat.epsilon
 
     for bind in (jax.tree_util.Partial, lambda made, sign: lambda *rest: made(sign, *rest)):
-        kept = Kept()
+        kept = EvaluationState()
         for sign, differs in ((1.0, ""), (1.0, ""), (-1.0, "another a")):
             model = Model("a", linear, bind(made, sign))
             assert kept.differs([model], IMAGES, LABELS, THREAT, 0) == differs
 
 
 def test_other_constants_of_an_attack_and_other_versions_are_other_findings(monkeypatch):
-    kept, model = Kept(), Model("a", linear)
+    kept, model = EvaluationState(), Model("a", linear)
 
     def found():
         return kept.differs([model], IMAGES, LABELS, THREAT, 0, attacks=["pgd10", "fgsm"])
@@ -192,8 +192,8 @@ def test_other_constants_of_an_attack_and_other_versions_are_other_findings(monk
 def test_findings_of_a_version_that_did_not_say_which_are_of_another(tmp_path):
     np.savez(tmp_path / "kept.npz", **{"done: fgsm": np.ones(120, bool), "fgsm": np.ones(120, bool)})
     with pytest.raises(UserError, match=r"kept.npz is of another version \(an older one; this is robust_gan"):
-        evaluation.survive(
-            Model("a", linear), IMAGES, LABELS, THREAT, attacks=["fgsm"], kept=Kept(tmp_path / "kept.npz")
+        evaluation.evaluate_sequential(
+            Model("a", linear), IMAGES, LABELS, THREAT, attacks=["fgsm"], kept=EvaluationState(tmp_path / "kept.npz")
         )
 
 
@@ -204,7 +204,7 @@ def test_an_attack_that_is_a_function_is_known_by_what_it_makes():
 
         return attack
 
-    kept, model = Kept(), Model("a", linear)
+    kept, model = EvaluationState(), Model("a", linear)
     for by in (1.0, 1.0):
         evaluation.evaluate([model], IMAGES, LABELS, THREAT, attacks={"mine": pushed(by)}, kept=kept)
     with pytest.raises(UserError, match="is of another mine"):
@@ -215,18 +215,18 @@ def test_rows_are_written_as_they_change_and_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "SECONDS", 0.0)
     path = tmp_path / "kept.npz"
     start = np.zeros((5, 3), np.float32)
-    first = Kept(path).rows("images", start)
+    first = EvaluationState(path).rows("images", start)
     assert first.array.sum() == 0
-    kept = Kept(path)
+    kept = EvaluationState(path)
     rows = kept.rows("images", start)
     for indices, value in (([0, 3], 1.0), ([3], 2.0)):
         rows[np.array(indices)] = value
         kept.save()
     sizes = [len(np.load(file)["indices"]) for file in sorted((tmp_path / "kept.parts").iterdir())]
     assert sizes == [2, 1]
-    assert Kept(path).rows("images", start).array[:, 0].tolist() == [1.0, 0.0, 0.0, 2.0, 0.0]
+    assert EvaluationState(path).rows("images", start).array[:, 0].tolist() == [1.0, 0.0, 0.0, 2.0, 0.0]
     path.unlink()
-    anew = Kept(path)
+    anew = EvaluationState(path)
     assert anew.rows("images", start).array.sum() == 0
     anew.save()
     assert not (tmp_path / "kept.parts").exists()
@@ -242,7 +242,7 @@ def test_what_was_found_is_written_every_interval_and_when_an_evaluation_is_inte
 
     def run(advance):
         return evaluation.evaluate([Model("a", linear)], IMAGES, LABELS, THREAT, attacks=["fgsm"], batch_size=32,
-                                   kept=Kept(path), advance=advance)  # fmt: skip
+                                   kept=EvaluationState(path), advance=advance)  # fmt: skip
 
     with pytest.raises(KeyboardInterrupt):
         run(interrupt)

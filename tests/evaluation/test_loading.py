@@ -97,7 +97,7 @@ def brought(tmp_path, monkeypatch, launch):
 
 @pytest.mark.slow
 def test_ones_own_model_on_ones_own_images(brought):
-    ended = brought(f"--output={brought.folder}/report", "--in_turn=apgd_ce3")
+    ended = brought(f"--output={brought.folder}/report", "--sequential=apgd_ce3")
     assert ended.code == 0, ended.err
     values = json.loads((brought.folder / "report/report.json").read_text())
     assert values["data"] == {"name": "mine.npz", "split": "all", "count": 40}
@@ -106,7 +106,7 @@ def test_ones_own_model_on_ones_own_images(brought):
     weights = np.linspace(-1, 1, 640).reshape(64, 10) ** 3
     logits = brought.images.reshape(40, -1) / 255 @ weights
     assert target["clean_accuracy"] == np.mean(logits.argmax(-1) == brought.labels)
-    assert target["in_turn"][-1]["robust_accuracy"] <= target["clean_accuracy"]
+    assert target["sequential"][-1]["robust_accuracy"] <= target["clean_accuracy"]
     assert not [alarm for alarm in target["alarms"] if alarm["fired"] and alarm["name"] == "probabilities"]
 
 
@@ -119,7 +119,7 @@ def test_probabilities_raise_the_alarm(brought):
 
 @pytest.mark.slow
 def test_ones_own_model_beside_a_checkpoint_on_its_data(brought, tiny_run, launch):
-    flags = [f"--checkpoint={tiny_run}", "--model=my_models:linear", "--count=20", "--attacks=fgsm"]
+    flags = [f"--checkpoint={tiny_run}", "--model=my_models:linear", "--num_examples=20", "--attacks=fgsm"]
     ended = launch("evaluate", *flags)
     assert ended.code == 0, ended.err
     assert "| my_models:linear |" in ended.out
@@ -168,7 +168,7 @@ def test_attacks_that_need_more_classes_are_refused_before_anything_is_written(b
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == (
         "error: apgd_t needs a classifier of at least 4 classes, but my_models:three has 3: leave it out with "
-        "--attacks or --in_turn\n"
+        "--attacks or --sequential\n"
     )
     assert not (brought.folder / "report").exists()
 
@@ -427,7 +427,7 @@ def test_a_model_may_choose_strict_promotion(brought):
         "import jax\njax.config.update('jax_numpy_dtype_promotion', 'strict')\n" + MODULE
     )
     try:
-        ended = brought("--in_turn=apgd_ce3,square5")
+        ended = brought("--sequential=apgd_ce3,square5")
     finally:
         jax.config.update("jax_numpy_dtype_promotion", "standard")
     assert ended.code == 0, ended.err

@@ -132,7 +132,7 @@ def test_a_model_without_derivative_is_attacked_by_queries_and_has_its_report(ru
 @pytest.mark.parametrize("name", WITHOUT)
 def test_attacks_that_follow_a_gradient_are_refused_before_anything_is_written(run, name, tmp_path):
     with pytest.raises(UserError, match=r"^fgsm, pgd2 follow the gradient of models_of_order:f, which has no derivati"):
-        run(WITHOUT[name], attacks="square3,fgsm", in_turn="pgd2")
+        run(WITHOUT[name], attacks="square3,fgsm", sequential="pgd2")
     assert not (tmp_path / "out").exists()
 
 
@@ -140,12 +140,12 @@ def test_attacks_that_follow_a_gradient_are_refused_before_anything_is_written(r
 @pytest.mark.parametrize("make", [donates, at_most_two, exactly_two, with_at])
 @pytest.mark.filterwarnings("ignore:Some donated buffers")
 def test_models_with_a_form_of_their_own_are_scored_as_their_plain_twin(run, make):
-    settings = {"attacks": "pgd2", "in_turn": "fgsm", "pictures": ["examples"]}
+    settings = {"attacks": "pgd2", "sequential": "fgsm", "pictures": ["examples"]}
     values, folder = run(make, **settings)
     twin, _ = run(with_at if make is with_at else lambda: linear, output="twin", **settings)
     (target,), (plain,) = values["targets"].values(), twin["targets"].values()
     assert target["robust_accuracy"] == plain["robust_accuracy"]
-    assert target["in_turn"][-1]["robust_accuracy"] == plain["in_turn"][-1]["robust_accuracy"]
+    assert target["sequential"][-1]["robust_accuracy"] == plain["sequential"][-1]["robust_accuracy"]
     assert values["notes"] == []
     assert (folder / tables.EXAMPLES).exists()
 
@@ -155,7 +155,7 @@ def test_what_fails_after_the_attacks_is_a_sentence_and_the_report_stays(run, mo
     def fail(*args, **settings):
         raise MemoryError("no room for that")
 
-    monkeypatch.setattr(alarms, "of_model", fail)
+    monkeypatch.setattr(alarms, "check_model", fail)
     monkeypatch.setattr(details, "write", fail)
     monkeypatch.setattr(plots, "draw_examples", fail)
     values, folder = run(lambda: linear, pictures=["examples"])
@@ -294,13 +294,15 @@ def test_attacks_are_taken_by_name_or_as_functions():
     grey = np.clip(0.5, IMAGES - np.float32(0.05), IMAGES + np.float32(0.05))
     assert (scores.robust["m", "m", "towards_grey"] == (np.argmax(linear(grey), -1) == LABELS)).all()
     fgsm = scores.robust["m", "m", "fgsm"]
-    standing, rungs = evaluation.survive(
+    standing, results = evaluation.evaluate_sequential(
         model, IMAGES, LABELS, _threat(), attacks={"one": attacks.fgsm, "grey": towards_grey}, **settings
     )
-    assert [rung.attack for rung in rungs] == ["clean", "one", "grey"]
+    assert [result.attack for result in results] == ["clean", "one", "grey"]
     assert (standing == fgsm & scores.robust["m", "m", "towards_grey"]).all()
     taken = attacks.autoattack(["fgsm"])
-    assert (evaluation.survive(model, IMAGES, LABELS, _threat(), attacks=taken, **settings)[0] == fgsm).all()
+    assert (
+        evaluation.evaluate_sequential(model, IMAGES, LABELS, _threat(), attacks=taken, **settings)[0] == fgsm
+    ).all()
     for wrong in ([lambda *args: args[2]], [3], ["nosuch"], [attacks.fgsm, "fgsm"], [("a", "b")]):
         with pytest.raises(UserError, match=r"an attack is a name|unknown attack|given twice"):
             evaluation.evaluate([model], IMAGES, LABELS, _threat(), attacks=wrong, **settings)

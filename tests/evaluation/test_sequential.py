@@ -40,22 +40,22 @@ def test_in_turn_is_the_worst_case_of_each():
     images, labels = data(model.logits_fn)
     scores = evaluation.evaluate([model], images, labels, THREAT, attacks=ATTACKS)
     advanced = []
-    fell_to = np.full(len(images), -1, np.int16)
-    standing, rungs = evaluation.survive(
-        model, images, labels, THREAT, attacks=ATTACKS, fell_to=fell_to, advance=advanced.append
+    broken_by = np.full(len(images), -1, np.int16)
+    standing, results = evaluation.evaluate_sequential(
+        model, images, labels, THREAT, attacks=ATTACKS, broken_by=broken_by, advance=advanced.append
     )
-    assert np.array_equal(fell_to == -1, standing)
-    assert [(fell_to == place).sum() for place in range(len(rungs))] == [rung.broken for rung in rungs]
+    assert np.array_equal(broken_by == -1, standing)
+    assert [(broken_by == place).sum() for place in range(len(results))] == [result.broken for result in results]
     expected = np.logical_and.reduce([scores.clean[0], *scores.robust.values()])
     assert np.array_equal(standing, expected)
     assert 0 < expected.mean() < scores.clean[0].mean()
-    assert [rung.attack for rung in rungs] == ["clean", *ATTACKS]
-    assert rungs[0].robust_accuracy == scores.clean[0].mean()
-    for before, after in itertools.pairwise(rungs):
+    assert [result.attack for result in results] == ["clean", *ATTACKS]
+    assert results[0].robust_accuracy == scores.clean[0].mean()
+    for before, after in itertools.pairwise(results):
         assert after.attacked == before.attacked - before.broken
         assert after.robust_accuracy <= before.robust_accuracy
     assert sum(advanced) == len(images) * (1 + len(ATTACKS))
-    again, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS[::-1])
+    again, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS[::-1])
     assert np.array_equal(again, standing)
 
 
@@ -63,9 +63,9 @@ def test_in_turn_is_the_worst_case_of_each():
 def test_survivors_do_not_depend_on_packing_or_devices(batch_size, count):
     model = Model("a", make_model())
     images, labels = data(model.logits_fn)
-    whole, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS)
+    whole, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS)
     devices = parallel.find_devices(num_devices=count)
-    packed, _ = evaluation.survive(
+    packed, _ = evaluation.evaluate_sequential(
         model, images, labels, THREAT, attacks=ATTACKS, batch_size=batch_size, devices=devices
     )
     assert np.array_equal(whole, packed)
@@ -75,7 +75,7 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
-class Fragile(evaluation.Kept):
+class Fragile(evaluation.EvaluationState):
     """Is killed after it was saved some times."""
 
     def __init__(self, path, saves):
@@ -99,14 +99,14 @@ class Fragile(evaluation.Kept):
         ({"labels": 3}, "other labels"),
     ],
 )
-@pytest.mark.parametrize("how", ["evaluate", "survive"])
+@pytest.mark.parametrize("how", ["evaluate", "evaluate_sequential"])
 def test_what_was_found_in_another_evaluation_is_refused(tmp_path, how, change, what):
     model = Model("a", make_model())
     images, truth = data(model.logits_fn)
 
     def run(model=model, threat=THREAT, seed=0, backwards=False, labels=0):
         order = np.s_[::-1] if backwards else np.s_[:]
-        kept = evaluation.Kept(tmp_path / "kept.npz")
+        kept = evaluation.EvaluationState(tmp_path / "kept.npz")
         first = [model] if how == "evaluate" else model
         function = getattr(evaluation, how)
         function(first, images[order], (truth[order] + labels) % 4, threat, attacks=["fgsm"], seed=seed, kept=kept)
@@ -120,7 +120,7 @@ def test_what_was_found_in_another_evaluation_is_refused(tmp_path, how, change, 
 def test_a_model_whose_logits_are_not_finite_is_itself_again():
     images, labels = np.zeros((3, 2, 2, 1), np.float32), np.zeros(3, np.int32)
     logits = jnp.array([[jnp.inf, 1.0, jnp.nan]])
-    kept = evaluation.Kept()
+    kept = evaluation.EvaluationState()
     for model, differs in ((Model("a", lambda x: logits), ""), (Model("a", lambda x: logits), ""),
                            (Model("a", lambda x: 2 * logits), "another a")):  # fmt: skip
         assert kept.differs([model], images, labels, THREAT, 0) == differs
@@ -129,15 +129,15 @@ def test_a_model_whose_logits_are_not_finite_is_itself_again():
 def test_what_was_finished_is_not_attacked_again(tmp_path, monkeypatch):
     model = Model("a", make_model())
     images, labels = data(model.logits_fn)
-    kept = evaluation.Kept(tmp_path / "kept.npz")
-    first, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS[:2], kept=kept)
-    kept = evaluation.Kept(tmp_path / "kept.npz")
+    kept = evaluation.EvaluationState(tmp_path / "kept.npz")
+    first, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS[:2], kept=kept)
+    kept = evaluation.EvaluationState(tmp_path / "kept.npz")
     with monkeypatch.context() as patch:
-        patch.setattr(sharded_model.Placed, "craft", None)
-        finished, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS[:2], kept=kept)
+        patch.setattr(sharded_model.ShardedModel, "craft", None)
+        finished, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS[:2], kept=kept)
     assert np.array_equal(first, finished)
-    whole, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS)
-    resumed, _ = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS, kept=kept)
+    whole, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS)
+    resumed, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS, kept=kept)
     assert np.array_equal(whole, resumed)
 
 
@@ -149,10 +149,10 @@ def test_a_stopped_evaluation_goes_on_to_the_same_scores(tmp_path, saves):
     def everything(path, kept):
         settings = {"attacks": ATTACKS, "batch_size": 60, "kept": kept}
         scores = evaluation.evaluate([model], images, labels, THREAT, sources=[other], **settings)
-        standing, rungs = evaluation.survive(model, images, labels, THREAT, **settings)
-        return scores, standing, [rung._replace(seconds=0) for rung in rungs]
+        standing, results = evaluation.evaluate_sequential(model, images, labels, THREAT, **settings)
+        return scores, standing, [result._replace(seconds=0) for result in results]
 
-    whole = everything(None, evaluation.Kept())
+    whole = everything(None, evaluation.EvaluationState())
     while True:  # Killed again and again, each time after as many batches.
         try:
             resumed = everything(tmp_path, Fragile(tmp_path / "kept.npz", saves))
@@ -173,10 +173,10 @@ def test_the_images_that_broke_are_in_the_ball_and_are_wrong():
     images, labels = data(model.logits_fn)
     clean = evaluation.to_unit(images)
     broken = clean.copy()
-    standing, rungs = evaluation.survive(model, images, labels, THREAT, attacks=ATTACKS, batch_size=60,
+    standing, results = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS, batch_size=60,
                                          adversarial=broken)  # fmt: skip
     moved = np.abs(broken - clean).max((1, 2, 3))
-    assert (moved > 0).sum() == sum(rung.broken for rung in rungs[1:]) > 0
+    assert (moved > 0).sum() == sum(result.broken for result in results[1:]) > 0
     assert moved.max() <= THREAT.epsilon + 2**-24
     assert broken.min() >= 0
     assert broken.max() <= 1
@@ -186,19 +186,19 @@ def test_the_images_that_broke_are_in_the_ball_and_are_wrong():
 def test_damaged_findings_are_told(tmp_path):
     (tmp_path / "kept.npz").write_bytes(b"PK garbled")
     with pytest.raises(UserError, match=r"is damaged .* remove it"):
-        evaluation.Kept(tmp_path / "kept.npz")
-    kept = evaluation.Kept()
+        evaluation.EvaluationState(tmp_path / "kept.npz")
+    kept = evaluation.EvaluationState()
     kept.part("a", 3)
     with pytest.raises(UserError, match="another number of images"):
         kept.part("a", 4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", evaluation.FRESH)
+@pytest.mark.parametrize("name", evaluation.RETRAINED)
 def test_a_fresh_generator_breaks_the_same_images_whatever_the_batch_size(name, monkeypatch):
     short = functools.partial(attacks.train_generator, num_steps=60)
-    monkeypatch.setattr(evaluation.running.attacks_lib, "train_generator", short)
-    evaluation.running._trainer.cache_clear()
+    monkeypatch.setattr(evaluation.sharded_model.attacks_lib, "train_generator", short)
+    evaluation.sharded_model._trainer.cache_clear()
     rng = np.random.default_rng(0)
     weights = {"in": jnp.float32(rng.normal(size=(64, 12)) * 0.3), "out": jnp.float32(rng.normal(size=(12, 4)))}
     model = Model("a", jax.tree_util.Partial(two_layers, weights))
@@ -211,21 +211,23 @@ def test_a_fresh_generator_breaks_the_same_images_whatever_the_batch_size(name, 
     key = ("a", "a", name)
     assert np.array_equal(runs[0].robust[key], runs[1].robust[key])
     assert runs[0].robust_accuracy("a", ["a"], [name]) < 0.5 < runs[0].clean_accuracy("a")
-    evaluation.running._trainer.cache_clear()
+    evaluation.sharded_model._trainer.cache_clear()
 
 
 def test_nothing_is_attacked_where_nothing_stands():
     model = Model("a", make_model())
     images, labels = data(model.logits_fn)
-    standing, rungs = evaluation.survive(model, images, (labels + 1) % 4, LinfThreat(1.0), attacks=["fgsm", "pgd5"])
+    standing, results = evaluation.evaluate_sequential(
+        model, images, (labels + 1) % 4, LinfThreat(1.0), attacks=["fgsm", "pgd5"]
+    )
     assert not standing.any()
-    assert rungs[-1].attacked == rungs[-1].broken == 0
+    assert results[-1].attacked == results[-1].broken == 0
 
 
 def examine(logits_fn, threat=THREAT, count=64):
     images, _ = data(make_model())
     labels = np.argmax(logits_fn(jnp.asarray(evaluation.to_unit(images))), -1)
-    return {alarm.name for alarm in alarms.fired(alarms.of_model(logits_fn, images, labels, threat, count=count))}
+    return {alarm.name for alarm in alarms.fired(alarms.check_model(logits_fn, images, labels, threat, count=count))}
 
 
 @pytest.mark.slow
@@ -278,7 +280,7 @@ def test_dishonest_classifiers_trip_their_alarm(name):
 def test_a_classifier_whose_classes_are_in_another_order_is_near_chance():
     images, labels = data(make_model(), count=64)
     for shift, fires in ((0, False), (1, True)):
-        found = alarms.of_model(lambda x, shift=shift: jnp.roll(make_model()(x), shift, -1), images, labels, THREAT)
+        found = alarms.check_model(lambda x, shift=shift: jnp.roll(make_model()(x), shift, -1), images, labels, THREAT)
         assert ("near_chance" in {alarm.name for alarm in alarms.fired(found)}) == fires
 
 
@@ -294,7 +296,7 @@ def test_alarms_of_scores():
     scores = evaluation.evaluate(
         [model], images, labels, THREAT, attacks=["fgsm", "pgd10"], sources=[Model("b", make_model(0))]
     )
-    found = {alarm.name: alarm for alarm in alarms.of_scores(scores, "a")}
+    found = {alarm.name: alarm for alarm in alarms.check_scores(scores, "a")}
     assert set(found) == {"nan_logits_under_attack", "black_box_beats_white", "one_step_beats_many"}
     assert not alarms.fired(list(found.values()))
     broken = {key: value.copy() for key, value in scores.robust.items()}
@@ -305,11 +307,11 @@ def test_alarms_of_scores():
     ):  # fmt: skip
         changed = {k: v.copy() for k, v in broken.items()}
         changed[key][stands[: lost - 1]] = False
-        in_turn = {"apgd_ce": ~broken["a", "a", "pgd10"]}
-        within = alarms.of_scores(dataclasses.replace(scores, robust=changed), "a", in_turn)
+        sequential = {"apgd_ce": ~broken["a", "a", "pgd10"]}
+        within = alarms.check_scores(dataclasses.replace(scores, robust=changed), "a", sequential)
         assert name not in {alarm.name for alarm in alarms.fired(within)}
         changed[key][stands[:lost]] = False
-        beyond = alarms.of_scores(dataclasses.replace(scores, robust=changed), "a", in_turn)
+        beyond = alarms.check_scores(dataclasses.replace(scores, robust=changed), "a", sequential)
         assert name in {alarm.name for alarm in alarms.fired(beyond)}
 
 
@@ -328,6 +330,6 @@ def test_a_query_attack_in_turn_that_breaks_what_gradients_left_is_an_alarm(atta
     scores = Scores(("a",), ("a",), ("pgd10",) if robust else (), np.ones((1, 1000), bool), robust)
     broke = {attack: np.zeros(1000, bool) for attack in attacks}
     broke[next(attack for attack in attacks if attack.startswith("square"))][:3] = True
-    found = alarms.fired(alarms.of_scores(scores, "a", broke))
+    found = alarms.fired(alarms.check_scores(scores, "a", broke))
     assert [alarm.name for alarm in found] == ["black_box_beats_white"] * fires
     assert all(alarm.finding.startswith("square") and " breaks 0.3 points" in alarm.finding for alarm in found)

@@ -26,7 +26,7 @@ from robust_gan.evaluation import alarms
 from robust_gan.training import setup
 
 ALARM = "zero_gradients"
-CONTESTANTS = ("none", "n_fgsm", "pgd")
+METHODS = ("none", "n_fgsm", "pgd")
 
 
 def main():
@@ -39,7 +39,7 @@ def main():
     fired = {scale: collections.Counter() for scale in (1, 100)}
     accuracies = {scale: [] for scale in fired}
     for index in range(arguments.models):
-        config = recipe(CONTESTANTS[index % len(CONTESTANTS)])
+        config = recipe(METHODS[index % len(METHODS)])
         config.seed, config.num_steps = index, arguments.steps
         config.validation = ValidationConfig(every=arguments.steps, pgd_steps=10, size=60)
         with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +48,7 @@ def main():
         test, threat = setup.load_data(config).test, threat_model.from_config(config.threat)
         for scale in fired:
             model = jax.tree_util.Partial(scaled, float(scale), logits_fn)
-            found = alarms.of_model(model, test.images, test.labels, threat)
+            found = alarms.check_model(model, test.images, test.labels, threat)
             fired[scale].update(alarm.name for alarm in found if alarm.fired)
             images, labels = evaluation.to_unit(test.images[:128]), test.labels[:128]
             stood = attacked(model, jax.random.key(0), images, labels, threat)

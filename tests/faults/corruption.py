@@ -92,7 +92,7 @@ DAMAGES = {
 def come_out(run, like):
     """What a resume and an evaluation get."""
     record = metadata.read_step(run / checkpoint.FOLDER, 10)
-    classifier, generator = checkpoint.classifier_of(record), checkpoint.generator_of(record)
+    classifier, generator = checkpoint.get_classifier(record), checkpoint.get_generator(record)
     return restore.fill(like, record), classifier.args, generator.args, record.config, record.metrics
 
 

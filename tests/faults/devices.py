@@ -47,7 +47,7 @@ def main():
         for saved in counts:
             for count in counts:
                 record = checkpoint.read_record(pathlib.Path(folder, str(saved)), "last")
-                model = evaluation.Model("it", checkpoint.classifier_of(record), checkpoint.attack_of(record))
+                model = evaluation.Model("it", checkpoint.get_classifier(record), checkpoint.get_attack(record))
                 scores = evaluation.evaluate(
                     [model], test.images, test.labels, threat_model.from_config(config.threat), batch_size=96,
                     attacks=("fgsm", "pgd2", evaluation.GENERATOR), devices=parallel.find_devices(num_devices=count),

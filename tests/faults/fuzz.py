@@ -58,15 +58,15 @@ TRAIN_FLAGS = st.one_of(
     st.sampled_from(["--dry_run", "--print_config", "--tensorboard", "--help", "--flagfile=/nosuch", "--"]),
     TEXT,
 )  # fmt: skip
-EVALUATE_NAMES = ["checkpoint", "sources", "suite", "attacks", "in_turn", "data", "split", "count", "norm", "epsilon",
-                  "batch_size", "seed", "data_dir", "platform", "num_devices", "pictures", "model"]  # fmt: skip
+EVALUATE_NAMES = ["checkpoint", "surrogates", "suite", "attacks", "sequential", "data", "split", "num_examples", "norm",
+                  "epsilon", "batch_size", "seed", "data_dir", "platform", "num_devices", "plots", "model"]  # fmt: skip
 EVALUATE_FLAGS = st.one_of(
     st.builds("--{}={}".format, st.sampled_from(EVALUATE_NAMES), VALUES),
     st.sampled_from(["--checkpoint={run}@7", "--checkpoint={run}@best", "--attacks=fgsm,pgd3", "--suite=quick"]),
     TEXT,
 )  # fmt: skip
-CONTESTANTS = st.sampled_from(["", ":none", ":pgd", ":generator", ":trades", ":nosuch", ":", ":pgd/cpu"])
-PROGRAM = "from robust_gan.config import *\ndef get_config(contestant=''):\n    {}\n"
+METHODS = st.sampled_from(["", ":none", ":pgd", ":generator", ":trades", ":nosuch", ":", ":pgd/cpu"])
+PROGRAM = "from robust_gan.config import *\ndef get_config(method=''):\n    {}\n"
 BODIES = st.one_of(
     st.builds("return Config({}={})".format, st.sampled_from([field.name for field in dataclasses.fields(Config)]),
               st.one_of(st.floats().map("float('{}')".format), st.integers().map(str), TEXT.map(repr))),
@@ -100,10 +100,10 @@ def main():
         evaluation.evaluate = reached
         recipe = folder / "recipe.py"
 
-        def one(script, flags, program, contestant, at):
+        def one(script, flags, program, method, at):
             if program is not None:
                 recipe.write_bytes(program)
-            given = f"--config={recipe if program is not None else 'configs/digits.py'}{contestant}"
+            given = f"--config={recipe if program is not None else 'configs/digits.py'}{method}"
             given = [given, f"--workdir={folder}/new"] if script == "train" else []
             flags = [flag.replace("{run}", f"{folder}/run") for flag in flags]
             line = [*flags[:at], *given, *flags[at:]]
@@ -124,7 +124,7 @@ def main():
             if outcome[:4].isupper():
                 wrong.append((script, line, program, outcome))
 
-        train = st.tuples(st.just("train"), st.lists(TRAIN_FLAGS, max_size=4), st.none() | RECIPES, CONTESTANTS)
+        train = st.tuples(st.just("train"), st.lists(TRAIN_FLAGS, max_size=4), st.none() | RECIPES, METHODS)
         evaluate = st.tuples(st.just("evaluate"), st.lists(EVALUATE_FLAGS, max_size=4), st.none(), st.just(""))
         strategy = st.tuples(train | train | evaluate, st.integers(0, 4))
         run = hypothesis.given(strategy)(lambda drawn: one(*drawn[0], drawn[1]))

@@ -12,7 +12,8 @@ import time
 
 import jax
 
-from robust_gan import game, parallel
+from robust_gan import game as game_lib
+from robust_gan import parallel
 from robust_gan.training import multi_step, nonfinite, setup
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -24,17 +25,17 @@ def main():
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
-    recipe, _, contestant = arguments.config.partition(":")
-    config = runpy.run_path(str(ROOT / "configs" / f"{recipe}.py"))["get_config"](contestant)
+    recipe, _, method = arguments.config.partition(":")
+    config = runpy.run_path(str(ROOT / "configs" / f"{recipe}.py"))["get_config"](method)
     dataset, devices = setup.load_data(config), parallel.find_devices(num_devices=1)
     shape = dataset.train.images.shape[1:]
-    played = game.from_config(config, num_classes=dataset.num_classes, channels=shape[-1])
+    game = game_lib.from_config(config, num_classes=dataset.num_classes, channels=shape[-1])
     arrays = parallel.replicate({"images": dataset.train.images, "labels": dataset.train.labels}, devices)
     guard, plays = nonfinite.guard, {}
     for name in ("watched", "bare"):
         nonfinite.guard = guard if name == "watched" else lambda before, after, metrics, watch, **_: (after, watch)
-        play = parallel.map_step(functools.partial(multi_step.play, played, config, "stop"), devices)
-        carried = multi_step.Carried(setup.initial_state(config, played, shape), nonfinite.begin())
+        play = parallel.map_step(functools.partial(multi_step.run_steps, game, config, "stop"), devices)
+        carried = multi_step.LoopState(setup.initial_state(config, game, shape), nonfinite.begin())
         plays[name] = [play, parallel.replicate(carried, devices)]
         run(plays[name], config, arrays, devices, 2)  # Compiles while its guard is in place.
     seconds = {name: [] for name in plays}

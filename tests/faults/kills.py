@@ -96,7 +96,7 @@ def run(where, kill=None):
 
 def train(where, tell):
     """The child: the run, with its events told."""
-    wrap(writers.Recorder, "record", before=lambda: tell(b"t"))
+    wrap(writers.RunWriter, "record", before=lambda: tell(b"t"))
     wrap(evaluator, "score", before=lambda: tell(b"v"), after=lambda: tell(b"v"))
     wrap(checkpoint.Writer, "save", before=lambda: tell(b"s"), after=lambda: tell(b"c"))
     devices = parallel.find_devices(num_devices=1)

@@ -88,7 +88,7 @@ def member(folder, steps, processes, devices, number, port):
     arrays = {f"state/{name}": np.asarray(leaf) for name, leaf in leaves.named(result.state).items()}
 
     record = checkpoint.read_record(folder / f"run_{SIZES[0][0]}x{SIZES[0][1]}", "last")
-    model = evaluation.Model("model", checkpoint.classifier_of(record), checkpoint.attack_of(record))
+    model = evaluation.Model("model", checkpoint.get_classifier(record), checkpoint.get_attack(record))
     test = setup.load_data(config).test
     scores = evaluation.evaluate(
         [model], test.images, test.labels, threat_model.from_config(config.threat),
@@ -96,7 +96,7 @@ def member(folder, steps, processes, devices, number, port):
     )  # fmt: skip
     arrays["fate/clean"] = scores.clean
     arrays |= {f"fate/{attack}": held for (_, _, attack), held in scores.robust.items()}
-    if parallel.is_first():
+    if parallel.is_primary():
         np.savez(folder / f"{processes}x{devices}.npz", **arrays)
     parallel.disconnect()
 

@@ -27,7 +27,7 @@ def config(adversary="generator", **settings):
     """Returns it; the networks are those of the tests."""
     return Config(
         data=DataConfig(train_size=64, validation_size=32, augmentation="crop", padding=1),
-        classifier=ClassifierConfig(network="tiny", average_decay=0.9),
+        classifier=ClassifierConfig(network="tiny", ema_decay=0.9),
         adversary=AdversaryConfig(name=adversary, generator=GeneratorConfig(network="tiny", steps=1)),
         batch_size=8,
         **{"num_steps": 60, "log_every": 5, "validation": ValidationConfig(every=10, pgd_steps=1), **settings},

@@ -10,7 +10,8 @@ import optax
 import pytest
 from tiny_networks import build_classifier, build_generator
 
-from robust_gan import LinfThreat, adversaries, game, losses, networks, threat_model
+from robust_gan import LinfThreat, adversaries, losses, networks, threat_model
+from robust_gan import game as game_lib
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, PenaltyConfig
 from robust_gan.game import Game, TrainState, objective
 from robust_gan.types import Adversary, Batch, Network, PlayerState
@@ -61,20 +62,18 @@ def test_the_game_is_zero_sum():
 @pytest.mark.parametrize("batch_norm", ["batch", "running"])
 def test_a_generator_step_raises_the_frozen_classifiers_loss_and_leaves_it_alone(batch_norm):
     batch = make_batch(32)
-    played = make_game(
-        adversaries.generator(GENERATOR, optax.sgd(0.3), THREAT, steps=5), attacked_batch_norm=batch_norm
-    )
-    state = game.init(played, jax.random.key(0), batch.images)
-    classifier_fn = objective.attacked_classifier(played, state.classifier, None)
+    game = make_game(adversaries.generator(GENERATOR, optax.sgd(0.3), THREAT, steps=5), attack_bn_mode=batch_norm)
+    state = game_lib.init(game, jax.random.key(0), batch.images)
+    classifier_fn = objective.attacked_classifier(game, state.classifier, None)
 
     @jax.jit
     def loss(adversary):
-        images = played.adversary.perturb(adversary, classifier_fn, batch, None)
+        images = game.adversary.perturb(adversary, classifier_fn, batch, None)
         return losses.cross_entropy(classifier_fn(images), batch.labels).mean()
 
     @jax.jit
     def improve(adversary):
-        return played.adversary.improve(adversary, classifier_fn, batch, None)
+        return game.adversary.improve(adversary, classifier_fn, batch, None)
 
     before = jax.tree.map(np.array, state.classifier)
     improved, metrics = improve(state.adversary)
@@ -86,14 +85,14 @@ def test_a_generator_step_raises_the_frozen_classifiers_loss_and_leaves_it_alone
 
 def test_a_classifier_step_lowers_its_loss_and_leaves_the_adversary_alone():
     batch = make_batch(32)
-    played = make_game(optimizer=optax.sgd(0.05))
-    state = game.init(played, jax.random.key(0), batch.images)
+    game = make_game(optimizer=optax.sgd(0.05))
+    state = game_lib.init(game, jax.random.key(0), batch.images)
     keys = jax.random.split(jax.random.key(1), 32)
     before = jax.tree.map(np.array, state.adversary)
 
     @jax.jit
     def learn(classifier):
-        gradient, stats, metrics = game.classifier_gradient(played, classifier, state.adversary, batch, keys)
+        gradient, stats, metrics = game_lib.classifier_gradient(game, classifier, state.adversary, batch, keys)
         params = jax.tree.map(lambda p, g: p - 0.05 * g, classifier.params, gradient)
         return PlayerState(params, stats, classifier.opt_state), metrics["classifier_loss"]
 
@@ -105,11 +104,11 @@ def test_a_classifier_step_lowers_its_loss_and_leaves_the_adversary_alone():
 @pytest.mark.slow
 def test_the_classifier_gradient_is_that_of_the_stated_loss():
     batch = make_batch()
-    played = make_game(clean_weight=0.7, adversarial_weight=1.3)
-    state = game.init(played, jax.random.key(0), batch.images)
+    game = make_game(clean_weight=0.7, adversarial_weight=1.3)
+    state = game_lib.init(game, jax.random.key(0), batch.images)
     keys = jax.random.split(jax.random.key(1), 8)
-    gradient, stats, metrics = game.classifier_gradient(played, state.classifier, state.adversary, batch, keys)
-    images = played.adversary.perturb(state.adversary, None, batch, keys)
+    gradient, stats, metrics = game_lib.classifier_gradient(game, state.classifier, state.adversary, batch, keys)
+    images = game.adversary.perturb(state.adversary, None, batch, keys)
 
     def loss(params):
         clean, between = CLASSIFIER.apply(params, state.classifier.batch_stats, batch.images, train=True)
@@ -151,21 +150,21 @@ def smooth_game(hidden=5, **settings):
 
 
 def float64_case(**settings):
-    played = smooth_game(**settings)
+    game = smooth_game(**settings)
     rng = np.random.default_rng(0)
     # Away from the edges of the range, where clipping has kinks.
     images = jnp.asarray(rng.uniform(0.2, 0.8, size=(6, 3, 3, 1)), jnp.float64)
     batch = Batch(images, jnp.asarray(rng.integers(0, 4, 6), jnp.int32))
-    state = game.init(played, jax.random.key(0), images)
-    return played, state, batch, jax.random.split(jax.random.key(1), 6)
+    state = game_lib.init(game, jax.random.key(0), images)
+    return game, state, batch, jax.random.split(jax.random.key(1), 6)
 
 
-def penalty_value(played, state, batch, keys, theta):
+def penalty_value(game, state, batch, keys, theta):
     """R written out: half the squared norm of the gradient in phi of the mean cross-entropy."""
 
     def loss(phi):
-        images = played.adversary.response(state.adversary, None, batch, keys)[1](phi)
-        logits, _ = played.classifier.apply(theta, {}, images, train=True)
+        images = game.adversary.response(state.adversary, None, batch, keys)[1](phi)
+        logits, _ = game.classifier.apply(theta, {}, images, train=True)
         return losses.cross_entropy(logits, batch.labels).mean()
 
     return 0.5 * optax.tree.norm(jax.grad(loss)(state.adversary.params), squared=True)
@@ -173,12 +172,12 @@ def penalty_value(played, state, batch, keys, theta):
 
 def penalty_part(settings):
     """What the penalty adds to the classifier's gradient, per unit of the coefficient."""
-    played, state, batch, keys = float64_case(**settings)
-    with_penalty = game.classifier_gradient(played, state.classifier, state.adversary, batch, keys)[0]
-    plain = dataclasses.replace(played, gradient_penalty=0.0)
-    without = game.classifier_gradient(plain, state.classifier, state.adversary, batch, keys)[0]
-    part = jax.tree.map(lambda a, b: (a - b) / played.gradient_penalty, with_penalty, without)
-    return part, (played, state, batch, keys)
+    game, state, batch, keys = float64_case(**settings)
+    with_penalty = game_lib.classifier_gradient(game, state.classifier, state.adversary, batch, keys)[0]
+    plain = dataclasses.replace(game, gradient_penalty=0.0)
+    without = game_lib.classifier_gradient(plain, state.classifier, state.adversary, batch, keys)[0]
+    part = jax.tree.map(lambda a, b: (a - b) / game.gradient_penalty, with_penalty, without)
+    return part, (game, state, batch, keys)
 
 
 @pytest.mark.slow
@@ -221,15 +220,15 @@ def test_the_finite_difference_is_the_released_codes_update(decay):
     """
     with jax.enable_x64(True):
         gamma, h = 0.01, 0.01
-        played, state, batch, keys = float64_case(
+        game, state, batch, keys = float64_case(
             gradient_penalty=-gamma, penalty_form="finite_difference", penalty_step=h, penalty_decay=decay
         )
-        found = game.classifier_gradient(played, state.classifier, state.adversary, batch, keys)[0]
+        found = game_lib.classifier_gradient(game, state.classifier, state.adversary, batch, keys)[0]
         theta, phi = state.classifier.params, state.adversary.params
-        images_of = played.adversary.response(state.adversary, None, batch, keys)[1]
+        images_of = game.adversary.response(state.adversary, None, batch, keys)[1]
 
         def loss(theta, images):
-            return losses.cross_entropy(played.classifier.apply(theta, {}, images, train=True)[0], batch.labels).mean()
+            return losses.cross_entropy(game.classifier.apply(theta, {}, images, train=True)[0], batch.labels).mean()
 
         g1 = jax.grad(loss)(theta, batch.images)
         g2 = jax.grad(loss)(theta, images_of(phi))
@@ -291,10 +290,10 @@ def bilinear_game(coefficient):
 def test_positive_penalty_converges_and_negative_diverges_on_the_bilinear_game(coefficient, converges):
     """CE = theta phi + 10, so R = theta^2 / 2: theta moves by -0.1 (phi + c theta), phi by +0.1 theta."""
     with jax.enable_x64(True):
-        played = bilinear_game(coefficient)
+        game = bilinear_game(coefficient)
         batch = Batch(jnp.ones((1, 1, 1, 1), jnp.float64), jnp.zeros(1, jnp.int32))
-        state = game.init(played, jax.random.key(0), batch.images)
-        step = jax.jit(functools.partial(game.train_step, played))
+        state = game_lib.init(game, jax.random.key(0), batch.images)
+        step = jax.jit(functools.partial(game_lib.train_step, game))
         theta, phi, start = 1.0, 1.0, np.hypot(1.0, 1.0)
         steps = 150 if converges else 20
         for _ in range(steps):
@@ -319,10 +318,10 @@ def test_what_has_weight_zero_is_not_computed():
 
     def convolutions(**settings):
         adversary = adversaries.generator(generator, optax.sgd(0.05), THREAT)
-        played = Game(classifier, optax.sgd(0.1), adversary, **settings)
-        state = jax.eval_shape(functools.partial(game.init, played), jax.random.key(0), batch.images)
+        game = Game(classifier, optax.sgd(0.1), adversary, **settings)
+        state = jax.eval_shape(functools.partial(game_lib.init, game), jax.random.key(0), batch.images)
         return count_convolutions(
-            lambda s: game.classifier_gradient(played, s.classifier, s.adversary, batch, keys)[:2], state
+            lambda s: game_lib.classifier_gradient(game, s.classifier, s.adversary, batch, keys)[:2], state
         )
 
     both, clean_only = convolutions(), convolutions(adversarial_weight=0.0)
@@ -335,10 +334,10 @@ def test_what_has_weight_zero_is_not_computed():
 
 def test_a_penalty_without_parameters_is_refused():
     batch = make_batch()
-    played = make_game(adversaries.pgd(THREAT, num_steps=1), gradient_penalty=0.1)
-    state = game.init(played, jax.random.key(0), batch.images)
+    game = make_game(adversaries.pgd(THREAT, num_steps=1), gradient_penalty=0.1)
+    state = game_lib.init(game, jax.random.key(0), batch.images)
     with pytest.raises(ValueError, match="an adversary with parameters"):
-        game.train_step(played, state, batch)
+        game_lib.train_step(game, state, batch)
 
 
 def test_standard_training_is_plain_gradient_descent_and_never_calls_the_adversary():
@@ -346,9 +345,9 @@ def test_standard_training_is_plain_gradient_descent_and_never_calls_the_adversa
         raise AssertionError("called")
 
     batch = make_batch()
-    played = make_game(Adversary(lambda key, images: (), fail, fail), adversarial_weight=0.0)
-    state = game.init(played, jax.random.key(0), batch.images)
-    after, metrics = jax.jit(functools.partial(game.train_step, played))(state, batch)
+    game = make_game(Adversary(lambda key, images: (), fail, fail), adversarial_weight=0.0)
+    state = game_lib.init(game, jax.random.key(0), batch.images)
+    after, metrics = jax.jit(functools.partial(game_lib.train_step, game))(state, batch)
 
     def loss(params):
         logits, _ = CLASSIFIER.apply(params, state.classifier.batch_stats, batch.images, train=True)
@@ -364,16 +363,16 @@ def test_standard_training_is_plain_gradient_descent_and_never_calls_the_adversa
 @pytest.mark.slow
 def test_earlier_minibatches_move_the_adversary_alone():
     batches = [make_batch(seed=index) for index in range(3)]
-    played = make_game()
-    state = game.init(played, jax.random.key(0), batches[0].images)
+    game = make_game()
+    state = game_lib.init(game, jax.random.key(0), batches[0].images)
     earlier = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches[:2])
-    found, _ = jax.jit(functools.partial(game.train_step, played))(state, batches[2], earlier=earlier)
-    classifier_fn = objective.attacked_classifier(played, state.classifier, None)
-    improve = jax.jit(lambda adversary, batch: played.adversary.improve(adversary, classifier_fn, batch, None)[0])
+    found, _ = jax.jit(functools.partial(game_lib.train_step, game))(state, batches[2], earlier=earlier)
+    classifier_fn = objective.attacked_classifier(game, state.classifier, None)
+    improve = jax.jit(lambda adversary, batch: game.adversary.improve(adversary, classifier_fn, batch, None)[0])
     adversary = state.adversary
     for batch in batches:
         adversary = improve(adversary, batch)
-    gradient, *_ = game.classifier_gradient(played, state.classifier, adversary, batches[2], None)
+    gradient, *_ = game_lib.classifier_gradient(game, state.classifier, adversary, batches[2], None)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.classifier.params, gradient)
     assert max_difference(found.adversary.params, adversary.params) < 1e-5
     assert max_difference(found.classifier.params, expected) < 1e-5
@@ -385,16 +384,16 @@ def test_while_it_warms_up_the_ball_is_smaller_and_then_it_is_the_whole(name):
     batch = make_batch(16)
 
     def play(step, **settings):
-        adversary = AdversaryConfig(name=name, warmup_steps=settings.pop("warmup_steps", 0))
+        adversary = AdversaryConfig(name=name, epsilon_warmup_steps=settings.pop("epsilon_warmup_steps", 0))
         adversary.pgd.num_steps = adversary.generator.steps = 1
         config = Config(adversary=adversary, classifier=ClassifierConfig(clean_weight=0.0))
         config.threat.epsilon = settings.pop("epsilon", 0.2)
-        played = game.from_config(config, num_classes=10, channels=1)
-        played = dataclasses.replace(played, classifier=CLASSIFIER)
-        state = game.init(played, jax.random.key(0), batch.images)._replace(step=jnp.int32(step))
-        return jax.jit(functools.partial(game.train_step, played))(state, batch)[0]
+        game = game_lib.from_config(config, num_classes=10, channels=1)
+        game = dataclasses.replace(game, classifier=CLASSIFIER)
+        state = game_lib.init(game, jax.random.key(0), batch.images)._replace(step=jnp.int32(step))
+        return jax.jit(functools.partial(game_lib.train_step, game))(state, batch)[0]
 
-    early, whole, late = (play(step, warmup_steps=4) for step in (1, 3, 100))
+    early, whole, late = (play(step, epsilon_warmup_steps=4) for step in (1, 3, 100))
     assert max_difference(early.classifier, play(1, epsilon=0.1).classifier) < 1e-6
     assert max_difference(whole.classifier, play(3).classifier) < 1e-6
     assert max_difference(late.classifier, play(100).classifier) < 1e-6
@@ -403,13 +402,13 @@ def test_while_it_warms_up_the_ball_is_smaller_and_then_it_is_the_whole(name):
 
 def test_keys_are_a_function_of_seed_and_step_and_of_the_position_alone():
     state = TrainState(jnp.int32(5), jax.random.key(0), PlayerState({}, {}, ()), ())
-    keys = [jax.random.key_data(key).tolist() for key in game.step_keys(state)]
-    again = [jax.random.key_data(key).tolist() for key in game.step_keys(state)]
-    later = [jax.random.key_data(key).tolist() for key in game.step_keys(state._replace(step=jnp.int32(6)))]
+    keys = [jax.random.key_data(key).tolist() for key in game_lib.step_keys(state)]
+    again = [jax.random.key_data(key).tolist() for key in game_lib.step_keys(state)]
+    later = [jax.random.key_data(key).tolist() for key in game_lib.step_keys(state._replace(step=jnp.int32(6)))]
     assert keys == again
     assert len({tuple(key) for key in keys + later}) == 6
-    whole = game.image_keys(jax.random.key(0), 8)
-    shares = jax.vmap(lambda _: game.image_keys(jax.random.key(0), 2, "batch"), axis_name="batch")(jnp.arange(4))
+    whole = game_lib.image_keys(jax.random.key(0), 8)
+    shares = jax.vmap(lambda _: game_lib.image_keys(jax.random.key(0), 2, "batch"), axis_name="batch")(jnp.arange(4))
     assert jnp.all(jax.random.key_data(whole) == jax.random.key_data(shares.reshape(-1)))
 
 
@@ -422,10 +421,10 @@ def test_every_contestant_of_a_config_plays_the_same_step(name):
         classifier=ClassifierConfig(clean_weight=1.0),
         penalty=PenaltyConfig(coefficient=0.01 if name == "generator" else 0.0),
     )
-    played = game.from_config(config, num_classes=10, channels=1)
+    game = game_lib.from_config(config, num_classes=10, channels=1)
     batch = make_batch()
-    state = game.init(played, jax.random.key(0), batch.images)
-    after, metrics = jax.jit(functools.partial(game.train_step, played))(state, batch)
+    state = game_lib.init(game, jax.random.key(0), batch.images)
+    after, metrics = jax.jit(functools.partial(game_lib.train_step, game))(state, batch)
     assert int(after.step) == 1
     assert all(np.isfinite(value) for value in metrics.values())
     assert ("penalty" in metrics) == (name == "generator")

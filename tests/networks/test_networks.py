@@ -335,10 +335,10 @@ class Linear(nn.Module):
 networks.register_classifier("linear", lambda *, num_classes, train, axis_name, dtype: Linear(num_classes))
 
 
-def get_config(contestant="pgd"):
+def get_config(method="pgd"):
     return Config(
         data=DataConfig(train_size=64, validation_size=32), classifier=ClassifierConfig(network="linear"),
-        adversary=AdversaryConfig(name=contestant, pgd=PGDConfig(num_steps=1)), batch_size=16, num_steps=4,
+        adversary=AdversaryConfig(name=method, pgd=PGDConfig(num_steps=1)), batch_size=16, num_steps=4,
         validation=ValidationConfig(every=4, pgd_steps=1),
     )
 """

@@ -27,9 +27,9 @@ _FOLDER = "needs a folder with a checkpoint; test_checkpoint.py, and the tutoria
 _EVALUATED = "needs a whole evaluation; test_report_folder.py"
 _JOINED = "needs several processes; test_processes.py"
 NO_EXAMPLE = {
-    "robust_gan.checkpoint.attack_of": _FOLDER,
-    "robust_gan.checkpoint.classifier_of": _FOLDER,
-    "robust_gan.checkpoint.generator_of": _FOLDER,
+    "robust_gan.checkpoint.get_attack": _FOLDER,
+    "robust_gan.checkpoint.get_classifier": _FOLDER,
+    "robust_gan.checkpoint.get_generator": _FOLDER,
     "robust_gan.checkpoint.has_generator": _FOLDER,
     "robust_gan.checkpoint.load_attack": _FOLDER,
     "robust_gan.checkpoint.load_classifier": _FOLDER,

@@ -80,7 +80,7 @@ def test_each_holds_its_share_and_gets_the_whole(pair):
 
 def test_what_the_first_found_all_have_bit_for_bit(pair):
     (first, second), _ = pair
-    assert first["from_first"] == second["from_first"] == ["first", 0]
+    assert first["broadcast_from_primary"] == second["broadcast_from_primary"] == ["first", 0]
     state = {"x": np.array([-0.0, np.nan, 0], np.float32), "key": jax.random.key(0), "flag": np.array(True)}
     assert first["state"] == second["state"]
     assert first["state"] == [7, *(leaves.digest(leaves.to_host(leaf)) for leaf in jax.tree.leaves(state))]
@@ -128,14 +128,20 @@ def test_the_first_alone_writes_and_says(pair):
 def test_two_processes_evaluate_as_one_and_write_one_report(pair, tiny_names):
     (first, second), folder = pair
     tiny_recipe.get_config()
-    settings = {"attacks": "clean,fgsm,generator", "in_turn": "pgd2", "count": 30, "batch_size": 20, "progress": False}
+    settings = {
+        "attacks": "clean,fgsm,generator",
+        "sequential": "pgd2",
+        "count": 30,
+        "batch_size": 20,
+        "progress": False,
+    }
     # The finished evaluation is found again, by another number of processes.
     scores, values = run.compare([str(folder / "run@6")], output=folder / "report", **settings)
     alone, _ = run.compare([str(folder / "run@6")], **settings)
     for found in (first, second):
         assert found["scores"] == {" of ".join(key): held.tolist() for key, held in scores.robust.items()}
         assert found["scores"] == {" of ".join(key): held.tolist() for key, held in alone.robust.items()}
-        assert found["in_turn"] == [rung["robust_accuracy"] for rung in values["targets"]["run"]["in_turn"]]
+        assert found["sequential"] == [result["robust_accuracy"] for result in values["targets"]["run"]["sequential"]]
 
 
 def test_one_process_goes_on_where_two_stopped(pair, tiny_names, tmp_path):
@@ -253,8 +259,8 @@ def test_what_cannot_be_joined_is_one_sentence(arguments, sentence):
 
 
 def test_one_process_alone_asks_nobody():
-    assert parallel.number() == (0, 1)
-    assert parallel.from_first(lambda: 3) == 3
-    assert parallel.together(lambda: 3) == 3
-    assert [parallel.Agreement([]).reached(wants) for wants in (False, True)] == [False, True]
+    assert parallel.process_index_and_count() == (0, 1)
+    assert parallel.broadcast_from_primary(lambda: 3) == 3
+    assert parallel.run_on_all_processes(lambda: 3) == 3
+    assert [parallel.StopConsensus([]).reached(wants) for wants in (False, True)] == [False, True]
     assert not parallel.is_lost(ValueError("Gloo all-reduce failed"))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from robust_gan import game, parallel
+from robust_gan import game as game_lib
+from robust_gan import parallel
 from robust_gan.config import (
     AdversaryConfig,
     ClassifierConfig,
@@ -44,7 +45,7 @@ CASES = {
         penalty=PenaltyConfig(coefficient=-0.01, form="finite_difference", step=1.0),
     ),
     "running statistics": Config(
-        classifier=ClassifierConfig(attacked_batch_norm="running"),
+        classifier=ClassifierConfig(attack_bn_mode="running"),
         adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, optimizer=SGD)),
     ),
 }
@@ -58,16 +59,16 @@ def make_batch(count=16):
 
 def start(config, batch):
     config.classifier.optimizer = SGD
-    played = game.from_config(config, num_classes=10, channels=1)
-    return played, game.init(played, jax.random.key(0), batch.images)
+    game = game_lib.from_config(config, num_classes=10, channels=1)
+    return game, game_lib.init(game, jax.random.key(0), batch.images)
 
 
 @functools.cache
 def on_one_device(case):
     """The game of a case, its state before a step, and what the step gives on one device."""
     batch = make_batch()
-    played, state = start(CASES[case], batch)
-    return played, state, jax.jit(functools.partial(game.train_step, played))(state, batch)
+    game, state = start(CASES[case], batch)
+    return game, state, jax.jit(functools.partial(game_lib.train_step, game))(state, batch)
 
 
 def assert_same(left, right):
@@ -78,9 +79,9 @@ def assert_same(left, right):
     chex.assert_trees_all_close(*data, rtol=1e-5, atol=1e-5)
 
 
-def mapped_step(kind, played):
+def mapped_step(kind, game):
     """Compiles the step over the axis and returns whole states again."""
-    step = functools.partial(game.train_step, played, axis_name=parallel.AXIS)
+    step = functools.partial(game_lib.train_step, game, axis_name=parallel.AXIS)
     share = lambda batch: jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)  # noqa: E731
     if kind == "vmap":
         mapped = jax.jit(jax.vmap(step, in_axes=(None, 0), out_axes=0, axis_name=parallel.AXIS))
@@ -111,15 +112,15 @@ def mapped_step(kind, played):
     ],
 )
 def test_one_device_is_four(case, kind):
-    played, state, alone = on_one_device(case)
-    assert_same(alone, mapped_step(kind, played)(state, make_batch()))
+    game, state, alone = on_one_device(case)
+    assert_same(alone, mapped_step(kind, game)(state, make_batch()))
 
 
 @pytest.mark.slow
 def test_the_training_step_is_traced_once_and_data_stay_where_they_are():
     config = Config(
         data=DataConfig(augmentation="crop_flip", padding=1),
-        adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, minibatches=2, optimizer=SGD)),
+        adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, batches_per_step=2, optimizer=SGD)),
         batch_size=16,
     )
     rng = np.random.default_rng(0)
@@ -130,15 +131,15 @@ def test_the_training_step_is_traced_once_and_data_stay_where_they_are():
     results = []
     for count in (1, DEVICES):
         devices = parallel.find_devices(num_devices=count)
-        played, state = start(config, Batch(jnp.zeros((1, 8, 8, 1)), None))
+        game, state = start(config, Batch(jnp.zeros((1, 8, 8, 1)), None))
         traces = []
 
-        def step(*arguments, played=played, traces=traces):
+        def step(*arguments, game=game, traces=traces):
             traces.append(None)
-            return multi_step.play(played, config, "stop", *arguments)
+            return multi_step.run_steps(game, config, "stop", *arguments)
 
         compiled = parallel.map_step(step, devices)
-        carried, placed = parallel.replicate((multi_step.Carried(state, nonfinite.begin()), arrays), devices)
+        carried, placed = parallel.replicate((multi_step.LoopState(state, nonfinite.begin()), arrays), devices)
         for index in range(3):
             orders = multi_step.orders(config, index, 1, 1, 50, devices)
             assert orders.positions.shape == (count, 1, 2, 16 // count)
@@ -152,10 +153,10 @@ def test_the_training_step_is_traced_once_and_data_stay_where_they_are():
 def test_the_loop_transfers_nothing_between_host_and_device_but_its_orders():
     config = Config(adversary=AdversaryConfig(name="none"), batch_size=16)
     devices = parallel.find_devices(num_devices=1)
-    played, state = start(config, Batch(jnp.zeros((1, 8, 8, 1)), None))
+    game, state = start(config, Batch(jnp.zeros((1, 8, 8, 1)), None))
     arrays = {"images": np.zeros((50, 8, 8, 1), np.uint8), "labels": np.zeros(50, np.int32)}
-    carried, arrays = parallel.replicate((multi_step.Carried(state, nonfinite.begin()), arrays), devices)
-    play = parallel.map_step(functools.partial(multi_step.play, played, config, "stop"), devices)
+    carried, arrays = parallel.replicate((multi_step.LoopState(state, nonfinite.begin()), arrays), devices)
+    play = parallel.map_step(functools.partial(multi_step.run_steps, game, config, "stop"), devices)
     orders = parallel.replicate(multi_step.orders(config, 0, 2, 3, 50, devices), devices)
     carried, _ = play(carried, arrays, orders)
     with jax.transfer_guard("disallow_explicit"):
@@ -166,7 +167,7 @@ def test_the_loop_transfers_nothing_between_host_and_device_but_its_orders():
 
 
 def test_devices_share_each_minibatch_in_order():
-    config = Config(adversary=AdversaryConfig(generator=GeneratorConfig(minibatches=3)), batch_size=8)
+    config = Config(adversary=AdversaryConfig(generator=GeneratorConfig(batches_per_step=3)), batch_size=8)
     one = multi_step.orders(config, 7, 2, 2, 100, parallel.find_devices(num_devices=1)).positions
     four = multi_step.orders(config, 7, 2, 2, 100, parallel.find_devices(num_devices=4)).positions
     np.testing.assert_array_equal(one[0], np.concatenate(list(four), axis=2))
@@ -208,8 +209,8 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do():
 def test_rows_come_back_in_order():
     devices = parallel.find_devices()
     rows = np.arange(24.0, dtype=np.float32).reshape(8, 3)
-    doubled = parallel.map_batch(_double, devices)(jnp.float32(2), parallel.split(rows, devices))
-    np.testing.assert_array_equal(parallel.join(doubled), 2 * rows)
+    doubled = parallel.map_batch(_double, devices)(jnp.float32(2), parallel.shard(rows, devices))
+    np.testing.assert_array_equal(parallel.gather(doubled), 2 * rows)
 
 
 def _double(scale, share):

@@ -39,7 +39,7 @@ def parse():
     parser.add_argument("checkpoint", help="a run's workdir or its checkpoints folder")
     parser.add_argument("--epsilon", type=float, help="default: that of the checkpoint's configuration")
     parser.add_argument("--norm", choices=["linf", "l2"], help="default: that of the checkpoint's configuration")
-    parser.add_argument("--count", type=int, default=1000, help="how many test images, the first ones")
+    parser.add_argument("--num_examples", type=int, default=1000, help="how many test images, the first ones")
     parser.add_argument("--seeds", type=int, default=1, help="how often to run both, with seeds 0, 1, ...")
     parser.add_argument(
         "--alone",
@@ -84,7 +84,7 @@ class Ours:
         """Returns which images still stand after the attacks in turn, bool `[N]`."""
         components = (IN_THEIR_PLACES,) if names == [IN_THEIR_PLACES[0]] else attacks.autoattack(names)
         if tuple(names) not in self.compiled:
-            run = functools.partial(attacks.run_in_turn, components)
+            run = functools.partial(attacks.run_sequential, components)
             self.compiled[tuple(names)] = jax.pmap(
                 run, in_axes=(None, 0, 0, 0, None), devices=jax.devices()[: self.devices]
             )
@@ -167,8 +167,8 @@ def compare_once(ours, reference):
                     )
                     alone[who][chosen] = still
             standing[who] = before & alone[who]
-            row[f"{who}_alone"], row[f"{who}_in_turn"] = int(alone[who].sum()), int(standing[who].sum())
-        for kind, left in (("alone", alone), ("in_turn", standing)):
+            row[f"{who}_alone"], row[f"{who}_sequential"] = int(alone[who].sum()), int(standing[who].sum())
+        for kind, left in (("alone", alone), ("sequential", standing)):
             row[f"only_the_reference_breaks_{kind}"] = int((left["ours"] & ~left["reference"]).sum())
             row[f"only_ours_breaks_{kind}"] = int((left["reference"] & ~left["ours"]).sum())
         yield row
@@ -209,7 +209,7 @@ def main():
     arguments = parse()
     torch.set_num_threads(arguments.torch_threads)
     record = checkpoint.read_record(arguments.checkpoint, "best")
-    logits_fn = checkpoint.classifier_of(record)
+    logits_fn = checkpoint.get_classifier(record)
     test = data.from_config(record.config.data).test
     images = jnp.asarray(evaluation.to_unit(test.images[: arguments.count]))
     labels = jnp.asarray(test.labels[: arguments.count], jnp.int32)

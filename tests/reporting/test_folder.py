@@ -19,11 +19,11 @@ from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import run as run_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-IN_TURN = "fgsm,pgd3,square20"
+SEQUENTIAL = "fgsm,pgd3,square20"
 
 
 def compare(run, output, **settings):
-    given = {"attacks": "fgsm,pgd2", "in_turn": IN_TURN, "count": 60, "progress": False, **settings}
+    given = {"attacks": "fgsm,pgd2", "sequential": SEQUENTIAL, "count": 60, "progress": False, **settings}
     return run_lib.compare([str(run)], output=output, **given)[1]
 
 
@@ -33,15 +33,15 @@ def timeless(values):
     for name in ("created", "seconds", "images_per_second"):
         del values[name]
     for target in values["targets"].values():
-        for rung in target["in_turn"]:
-            del rung["seconds"]
+        for result in target["sequential"]:
+            del result["seconds"]
     return values
 
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports") / "whole"
-    values = compare(tiny_run, folder, save_adversarial=True, pictures=run_lib.PICTURES)
+    values = compare(tiny_run, folder, save_adversarial=True, pictures=run_lib.PLOTS)
     return folder, values
 
 
@@ -71,8 +71,8 @@ def test_the_details_agree_with_the_figures(evaluated):
         clean = found.predicted["tiny", "clean"] == found.labels
         assert (right & clean).mean() == target["robust_accuracy"][attack]["tiny"]
         assert np.trace(details.confusion(found, "tiny", attack)) == right.sum()
-    in_turn = found.predicted["tiny", details.IN_TURN] == found.labels
-    assert in_turn.mean() == target["in_turn"][-1]["robust_accuracy"]
+    sequential = found.predicted["tiny", details.SEQUENTIAL] == found.labels
+    assert sequential.mean() == target["sequential"][-1]["robust_accuracy"]
     assert found.attack == "pgd2"
     moved = np.abs(found.shown["tiny"] - found.images).max(axis=(1, 2, 3))
     assert len(moved) == 10
@@ -110,15 +110,16 @@ def test_the_images_of_the_file_are_what_stood_at_the_end(evaluated, tiny_run):
     with np.load(folder / "adversarial.npz", allow_pickle=False) as file:
         images, labels = file["tiny"], file["labels"]
     right = np.argmax(np.asarray(checkpoint.load_classifier(tiny_run)(images)), -1) == labels
-    assert right.mean() == values["targets"]["tiny"]["in_turn"][-1]["robust_accuracy"]
+    assert right.mean() == values["targets"]["tiny"]["sequential"][-1]["robust_accuracy"]
 
 
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_to_the_same_report(evaluated, tiny_run, tmp_path):
     program = f"""
 import sys
-from robust_gan import comparison, evaluation
-save = evaluation.Kept.save
+from robust_gan import evaluation
+from robust_gan.reporting import run
+save = evaluation.EvaluationState.save
 count = 0
 def slowly(kept):
     global count
@@ -127,10 +128,10 @@ def slowly(kept):
     if count == 7:
         print("saved", flush=True)
         import time; time.sleep(60)
-evaluation.Kept.save = slowly
-evaluation.keeping.SECONDS = 0.0
-comparison.compare([{str(tiny_run)!r}], output={str(tmp_path / "killed")!r}, attacks="fgsm,pgd2", in_turn={IN_TURN!r},
-                   count=60, batch_size=16, progress=False)
+evaluation.EvaluationState.save = slowly
+evaluation.state.SECONDS = 0.0
+run.compare([{str(tiny_run)!r}], output={str(tmp_path / "killed")!r}, attacks="fgsm,pgd2",
+          sequential={SEQUENTIAL!r}, count=60, batch_size=16, progress=False)
 """
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "saved\n"
@@ -150,7 +151,7 @@ comparison.compare([{str(tiny_run)!r}], output={str(tmp_path / "killed")!r}, att
 def test_the_same_again_attacks_nothing(evaluated, tiny_run, monkeypatch):
     folder, values = evaluated
     written = (folder / "scores.npz").read_bytes()
-    monkeypatch.setattr(evaluation.running.Placed, "craft", None)
+    monkeypatch.setattr(evaluation.sharded_model.ShardedModel, "craft", None)
     again = compare(tiny_run, folder, save_adversarial=True, batch_size=7, pictures=["curve"])
     assert timeless(again)["targets"] == timeless(values)["targets"]
     assert (folder / "scores.npz").read_bytes() == written
@@ -158,11 +159,11 @@ def test_the_same_again_attacks_nothing(evaluated, tiny_run, monkeypatch):
 
 @pytest.mark.slow
 def test_another_evaluation_is_refused_the_folder_unless_told_to_overwrite(tiny_run, tmp_path, launch):
-    compare(tiny_run, tmp_path / "report", in_turn="")
+    compare(tiny_run, tmp_path / "report", sequential="")
     before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir() if path.is_file()}
     with pytest.raises(UserError, match=r"holds another evaluation \(of other threat, seed\): give another folder, or"):
-        compare(tiny_run, tmp_path / "report", in_turn="", seed=1, epsilon=0.1)
-    flags = [f"--checkpoint={tiny_run}", f"--output={tmp_path}/report", "--attacks=fgsm,pgd2", "--count=61"]
+        compare(tiny_run, tmp_path / "report", sequential="", seed=1, epsilon=0.1)
+    flags = [f"--checkpoint={tiny_run}", f"--output={tmp_path}/report", "--attacks=fgsm,pgd2", "--num_examples=61"]
     ended = launch("evaluate", *flags)
     assert (ended.code, ended.out) == (2, "")
     assert "holds another evaluation (of other data)" in ended.err
@@ -174,16 +175,16 @@ def test_another_evaluation_is_refused_the_folder_unless_told_to_overwrite(tiny_
 
 @pytest.mark.slow
 def test_a_folder_whose_findings_are_damaged_is_told(tiny_run, tmp_path):
-    compare(tiny_run, tmp_path / "report", in_turn="")
+    compare(tiny_run, tmp_path / "report", sequential="")
     (tmp_path / "report" / folder_lib.SCORES).write_bytes(b"garbled")
     with pytest.raises(UserError, match=r"scores.npz is damaged .* remove it, and the evaluation begins anew"):
-        compare(tiny_run, tmp_path / "report", in_turn="")
+        compare(tiny_run, tmp_path / "report", sequential="")
 
 
 def test_a_card_holds_autoattack_where_it_was_made():
-    rungs = [{"attack": name, "robust_accuracy": share} for name, share in
+    results = [{"attack": name, "robust_accuracy": share} for name, share in
              (("clean", 0.9), ("apgd_ce", 0.5), ("apgd_t", 0.45), ("fab_t", 0.45), ("square", 0.444))]  # fmt: skip
-    target = {"in_turn": rungs, "clean_accuracy": 0.9, "worst_case": {"all": 0.44}, "alarms": []}
+    target = {"sequential": results, "clean_accuracy": 0.9, "worst_case": {"all": 0.44}, "alarms": []}
     values = {
         "models": {"a": {"function": "m:f"}}, "targets": {"a": target}, "threat": {"norm": "l2", "epsilon": 0.5},
         "data": {"name": "digits", "split": "test", "count": 100},
@@ -203,8 +204,8 @@ def test_a_curve_ends_where_nothing_stands_and_a_rising_one_is_an_alarm():
     assert row[0] == 1.0
     assert list(row) == sorted(row, reverse=True)
     assert row[-1] == 0.0 < row[-2]
-    assert not alarms.of_curve(curve, "a", 200)[0].fired
-    assert alarms.of_curve(Curve("pgd10", (0, 0.1, 0.2), {"a": (0.9, 0.3, 0.4)}), "a", 200)[0].fired
+    assert not alarms.check_curve(curve, "a", 200)[0].fired
+    assert alarms.check_curve(Curve("pgd10", (0, 0.1, 0.2), {"a": (0.9, 0.3, 0.4)}), "a", 200)[0].fired
 
 
 MODEL = """
@@ -226,7 +227,7 @@ def brought(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(**settings):
-        given = {"attacks": "fgsm", "in_turn": "pgd2", "epsilon": 0.1, "progress": False, **settings}
+        given = {"attacks": "fgsm", "sequential": "pgd2", "epsilon": 0.1, "progress": False, **settings}
         return run_lib.compare(models=["brought_model:classifier"], dataset="data.npz", output="out", **given)[1]
 
     return run
@@ -260,7 +261,7 @@ def test_the_record_is_that_of_the_run_that_attacked(brought, monkeypatch):
     first = brought()
     again = brought(batch_size=7)
     assert again == first
-    monkeypatch.setattr(evaluation.keeping, "__version__", "9.9")
+    monkeypatch.setattr(evaluation.state, "__version__", "9.9")
     with pytest.raises(
         UserError, match=r"holds an evaluation of another version \(robust_gan 0\..*this is robust_gan 9"
     ):
@@ -270,8 +271,8 @@ def test_the_record_is_that_of_the_run_that_attacked(brought, monkeypatch):
 def test_a_folder_is_one_processs_at_a_time(tmp_path):
     program = f"""
 from etils import epath
-from robust_gan import report_folder
-with report_folder.held(epath.Path({str(tmp_path / "out")!r})):
+from robust_gan.reporting import folder
+with folder.held(epath.Path({str(tmp_path / "out")!r})):
     print("held", flush=True)
     input()
 """

@@ -13,7 +13,7 @@ from robust_gan.errors import UserError
 from robust_gan.reporting import noise_images
 from robust_gan.storage import workdir
 from robust_gan.threat_model import LinfThreat
-from robust_gan.training.tensorboard import Board
+from robust_gan.training.tensorboard import TensorBoardWriter
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_a_run_keeps_the_noise_of_every_validation(tiny_run):
     attack, logits_fn = checkpoint.load_attack(tiny_run, "last"), checkpoint.load_classifier(tiny_run, "last")
     labels = np.zeros(len(film.images), np.int32)
     adversarial = attack(logits_fn, jax.random.key(0), film.images, labels, LinfThreat(0.15))
-    noise = noise_images.noise_of(np.asarray(adversarial), film.images, 0.15)
+    noise = noise_images.get_noise(np.asarray(adversarial), film.images, 0.15)
     np.testing.assert_allclose(film.noise[2], noise, atol=1.01 / 127.5)
     assert np.abs(film.noise[2] - film.noise[1]).max() > 0
 
@@ -51,7 +51,7 @@ def events(folder):
 
 
 def test_the_board_shows_scalars_pictures_histograms_and_the_config(tmp_path):
-    board = Board(workdir.epath.Path(tmp_path), Config(seed=37))
+    board = TensorBoardWriter(workdir.epath.Path(tmp_path), Config(seed=37))
     board.scalars(5, {"train/clean_loss": 0.5})
     images = np.full((2, 4, 4, 1), 0.5)
     board.perturbations(5, images, {"generator": np.linspace(-1, 1, 32).reshape(images.shape)})

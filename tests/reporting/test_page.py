@@ -52,7 +52,7 @@ def write_evaluation(folder, targets=("<standard>", "pgd"), with_details=True, f
         "data": {"name": "digits", "split": "test", "count": 40},
         "threat": {"norm": "linf", "epsilon": 0.15, "bounds": [0, 1]},
         "attacks": ["fgsm", "pgd10"],
-        "models": {name: {} for name in (*targets, "stranger")},
+        "models": {name: {} for name in (*targets, "surrogate")},
         "targets": {}, "settings": {"seed": 0}, "created": "2026-11-27T00:00:00+00:00", "device": "cpu",
         "versions": {"robust_gan": "0", "jax": "0"},
         "paired": [{"first": targets[0], "second": targets[-1], "under": "fgsm", "difference": -0.25,
@@ -64,9 +64,12 @@ def write_evaluation(folder, targets=("<standard>", "pgd"), with_details=True, f
     for index, name in enumerate(targets):
         report["targets"][name] = {
             "clean_accuracy": 0.9,
-            "robust_accuracy": {"fgsm": {name: 0.5, "stranger": 0.7}, "pgd10": {name: 0.25 * index, "stranger": None}},
+            "robust_accuracy": {
+                "fgsm": {name: 0.5, "surrogate": 0.7},
+                "pgd10": {name: 0.25 * index, "surrogate": None},
+            },
             "worst_case": {"white_box": 0.25 * index, "black_box": 0.7, "all": 0.25 * index},
-            "in_turn": [{"attack": "clean", "robust_accuracy": 0.9}, {"attack": "apgd_ce", "robust_accuracy": 0.2}],
+            "sequential": [{"attack": "clean", "robust_accuracy": 0.9}, {"attack": "apgd_ce", "robust_accuracy": 0.2}],
             "alarms": [{"name": "not_converged", "fired": fired and not index, "finding": "more steps & restarts"}],
         }
         stood[name] = (labels + np.arange(40) // 4) % 3 == 0
@@ -82,7 +85,7 @@ def write_reproduction(folder):
     for seed in (0, 1):
         for name, best in (("none", 0.1), ("pgd", 0.8)):
             write_run(folder / "runs" / f"seed-{seed}" / name, name, best + 0.05 * seed, film=False)
-    contestant = {
+    method = {
         "clean": [0.9, 0.95], "white_box": {"worst case": [0.5, 0.6]}, "black_box": {"worst case": [0.7, None]},
         "cost": [{"seconds": 100, "gradient_evaluations": 11}],
     }  # fmt: skip
@@ -93,7 +96,7 @@ def write_reproduction(folder):
         "seeds": [0, 1],
         "attacks": "fgsm",
         "images": 360,
-        "contestants": {"none": contestant},
+        "methods": {"none": method},
     }
     (folder / "reproduction.json").write_text(json.dumps(values))
     return folder

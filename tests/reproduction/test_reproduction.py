@@ -34,34 +34,32 @@ def test_contestants_are_matched_where_their_authors_do_not_differ():
         if name != NETWORK
     }
     assert len(alike) == 1
-    assert set(plan.contestants) == set(reproduction.OF_THE_PAPER)
+    assert set(plan.methods) == set(reproduction.PAPER_METHODS)
 
 
 def test_strangers_differ_in_seed_or_network_and_the_source_comes_before_who_needs_it():
-    plan = reproduction.plan(recipe(), "digits", "cpu", "out", contestants=["ensemble", "none"], seeds=[3])
+    plan = reproduction.plan(recipe(), "digits", "cpu", "out", methods=["ensemble", "none"], seeds=[3])
     names = [name for _, name in plan.runs]
-    assert names == ["source", "ensemble", "none", "stranger", "stranger_network"]
+    assert names == ["source", "ensemble", "none", "surrogate", "stranger_network"]
     assert [config.seed for config in plan.runs.values()] == [303, 3, 3, 103, 203]
     assert plan.runs[3, "stranger_network"].classifier.network != plan.runs[3, "none"].classifier.network
     assert plan.runs[3, "ensemble"].adversary.ensemble.sources == ("out/runs/seed-3/source",)
-    assert "source" not in [
-        name for _, name in reproduction.plan(recipe(), "digits", "cpu", "o", contestants=["pgd"]).runs
-    ]
+    assert "source" not in [name for _, name in reproduction.plan(recipe(), "digits", "cpu", "o", methods=["pgd"]).runs]
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "svhn", "cifar10", "cifar10_wide", "cifar100"])
 def test_every_contestant_of_every_recipe_is_a_valid_configuration(dataset):
     budgets = methods.BUDGETS if dataset in ("digits", "mnist") else ("paper", "smoke")
     for budget in budgets:
-        plan = reproduction.plan(recipe(dataset), dataset, budget, "out", contestants=list(methods.CONTESTANTS))
+        plan = reproduction.plan(recipe(dataset), dataset, budget, "out", methods=list(methods.METHODS))
         assert len({json.dumps(to_dict(config)) for config in plan.runs.values()}) == len(plan.runs)
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"contestants": ["gan"]}, "unknown contestant 'gan': the contestants are none, fgsm"),
-        ({"contestants": ["pgd", "pgd"]}, "a contestant is named twice"),
+        ({"methods": ["gan"]}, "unknown method 'gan': the methods are none, fgsm"),
+        ({"methods": ["pgd", "pgd"]}, "a method is named twice"),
         ({"seeds": []}, "seeds must be whole numbers from 0 to 99"),
         ({"seeds": [100]}, "seeds must be whole numbers from 0 to 99"),
         ({"seeds": [1, 1]}, "a seed is named twice: 1, 1"),
@@ -81,7 +79,7 @@ def test_a_budget_that_a_recipe_does_not_have_is_told(launch, tmp_path):
         ("--dataset=cifar", "there is no recipe 'cifar': the recipes are cifar10"),
         ("--seeds=a", "--seeds must be whole numbers separated by commas, not 'a'"),
         ("--attacks=fgsm,ppd", "unknown attack 'ppd'"),
-        ("--attacks=clean,generator", "give an attack that can be made on every contestant"),
+        ("--attacks=clean,generator", "give an attack that can be made on every method"),
     ):
         flags = ["--dataset=digits", "--budget=smoke", f"--output={tmp_path}/out", flag]
         ended = launch("reproduce", *flags)
@@ -100,7 +98,7 @@ def test_data_that_are_not_prepared_are_told_before_anything_is_written(launch, 
 
 def test_gradients_are_counted_by_hand():
     def count(name, **generator):
-        config = methods.contestant(Config(adversary=AdversaryConfig(generator=GeneratorConfig(**generator))), name)
+        config = methods.method(Config(adversary=AdversaryConfig(generator=GeneratorConfig(**generator))), name)
         config.adversary.ensemble.sources = ("a",)
         validate(config)
         return cost.gradient_evaluations(config)
@@ -111,12 +109,12 @@ def test_gradients_are_counted_by_hand():
     assert count("trades") == 12
     assert count("ensemble") == 2 + 1 + 10
     assert count("ensemble_tramer") == 3
-    assert count("generator", steps=5, minibatches=5) == 2 + 25
-    assert count("generator_gradient") == 2 + (1 + 1) + 1  # A look and a gradient to improve, a look to perturb.
-    assert count("generator_hops") == 2 + (3 + 1) + 3
-    assert count("generator_hops_alone") == 1 + (3 + 1) + 3
+    assert count("generator", steps=5, batches_per_step=5) == 2 + 25
+    assert count("cond_generator") == 2 + (1 + 1) + 1  # A look and a gradient to improve, a look to perturb.
+    assert count("cond_generator_refined") == 2 + (3 + 1) + 3
+    assert count("cond_generator_adv_only") == 1 + (3 + 1) + 3
     config = Config()
-    config.penalty.coefficient, config.classifier.weight_perturbation = 0.1, 0.01
+    config.penalty.coefficient, config.classifier.awp_gamma = 0.1, 0.01
     assert cost.gradient_evaluations(config) == 2 * (2 + 2) + 5
 
 
@@ -143,8 +141,8 @@ def test_figures_by_hand():
 
 
 def test_the_tables_hold_what_the_reports_say():
-    plan = reproduction.plan(recipe(), "cifar10", "paper", "out", contestants=["pgd", "generator"], seeds=[0, 1])
-    makers = ["pgd", "generator", "stranger", "stranger_network"]
+    plan = reproduction.plan(recipe(), "cifar10", "paper", "out", methods=["pgd", "generator"], seeds=[0, 1])
+    makers = ["pgd", "generator", "surrogate", "stranger_network"]
 
     def report_of(base):
         values = dict(zip(makers, (base, base + 0.1, base + 0.2, base + 0.3), strict=True))
@@ -172,7 +170,7 @@ def test_the_tables_hold_what_the_reports_say():
     assert [row["label"] for row in table.values()] == ["pgd", "image-only generator (+ exact penalty)"]
     assert list(tables.columns(plan, table)) == [row["label"] for row in table.values()]
     text = tables.write_up(plan, table, reports)
-    assert "The contestant `generator` is the image-only generator (+ exact penalty)." in text
+    assert "The method `generator` is the image-only generator (+ exact penalty)." in text
     white, black = (re.search(rf"## {title}.*?\n\| pgd +\|(.*?)\n", text, re.S)[1] for title in ("White", "Black"))
     assert [cell.strip() for cell in white.split("|")[:-1]] == [
         "90.0 ± 0.0", "50.0 ± 14.1", "50.0 ± 14.1", "-", "50.0 ± 14.1", "45.0 ± 14.1",
@@ -190,7 +188,7 @@ def test_the_tables_hold_what_the_reports_say():
 @pytest.mark.slow
 def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):
     """The whole of it: trained, killed, gone on, attacked, written; and once more with nothing left to do."""
-    flags = ["--dataset=digits", "--budget=smoke", "--contestants=ensemble"]
+    flags = ["--dataset=digits", "--budget=smoke", "--methods=ensemble"]
 
     def command(output):
         return [sys.executable, ROOT / "launch" / "reproduce.py", *flags, f"--output={output}"]
@@ -210,7 +208,7 @@ def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):
 
     def figures(output):
         values = json.loads((output / "reproduction.json").read_text())
-        for row in values["contestants"].values():
+        for row in values["methods"].values():
             del row["cost"]
         return values
 
@@ -221,7 +219,7 @@ def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):
     again = launch("reproduce", *flags, f"--output={tmp_path}/a")
     assert again.out.split("# digits")[1] == ended.out.split("# digits")[1]
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "a/seed-0").iterdir()}
-    rows = json.loads((tmp_path / "a/reproduction.json").read_text())["contestants"]
+    rows = json.loads((tmp_path / "a/reproduction.json").read_text())["methods"]
     for row in rows.values():
         assert all(0 <= share <= 1 for share in np.ravel([row["clean"], row["all"]]))
         assert row["all"][0] <= row["white_box"]["worst case"][0] <= row["clean"][0]

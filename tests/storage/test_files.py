@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from robust_gan.errors import DataError, UserError
-from robust_gan.evaluation import Kept, user_inputs
+from robust_gan.evaluation import EvaluationState, user_inputs
 from robust_gan.reporting import details
 from robust_gan.storage import files
 
@@ -84,7 +84,7 @@ def test_a_damaged_file_is_one_exception_wherever_it_is_read(name, tmp_path):
     with pytest.raises(DataError, match=r"is no \.npz of plain arrays \("):
         user_inputs.load_arrays(path)
     with pytest.raises(UserError, match="is damaged"):
-        Kept(path)
+        EvaluationState(path)
     path.rename(tmp_path / details.FILE)
     with pytest.raises(UserError, match="is damaged"):
         details.read(tmp_path)

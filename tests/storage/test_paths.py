@@ -18,7 +18,7 @@ from robust_gan.checkpoint import locations
 from robust_gan.config import Config
 from robust_gan.data import mirroring
 from robust_gan.errors import CheckpointError, DataError, UserError
-from robust_gan.evaluation import Kept, user_inputs
+from robust_gan.evaluation import EvaluationState, user_inputs
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.storage import paths, workdir
 
@@ -89,7 +89,7 @@ def test_a_workdir_in_a_store_is_claimed_and_another_configuration_refused(store
 
 def test_lines_in_a_store_are_written_anew_now_and_then_and_at_the_end(store, monkeypatch):
     path = paths.locate("gs://bucket/run") / workdir.METRICS
-    lines = workdir.Lines(path, 0)
+    lines = workdir.JsonlWriter(path, 0)
     lines.write(1, {"x": 1.0})
     assert path.read_text() == ""
     monkeypatch.setattr(workdir, "SECONDS", 0.0)
@@ -99,7 +99,7 @@ def test_lines_in_a_store_are_written_anew_now_and_then_and_at_the_end(store, mo
     lines.write(3, {"x": 3.0})
     lines.close()
     assert path.read_text().count("\n") == 3
-    workdir.Lines(path, 2).close()
+    workdir.JsonlWriter(path, 2).close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
@@ -126,7 +126,7 @@ def test_findings_and_reports_are_kept_in_a_store(store):
     assert again.part("fgsm", 2)[0].tolist() == [True, False]
     with pytest.raises(UserError, match=r"gs://bucket/report holds another evaluation \(of other seed\)"):
         folder_lib.claim(path, {"seed": 1})
-    assert isinstance(Kept(path / "nosuch.npz"), Kept)
+    assert isinstance(EvaluationState(path / "nosuch.npz"), EvaluationState)
 
 
 def test_arrays_of_images_are_read_from_a_store(store, tmp_path):

@@ -49,7 +49,7 @@ def test_relative_paths_and_a_tilde_are_understood(tmp_path, monkeypatch):
     assert os.fspath(claim("~/b")) == str(tmp_path / "home" / "b")
 
 
-@pytest.mark.parametrize("change", [{"num_steps": 7}, {"log_every": 3}, {"keep_last": 9}])
+@pytest.mark.parametrize("change", [{"num_steps": 7}, {"log_every": 3}, {"max_to_keep": 9}])
 def test_a_run_may_go_on_with_what_does_not_touch_a_step(tmp_path, change):
     claim(tmp_path)
     claim(tmp_path, Config(**change))
@@ -171,7 +171,7 @@ def test_lines_after_the_step_and_lines_that_were_cut_or_garbled_are_dropped(tmp
         "\n".join([kept[0], '{"a": 1}', '{"step": "2"}', "[1]", "", kept[1], '{"step": 3, "a": 1}']).encode()
         + b'\n{"step": 1, "name": "\xff"}\n\x00\x00\x00\n{"step": 2, "a": 0.1'
     )
-    lines = workdir.Lines(path, step=2)
+    lines = workdir.JsonlWriter(path, step=2)
     lines.write(3, {"a": 0.125})
     assert path.read_text().splitlines() == [*kept, '{"step": 3, "a": 0.125}']
     lines.close()
@@ -179,7 +179,7 @@ def test_lines_after_the_step_and_lines_that_were_cut_or_garbled_are_dropped(tmp
 
 def test_lines_of_a_new_run_begin_empty(tmp_path):
     path = epath.Path(tmp_path) / workdir.METRICS
-    workdir.Lines(path, step=0).close()
+    workdir.JsonlWriter(path, step=0).close()
     assert path.read_text() == ""
 
 
@@ -244,7 +244,7 @@ def test_the_clock_may_go_backwards(tmp_path, monkeypatch):
     times = itertools.count(2e9, -3600)
     monkeypatch.setattr(time, "time", lambda: next(times))
     monkeypatch.setattr(time, "time_ns", lambda: int(next(times) * 1e9))
-    config, info = Config(keep_last=2), checkpoint.DataInfo("digits", (8, 8, 1), 10, ())
+    config, info = Config(max_to_keep=2), checkpoint.DataInfo("digits", (8, 8, 1), 10, ())
     writer = checkpoint.Writer(tmp_path, config, info)
     for step in (1, 2, 3):
         writer.save(step, {"x": np.full(2, step, np.float32)}, {checkpoint.SELECTION: 0.5})
@@ -257,7 +257,7 @@ def test_the_clock_may_go_backwards(tmp_path, monkeypatch):
 
 
 def test_lines_on_a_full_disk_are_a_sentence(tmp_path):
-    lines = workdir.Lines(epath.Path(tmp_path) / workdir.METRICS, step=0)
+    lines = workdir.JsonlWriter(epath.Path(tmp_path) / workdir.METRICS, step=0)
     lines._file.close()
     lines._file = open("/dev/full", "a")  # noqa: SIM115
     with pytest.raises(UserError, match=r"/metrics.jsonl cannot be written \(no space left on device\): make room"):

@@ -25,8 +25,8 @@ def config(name="generator", **settings):
 
 
 def start(config):
-    played = game_lib.from_config(config, num_classes=10, channels=1)
-    return setup.initial_state(config, played, (8, 8, 1))
+    game = game_lib.from_config(config, num_classes=10, channels=1)
+    return setup.initial_state(config, game, (8, 8, 1))
 
 
 def look(config, state):
@@ -99,7 +99,7 @@ def test_robust_overfitting_is_none_where_nothing_is_to_be_robust():
 
 def test_a_warning_is_said_when_it_comes_and_again_when_it_comes_again():
     said = []
-    teller = diagnostics.Teller(said.append)
+    teller = diagnostics.LogOnce(said.append)
     for step, is_so in enumerate((False, True, True, False, True)):
         assert teller.tell(step, {"robust_overfitting": is_so}) == {"warning/robust_overfitting": float(is_so)}
     assert [text.split(":")[0] for text in said] == ["warning at step 1", "warning at step 4"]

@@ -28,7 +28,7 @@ def test_a_forecast_is_of_this_run():
     num_devices = 2
     config = Config(
         data=DataConfig(validation_size=32, train_size=64),
-        adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, sees=("gradient",))),
+        adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, inputs=("gradient",))),
         validation=ValidationConfig(every=30, batch_size=16, pgd_steps=1),
         batch_size=8,
         num_steps=100,

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_gan import checkpoint, game, parallel, training
+from robust_gan import checkpoint, parallel, training
+from robust_gan import game as game_lib
 from robust_gan.checkpoint import restore
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, DataConfig, GeneratorConfig, ValidationConfig
 from robust_gan.errors import NotFiniteError, UserError
-from robust_gan.game import TrainState, WeightAverage
+from robust_gan.game import TrainState, Variables
 from robust_gan.storage import leaves, workdir
 from robust_gan.training import nonfinite, postmortem
 from robust_gan.types import PlayerState
@@ -27,7 +28,7 @@ def player(value):
 
 
 def state(value, step):
-    average = WeightAverage({"kernel": jnp.full(3, value)}, {})
+    average = Variables({"kernel": jnp.full(3, value)}, {})
     return TrainState(jnp.int32(step), jax.random.key(0), player(value), player(value), average)
 
 
@@ -120,15 +121,15 @@ def _infinite(player):
 
 def poison(monkeypatch, name, steps):
     """Lets something go wrong in some steps of every run."""
-    change, step = POISONS[name][0], game.train_step
+    change, step = POISONS[name][0], game_lib.train_step
 
-    def poisoned(played, state, batch, **settings):
+    def poisoned(game, state, batch, **settings):
         wrong = jnp.isin(state.step, jnp.array(steps))
         changed = jax.tree.map(lambda a, b: jnp.where(wrong, a, b), change(state._replace(key=None), batch),
                                (state._replace(key=None), batch))  # fmt: skip
-        return step(played, changed[0]._replace(key=state.key), changed[1], **settings)
+        return step(game, changed[0]._replace(key=state.key), changed[1], **settings)
 
-    monkeypatch.setattr(game, "train_step", poisoned)
+    monkeypatch.setattr(game_lib, "train_step", poisoned)
 
 
 @pytest.mark.slow
@@ -193,13 +194,13 @@ def test_a_run_that_skips_every_step_ends(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_names")
 def test_a_state_that_overflows_in_its_last_step_is_not_saved(tmp_path, monkeypatch):
-    step = game.train_step
+    step = game_lib.train_step
 
     def overflows(*arguments, **settings):
         state, metrics = step(*arguments, **settings)
         return state._replace(classifier=_infinite(state.classifier)), metrics
 
-    monkeypatch.setattr(game, "train_step", overflows)
+    monkeypatch.setattr(game_lib, "train_step", overflows)
     with pytest.raises(NotFiniteError, match=r"classifier/params/\S+ of the classifier is -?(inf|nan) at step 1: "):
         train(tiny(num_steps=1), tmp_path / "run")
     assert not list((tmp_path / "run" / checkpoint.FOLDER).iterdir())

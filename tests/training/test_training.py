@@ -40,7 +40,9 @@ def tiny(name="generator", **settings):
         data=DataConfig(train_size=100, validation_size=40, augmentation="crop", padding=1),
         classifier=ClassifierConfig(network="tiny"),
         adversary=AdversaryConfig(
-            name=name, pgd=PGDConfig(num_steps=1), generator=GeneratorConfig(network="tiny", steps=1, minibatches=2)
+            name=name,
+            pgd=PGDConfig(num_steps=1),
+            generator=GeneratorConfig(network="tiny", steps=1, batches_per_step=2),
         ),
         penalty=PenaltyConfig(coefficient=0.01 if name == "generator" else 0.0),
         batch_size=16,
@@ -97,7 +99,7 @@ def test_stopped_and_resumed_equals_undisturbed(tmp_path, name, count):
 
 
 COSINE = {"classifier.optimizer.schedule": "cosine", "classifier.optimizer.schedule_steps": 9}
-GROWN = {"sees": ("gradient", "perturbation", "label"), "hops": 2, "latent_size": 2, "final_step": 0.5}
+GROWN = {"sees": ("gradient", "perturbation", "label"), "hops": 2, "latent_size": 2, "final_fgsm_step": 0.5}
 
 
 @pytest.mark.slow
@@ -105,13 +107,13 @@ GROWN = {"sees": ("gradient", "perturbation", "label"), "hops": 2, "latent_size"
     ("name", "settings", "count"),
     [
         ("fgsm", {}, 1),
-        ("fgsm", {"classifier.average_decay": 0.9}, 4),
-        ("pgd", {"classifier.loss": "trades", "classifier.weight_perturbation": 0.01}, 1),
+        ("fgsm", {"classifier.ema_decay": 0.9}, 4),
+        ("pgd", {"classifier.loss": "trades", "classifier.awp_gamma": 0.01}, 1),
         ("generator", {f"adversary.generator.{field}": value for field, value in GROWN.items()}, 1),
         (
             "generator",
             {
-                "classifier.average_decay": 0.9,
+                "classifier.ema_decay": 0.9,
                 "classifier.optimizer.schedule": "cosine",
                 "classifier.optimizer.schedule_steps": 9,
             },
@@ -337,7 +339,7 @@ def test_training_ends_when_patience_does_and_stays_ended(tmp_path):
     # With a rate of next to nothing no validation is better than the first.
     config = tiny("none", num_steps=20, validation=ValidationConfig(every=2, pgd_steps=1, patience=2))
     config.classifier.optimizer = OptimizerConfig(learning_rate=1e-12)
-    config.classifier.average_decay = 0.5
+    config.classifier.ema_decay = 0.5
     said = []
     ended = train(config, tmp_path / "run", say=said.append)
     # Accuracies are equal then, and the newest of equals is the best: patience never ends.
@@ -387,8 +389,11 @@ def test_sources_that_are_missing_or_of_other_data_are_one_sentence_and_nothing_
 @pytest.mark.slow
 def test_the_averaged_weights_are_what_is_validated_and_evaluated(tmp_path):
     config = tiny("generator", num_steps=3)
-    config.classifier.average_decay = 0.5
-    config.adversary.generator.sees, config.adversary.generator.hops = ("gradient", "perturbation", "label"), 2
+    config.classifier.ema_decay = 0.5
+    config.adversary.generator.inputs, config.adversary.generator.num_refinements = (
+        ("gradient", "perturbation", "label"),
+        2,
+    )
     config.adversary.generator.latent_size = 2
     ended = train(config, tmp_path / "run")
     record = checkpoint.read_record(tmp_path / "run", "last")

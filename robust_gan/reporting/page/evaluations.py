@@ -61,7 +61,7 @@ def section(evaluation: Evaluation, palette: Palette) -> str:
     report, found = evaluation.report, evaluation.details
     pieces = [_conditions(report), _alarms(report)]
     figures = [_accuracies(report)]
-    figures += [_in_turn(report)] if any(target["in_turn"] for target in report["targets"].values()) else []
+    figures += [_sequential(report)] if any(target["sequential"] for target in report["targets"].values()) else []
     figures += _transfer(report)
     pieces.append(f'<div class="figures">{"".join(figures)}</div>')
     if cells := statistics.paired_cells(report["paired"]):
@@ -145,12 +145,15 @@ def _accuracies(report: dict[str, Any]) -> str:
     return parts.figure(title, svg.dots(rows, count) + key, note)
 
 
-def _in_turn(report: dict[str, Any]) -> str:
-    targets = {name: target["in_turn"] for name, target in report["targets"].items() if target["in_turn"]}
-    attacks = [rung["attack"] for rung in next(iter(targets.values()))]
+def _sequential(report: dict[str, Any]) -> str:
+    targets = {name: target["sequential"] for name, target in report["targets"].items() if target["sequential"]}
+    attacks = [result["attack"] for result in next(iter(targets.values()))]
     shares = [
-        [next((rung["robust_accuracy"] for rung in rungs if rung["attack"] == attack), None) for attack in attacks]
-        for rungs in targets.values()
+        [
+            next((result["robust_accuracy"] for result in results if result["attack"] == attack), None)
+            for attack in attacks
+        ]
+        for results in targets.values()
     ]
     return parts.figure(
         "What stands after each of the attacks in turn, in %",
@@ -190,7 +193,7 @@ def _classes(report: dict[str, Any], found: Details) -> str:
 
 
 def _confusions(report: dict[str, Any], found: Details) -> str:
-    attacks = [attack for attack in (found.attack, *reversed(report["attacks"]), details_lib.IN_TURN)
+    attacks = [attack for attack in (found.attack, *reversed(report["attacks"]), details_lib.SEQUENTIAL)
                if any((target, attack) in found.predicted for target in report["targets"])]  # fmt: skip
     if not attacks:
         return ""

@@ -9,12 +9,12 @@ from etils import epath
 from robust_gan.errors import UserError
 from robust_gan.reporting import details, noise_images
 from robust_gan.reporting.details import Details
-from robust_gan.reporting.noise_images import Film
+from robust_gan.reporting.noise_images import NoiseImages
 from robust_gan.storage import files, workdir
 
 REPORT, REPRODUCTION = "report.json", "reproduction.json"
 SCHEMAS = {REPORT: "robust_gan.evaluation/4", REPRODUCTION: "robust_gan.reproduction/2"}
-"""Those of `report` and `experiment`, whose modules load jax."""
+"""Those of `reporting.tables` and `reproduction`, whose modules load jax."""
 
 _DEPTH = 4
 _PASSED_OVER = ("checkpoints", "tensorboard", noise_images.FOLDER, "cards")
@@ -25,7 +25,7 @@ class Run(NamedTuple):
 
     Attributes:
         name: To show.
-        group: Runs of one contestant with other seeds share it.
+        group: Runs of one method with other seeds share it.
         folder: Where.
         config: As in `config.json`.
         metrics: Lines of `metrics.jsonl`.
@@ -39,7 +39,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     timing: list[dict[str, Any]]
-    film: Film | None
+    film: NoiseImages | None
 
 
 class Evaluation(NamedTuple):
@@ -130,7 +130,7 @@ def _add(found: Found, folder: epath.Path, root: epath.Path) -> None:
     name = folder.name if folder == root else f"{root.name}/{folder.relative_to(root)}"
     if (folder / workdir.CONFIG).exists() and (folder / workdir.METRICS).exists():
         seed = folder.parent.name
-        # As experiment.planning lays them out.
+        # As reproduction.plan lays them out.
         belongs = seed.startswith("seed-") and folder.parent.parent.name == "runs"
         shown = f"{folder.name}, seed {seed.removeprefix('seed-')}" if belongs else folder.name
         group = f"{folder.parent.parent.parent}/{folder.name}" if belongs else os.fspath(folder)

@@ -1,4 +1,4 @@
-"""The part of the page on reproductions: what stands of every contestant, over all seeds."""
+"""The part of the page on reproductions: what stands of every method, over all seeds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +19,8 @@ def section(values: dict[str, Any]) -> str:
     """
     kinds = {"clean": 0, "black box, worst case": 1, "white box, worst case": 2}
     marks, rows = [], []
-    for contestant, found in values["contestants"].items():
-        name = found.get("label", contestant)
+    for method, found in values["methods"].items():
+        name = found.get("label", method)
         shares = (found["clean"], found["black_box"].get(WORST, []), found["white_box"].get(WORST, []))
         given = [[share for share in row if share is not None] for row in shares]
         marks.append((name, [(kind, index, row) for (kind, index), row in zip(kinds.items(), given, strict=True)]))
@@ -33,9 +33,9 @@ def section(values: dict[str, Any]) -> str:
                 str(found["cost"][0]["gradient_evaluations"]),
             ]
         )
-    header = ["contestant", "clean", "black box", "white box", "time", "gradients per update"]
+    header = ["method", "clean", "black box", "white box", "time", "gradients per update"]
     picture = parts.figure(
-        "Every contestant, worst cases", svg.dots(marks, values["images"]) + svg.legend(list(kinds.items()))
+        "Every method, worst cases", svg.dots(marks, values["images"]) + svg.legend(list(kinds.items()))
     )
     seeds = ", ".join(map(str, values["seeds"]))
     spread = "mean and standard deviation over the seeds" if len(values["seeds"]) > 1 else statistics.INTERVALS

@@ -20,14 +20,14 @@ from robust_gan import evaluation, networks, parallel, threat_model
 from robust_gan.config import NORMS, ThreatConfig, check_epsilon
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation import Scores, loading, trying
-from robust_gan.evaluation.sharded_model import Placed, place
+from robust_gan.evaluation.sharded_model import ShardedModel, place
 from robust_gan.parallel import interruption
 from robust_gan.reporting import details, tables
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import plots as pictures_lib
 from robust_gan.reporting.run import additions
 from robust_gan.reporting.run.additions import Found
-from robust_gan.reporting.run.request import PICTURES, Request
+from robust_gan.reporting.run.request import PLOTS, Request
 from robust_gan.types import ThreatModel
 
 _DRAWN, _DRAWN_BY_QUERIES = "pgd40", "square"
@@ -51,7 +51,7 @@ class _Attacks(NamedTuple):
     """The attacks of an evaluation: made on every model, made in turn, and the one of pictures and curve."""
 
     names: tuple[str, ...]
-    in_turn: tuple[str, ...]
+    sequential: tuple[str, ...]
     drawn: str
 
 
@@ -61,19 +61,19 @@ class _Subject(NamedTuple):
     Of every model that has none, `missing` says why.
     """
 
-    everyone: list[loading.Entrant]
+    everyone: list[loading.EvaluatedModel]
     num_targets: int
-    chosen: loading.Chosen
+    chosen: loading.EvaluationData
     threat: ThreatModel
     missing: dict[str, str]
-    placed: list[Placed]
+    placed: list[ShardedModel]
 
     @property
-    def targets(self) -> list[Placed]:
+    def targets(self) -> list[ShardedModel]:
         return self.placed[: self.num_targets]
 
     @property
-    def sources(self) -> list[Placed]:
+    def sources(self) -> list[ShardedModel]:
         return self.placed[self.num_targets :]
 
 
@@ -104,12 +104,12 @@ def _compare(request: Request) -> tuple[Scores, dict[str, Any]]:
     folder = None
     if request.output is not None:
         output = request.output
-        folder = epath.Path(parallel.from_first(lambda: os.fspath(folder_lib.check(output))))
-        parallel.from_first(lambda: additions.check_files(folder))
+        folder = epath.Path(parallel.broadcast_from_primary(lambda: os.fspath(folder_lib.check(output))))
+        parallel.broadcast_from_primary(lambda: additions.check_files(folder))
     subject, chosen_attacks = _choose(request, chosen_attacks)
     devices = request.devices or parallel.find_devices()
-    subject = parallel.together(lambda: _try(request, subject, chosen_attacks, devices))
-    writes = parallel.is_first()
+    subject = parallel.run_on_all_processes(lambda: _try(request, subject, chosen_attacks, devices))
+    writes = parallel.is_primary()
     with folder_lib.held(folder), interruption.exit_at_sigterm():
         kept = _claim(request, folder, subject, chosen_attacks, devices)
         progress = writes and (sys.stderr.isatty() if request.progress is None else request.progress)
@@ -136,13 +136,13 @@ def _compare(request: Request) -> tuple[Scores, dict[str, Any]]:
 def _total(subject: _Subject, attacks: _Attacks) -> int:
     """Returns how many images are attacked, for the bar."""
     count = len(subject.chosen.labels)
-    in_turn = (1 + len(attacks.in_turn)) * count if attacks.in_turn else 0
-    return evaluation.total(subject.targets, subject.sources, attacks.names, count) + len(subject.targets) * in_turn
+    sequential = (1 + len(attacks.sequential)) * count if attacks.sequential else 0
+    return evaluation.total(subject.targets, subject.sources, attacks.names, count) + len(subject.targets) * sequential
 
 
 def _read(request: Request) -> _Attacks:
     """Reads what was asked for; refuses what no model and no image could make right."""
-    chosen = evaluation.suite_of(request.suite, request.attacks, request.in_turn)
+    chosen = evaluation.get_suite(request.suite, request.attacks, request.sequential)
     names, turns = (evaluation.attack_names(text) for text in chosen)
     if request.batch_size < 1 or request.count < 0:
         raise UserError(
@@ -152,25 +152,25 @@ def _read(request: Request) -> _Attacks:
         raise UserError(f"the norm must be one of {', '.join(NORMS)}, not {request.norm!r}")
     if not request.targets and not request.models:
         raise UserError("give at least one checkpoint, or a model of your own, to evaluate")
-    if unknown := [name for name in request.pictures if name not in PICTURES]:
-        raise UserError(f"there is no picture {unknown[0]!r}: the pictures are {', '.join(PICTURES)}")
+    if unknown := [name for name in request.pictures if name not in PLOTS]:
+        raise UserError(f"there is no picture {unknown[0]!r}: the pictures are {', '.join(PLOTS)}")
     if request.output is None and (request.pictures or request.save_adversarial):
         raise UserError("pictures and adversarial images go to the report folder: give --output")
     if "transfer" in request.pictures and not names:
         raise UserError("transfer.png shows an attack that is made on every model: name one with --attacks")
     if request.save_adversarial and not turns:
-        raise UserError("adversarial.npz holds what attacks in turn broke: give --suite=autoattack or --in_turn")
+        raise UserError("adversarial.npz holds what attacks in turn broke: give --suite=autoattack or --sequential")
     if request.pictures:
         pictures_lib.check_plot()
-    on_pixels = [name for name in names if name not in (evaluation.GENERATOR, *evaluation.FRESH)]
+    on_pixels = [name for name in names if name not in (evaluation.GENERATOR, *evaluation.RETRAINED)]
     return _Attacks(names, turns, on_pixels[-1] if on_pixels else _DRAWN)
 
 
 def _choose(request: Request, attacks: _Attacks) -> tuple[_Subject, _Attacks]:
     """Loads models and images, and finds the threat model."""
-    given, brought = parallel.together(
+    given, brought = parallel.run_on_all_processes(
         lambda: (
-            loading.from_checkpoints([*request.targets, *request.sources], batch_statistics=request.batch_statistics),
+            loading.from_checkpoints([*request.targets, *request.sources], use_batch_stats=request.use_batch_stats),
             loading.from_functions(request.models),
         )
     )
@@ -187,7 +187,7 @@ def _choose(request: Request, attacks: _Attacks) -> tuple[_Subject, _Attacks]:
     epsilon = first.config.threat.epsilon if first and epsilon is None else epsilon
     check_epsilon(epsilon, norm=norm)
     threat = threat_model.from_config(ThreatConfig(norm, float(epsilon)))  # type: ignore[arg-type]
-    chosen = parallel.together(
+    chosen = parallel.run_on_all_processes(
         lambda: loading.choose_data(
             everyone,
             dataset=request.dataset,
@@ -204,12 +204,12 @@ def _choose(request: Request, attacks: _Attacks) -> tuple[_Subject, _Attacks]:
 def _try(request: Request, subject: _Subject, attacks: _Attacks, devices: Sequence[jax.Device]) -> _Subject:
     """Tries on a few images what the models will have to do, and places them."""
     num_devices = len(devices)
-    images, names = subject.chosen.images, [*dict.fromkeys([*attacks.names, *attacks.in_turn])]
-    if set(names) & set(evaluation.FRESH):
+    images, names = subject.chosen.images, [*dict.fromkeys([*attacks.names, *attacks.sequential])]
+    if set(names) & set(evaluation.RETRAINED):
         networks.generator_for(images.shape[1:])
     num_classes = max(2, int(subject.chosen.labels.max()) + 1, len(subject.chosen.label_names))
     most = -(-request.batch_size // num_devices)
-    everyone: list[loading.Entrant] = []
+    everyone: list[loading.EvaluatedModel] = []
     missing, widest = {}, 0
     for entrant in subject.everyone:
         model = entrant.model
@@ -223,11 +223,11 @@ def _try(request: Request, subject: _Subject, attacks: _Attacks, devices: Sequen
             if classes < (needed := attacks_lib.classes_needed(name)):
                 raise UserError(
                     f"{name} needs a classifier of at least {needed} classes, but {model.name} has {classes}: "
-                    "leave it out with --attacks or --in_turn"
+                    "leave it out with --attacks or --sequential"
                 )
         if entrant.record is None:
             width = min(most, -(-len(images) // num_devices))
-            on_targets = attacks.in_turn if len(everyone) < subject.num_targets else ()
+            on_targets = attacks.sequential if len(everyone) < subject.num_targets else ()
             trying.try_attacks(
                 model, images, subject.threat, [*attacks.names, *on_targets], width, missing.get(model.name, "")
             )
@@ -245,35 +245,35 @@ def _claim(
     subject: _Subject,
     attacks: _Attacks,
     devices: Sequence[jax.Device],
-) -> evaluation.Kept:
+) -> evaluation.EvaluationState:
     """Makes the folder this evaluation's, and returns what is known already."""
-    kept = evaluation.Kept()
+    kept = evaluation.EvaluationState()
     what = folder_lib.subject(
-        subject.everyone, subject.chosen, subject.threat, attacks=attacks.names, in_turn=attacks.in_turn,
-        seed=request.seed, batch_statistics=request.batch_statistics, save_adversarial=request.save_adversarial,
+        subject.everyone, subject.chosen, subject.threat, attacks=attacks.names, sequential=attacks.sequential,
+        seed=request.seed, use_batch_stats=request.use_batch_stats, save_adversarial=request.save_adversarial,
         # By the statistics of a batch, and only so, figures depend on its size.
-        **({"batch_size": request.batch_size} if request.batch_statistics else {}),
+        **({"batch_size": request.batch_size} if request.use_batch_stats else {}),
     )  # fmt: skip
     same = {
         "batch_size": request.batch_size,
         "output": os.fspath(request.output or ""),
         "pictures": [*request.pictures],
     }
-    parallel.check_same(what | same)
+    parallel.assert_equal_across_processes(what | same)
     if folder is None:
         return kept
-    chosen, names = subject.chosen, [*attacks.names, *attacks.in_turn]
+    chosen, names = subject.chosen, [*attacks.names, *attacks.sequential]
 
-    def differs(there: evaluation.Kept) -> str:
+    def differs(there: evaluation.EvaluationState) -> str:
         return there.differs(
             subject.placed, chosen.images, chosen.labels, subject.threat, request.seed, attacks=names,
             batch_size=request.batch_size, devices=devices,
         )  # fmt: skip
 
-    def claim() -> evaluation.Kept:
+    def claim() -> evaluation.EvaluationState:
         return folder_lib.claim(folder, what, overwrite=request.overwrite, differs=differs)
 
-    return parallel.together(claim if parallel.is_first() else lambda: kept).shared()
+    return parallel.run_on_all_processes(claim if parallel.is_primary() else lambda: kept).shared()
 
 
 def _attack(
@@ -283,7 +283,7 @@ def _attack(
     chosen, threat, kept = subject.chosen, subject.threat, given["kept"]
     images, labels, names = chosen.images, chosen.labels, attacks.names
     drawn = (
-        attacks.drawn if not subject.missing or attacks.drawn in names else [_DRAWN_BY_QUERIES, *attacks.in_turn][-1]
+        attacks.drawn if not subject.missing or attacks.drawn in names else [_DRAWN_BY_QUERIES, *attacks.sequential][-1]
     )
     shown = details.choose(labels)
     try:
@@ -301,19 +301,19 @@ def _attack(
             shown,
             dict(scores.predicted),
         )
-        for model in subject.targets if attacks.in_turn else ():
+        for model in subject.targets if attacks.sequential else ():
             if request.save_adversarial:
                 found.broken[model.name] = kept.rows(f"adversarial: {model.name}", evaluation.to_unit(images))
             taken = kept.array(f"predicted in turn: {model.name}", np.full(len(labels), -1, np.int32))
-            fell_to = np.full(len(labels), -1, np.int16)
-            found.standing[model.name], found.rungs[model.name] = evaluation.survive(
-                model, images, labels, threat, attacks=attacks.in_turn, adversarial=found.broken.get(model.name),
-                predicted=taken, fell_to=fell_to, **given,
+            broken_by = np.full(len(labels), -1, np.int16)
+            found.standing[model.name], found.results[model.name] = evaluation.evaluate_sequential(
+                model, images, labels, threat, attacks=attacks.sequential, adversarial=found.broken.get(model.name),
+                predicted=taken, broken_by=broken_by, **given,
             )  # fmt: skip
             found.broke[model.name] = {
-                rung.attack: fell_to == place for place, rung in enumerate(found.rungs[model.name])
+                result.attack: broken_by == place for place, result in enumerate(found.results[model.name])
             }
-            found.predicted[model.name, details.IN_TURN] = np.where(found.standing[model.name], labels, taken)
+            found.predicted[model.name, details.SEQUENTIAL] = np.where(found.standing[model.name], labels, taken)
     except jax.errors.JaxRuntimeError as error:
         smaller = ": give a smaller --batch_size" if "RESOURCE_EXHAUSTED" in str(error) else ""
         raise UserError(f"an attack failed while it ran: {one_line(error)}{smaller}; {_going_on(folder)}") from error
@@ -339,10 +339,10 @@ def _record(request: Request, subject: _Subject, found: Found, runs: list[dict[s
         models={entrant.model.name: entrant.description for entrant in subject.everyone},
         settings={
             "seed": request.seed,
-            "batch_norm": "batch" if request.batch_statistics else "running",
+            "batch_norm": "batch" if request.use_batch_stats else "running",
         },
         runs=runs,
-        in_turn=found.rungs,
+        sequential=found.results,
         standing=found.standing,
         alarms=found.alarms,
         curve=found.curve,

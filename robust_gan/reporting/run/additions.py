@@ -13,10 +13,10 @@ from etils import epath
 from robust_gan import attacks as attacks_lib
 from robust_gan import evaluation, prng
 from robust_gan.errors import UserError, one_line
-from robust_gan.evaluation import Curve, Model, Rung, Scores, alarms
+from robust_gan.evaluation import AttackResult, Curve, Model, Scores, alarms
 from robust_gan.evaluation.alarms import Alarm
-from robust_gan.evaluation.loading import Chosen
-from robust_gan.evaluation.sharded_model import Placed, compiled
+from robust_gan.evaluation.loading import EvaluationData
+from robust_gan.evaluation.sharded_model import ShardedModel, compiled
 from robust_gan.evaluation.state import Rows
 from robust_gan.reporting import details, tables
 from robust_gan.reporting import plots as pictures_lib
@@ -42,7 +42,7 @@ class Found:
         shown: `[E]`, positions of the images to look at.
         predicted: As in `details.Details`.
         standing: For each target bool `[N]`, what stood under attacks in turn.
-        rungs: For each target what attacks in turn did.
+        results: For each target what attacks in turn did.
         broke: For each target which images fell to which attack in turn.
         broken: For each target the images that attacks in turn broke, where they are kept.
         alarms: For each target.
@@ -51,15 +51,15 @@ class Found:
     """
 
     targets: list[Model]
-    placed: list[Placed]
-    chosen: Chosen
+    placed: list[ShardedModel]
+    chosen: EvaluationData
     threat: ThreatModel
     scores: Scores
     drawn: str
     shown: np.ndarray
     predicted: dict[tuple[str, str], np.ndarray]
     standing: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    rungs: dict[str, list[Rung]] = dataclasses.field(default_factory=dict)
+    results: dict[str, list[AttackResult]] = dataclasses.field(default_factory=dict)
     broke: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     broken: dict[str, Rows] = dataclasses.field(default_factory=dict)
     alarms: dict[str, list[Alarm]] = dataclasses.field(default_factory=dict)
@@ -105,7 +105,7 @@ def examine(request: Request, found: Found, missing: Mapping[str, str], most: in
 
         found.curve = found.attempt(tables.CURVE, trace)
     for model in found.targets:
-        of_scores = alarms.of_scores(
+        check_scores = alarms.check_scores(
             found.scores, model.name, found.broke.get(model.name, {}), predicted=found.predicted
         )
 
@@ -114,17 +114,17 @@ def examine(request: Request, found: Found, missing: Mapping[str, str], most: in
             name, kept = f"alarms of {model.name}", given["kept"]
             if (told := kept.recall(name)) is not None:
                 return [Alarm(*alarm) for alarm in told]
-            asked = alarms.of_model(
+            asked = alarms.check_model(
                 model.logits_fn, images, labels, threat, batch_size=most, seed=request.seed,
                 underivable=missing.get(model.name, ""),
             )  # fmt: skip
             kept.remember(name, asked)
             return asked
 
-        of_model = found.attempt(f"alarms on {model.name}", ask) or []
-        of_curve = [] if found.curve is None else alarms.of_curve(found.curve, model.name, len(labels))
+        check_model = found.attempt(f"alarms on {model.name}", ask) or []
+        check_curve = [] if found.curve is None else alarms.check_curve(found.curve, model.name, len(labels))
         given["kept"].flush()
-        found.alarms[model.name] = [*of_model, *of_scores, *of_curve]
+        found.alarms[model.name] = [*check_model, *check_scores, *check_curve]
 
 
 def draw(request: Request, folder: epath.Path, found: Found) -> None:
@@ -142,7 +142,7 @@ def draw(request: Request, folder: epath.Path, found: Found) -> None:
     found_by_image = details.Details(
         labels=found.chosen.labels,
         label_names=found.chosen.label_names,
-        stood=details.stood_of(found.scores, found.standing),
+        stood=details.get_robust(found.scores, found.standing),
         predicted=found.predicted,
         images=images,
         positions=found.shown,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 
-PICTURES = ("examples", "curve", "transfer")
+PLOTS = ("examples", "curve", "transfer")
 """What can be drawn: adversarial images, robust accuracy against epsilon, and who breaks whom."""
 
 
@@ -20,7 +20,7 @@ class Request:
         sources: `DIR[@STEP]` each: further models to make attacks on.
         attacks: Names, separated by commas: each is made on every model and tried on every target. None for those of
             the suite.
-        in_turn: Names, separated by commas: made on each target alone, each on the images that all before it left
+        sequential: Names, separated by commas: made on each target alone, each on the images that all before it left
             standing, as AutoAttack does. None for those of the suite.
         suite: A name of `evaluation.SUITES`; without one `clean,fgsm,pgd10,generator`.
         dataset: A TFDS data set, or an `.npz` of images and labels; empty for that of the first checkpoint.
@@ -35,9 +35,9 @@ class Request:
         channels: `last` to take the images of a file as they are where their shape looks like channels first.
         output: Folder of the report; None for no report. Stopped, the same evaluation goes on there.
         overwrite: Begin anew where the folder holds another evaluation.
-        pictures: Any of `PICTURES`, drawn into the folder (needs the extra `plot`).
+        pictures: Any of `PLOTS`, drawn into the folder (needs the extra `plot`).
         save_adversarial: Write the images that attacks in turn broke to `adversarial.npz`.
-        batch_statistics: Normalise with the statistics of each evaluated batch, as the released code of the paper does:
+        use_batch_stats: Normalise with the statistics of each evaluated batch, as the released code of the paper does:
             lenient, and dependent on the batch size; the report says so.
         progress: A bar; None for only where stderr is a terminal.
 
@@ -49,7 +49,7 @@ class Request:
     models: Sequence[str] = ()
     sources: Sequence[str] = ()
     attacks: str | None = None
-    in_turn: str | None = None
+    sequential: str | None = None
     suite: str = ""
     dataset: str = ""
     split: str = "test"
@@ -65,5 +65,5 @@ class Request:
     overwrite: bool = False
     pictures: Sequence[str] = ()
     save_adversarial: bool = False
-    batch_statistics: bool = False
+    use_batch_stats: bool = False
     progress: bool | None = None
