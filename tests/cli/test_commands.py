@@ -79,14 +79,16 @@ def run(words, comment, launch):
         return
     if words[0] in ("pip", "source", "python3", "git", "cd", "for"):
         return
-    assert words[0] == "python", words
-    found = re.fullmatch(rf"launch/({LAUNCHERS})\.py", words[1])
+    installed = re.fullmatch(r"robust-gan-([a-z-]+)", words[0])
+    assert installed or words[0] == "python", words
+    found = installed or re.fullmatch(rf"launch/({LAUNCHERS})\.py", words[1])
     if not found:
         with contextlib.redirect_stdout(io.StringIO()) as out:
             runpy.run_path(words[1], run_name="__main__")
         assert out.getvalue() or words[1].startswith("make")
         return
-    name, arguments = found[1], words[2:]
+    name, arguments = found[1].replace("-", "_"), words[1:] if installed else words[2:]
+    assert name in LAUNCHERS.split("|"), words
     for argument in arguments:
         if argument.startswith(("--attacks=", "--sequential=")):
             evaluation.attack_names(argument.partition("=")[2])
@@ -121,13 +123,18 @@ def test_the_commands_of_a_page_run(page, launch, small, tmp_path, monkeypatch):
 RECORDS = [
     (page.name, shlex.split(command))
     for page in PAGES
-    for command in re.findall(r"^ {4}(python launch/.*)", page.read_text().replace("\\\n", " "), re.MULTILINE)
+    for command in re.findall(
+        r"^ {4}((?:python launch/|robust-gan-).*)", page.read_text().replace("\\\n", " "), re.MULTILINE
+    )
 ]
 
 
-@pytest.mark.parametrize(("page", "words"), RECORDS, ids=[f"{page} {words[1]}" for page, words in RECORDS])
+@pytest.mark.parametrize(("page", "words"), RECORDS, ids=[f"{page} {words[0]} {words[1]}" for page, words in RECORDS])
 def test_the_commands_of_what_was_measured_are_such_as_there_are(page, words):
-    source = (ROOT / "robust_gan" / "cli" / pathlib.Path(words[1]).name).read_text()
+    name = (
+        pathlib.Path(words[1]).stem if words[0] == "python" else words[0].removeprefix("robust-gan-").replace("-", "_")
+    )
+    source = (ROOT / "robust_gan" / "cli" / f"{name}.py").read_text()
     flags = dict(word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--"))
     for flag, value in flags.items():
         if not flag.startswith("config."):
