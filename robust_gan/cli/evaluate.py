@@ -1,4 +1,4 @@
-"""Says how robust checkpoints are, attacked in the open and from other models.
+"""Measures the robust accuracy of checkpoints and models: white-box, and black-box from other models.
 
     python launch/evaluate.py --checkpoint=runs/digits --attacks=clean,fgsm,pgd40,generator --output=runs/report
     python launch/evaluate.py --checkpoint=runs/a,runs/b@2000 --surrogates=runs/surrogate
@@ -15,45 +15,43 @@ from robust_gan import cli
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "The models under attack.")
 _MODEL = flags.DEFINE_list("model", [], "Classifiers of your own: the function, which is run, returns a logits_fn.")
-_SOURCES = flags.DEFINE_list("sources", [], "Further models to make black-box attacks on.")
+_SURROGATES = flags.DEFINE_list("surrogates", [], "Held-out models on which black-box attacks are made.")
 _SUITE = flags.DEFINE_string("suite", "", "quick, paper, autoattack or full; or name attacks.")
 _ATTACKS = flags.DEFINE_string(
     "attacks",
     None,
-    "In place of the suite's, made on every model and tried on every checkpoint: generator, fgsm, pgdNxR (N steps, R "
-    "restarts), margin_pgdNxR, apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, uniform_noise, retrained_generator, "
+    "In place of the suite's, made on every model and evaluated on every checkpoint: generator, fgsm, pgdNxR (N steps, "
+    "R restarts), margin_pgdNxR, apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, uniform_noise, retrained_generator, "
     "retrained_generator_label, retrained_generator_refined. Default: clean,fgsm,pgd10,generator.",
 )
-_SEQUENTIAL = flags.DEFINE_string(
-    "sequential", None, "In place of the suite's, made in turn, each on what still stands."
-)
-_DATA = flags.DEFINE_string("data", "", "A TFDS data set, or images and labels; empty for that of training.")
+_SEQUENTIAL = flags.DEFINE_string("sequential", None, "In place of the suite's, each on the examples that remain.")
+_DATA = flags.DEFINE_string("data", "", "A TFDS data set, or images and labels; empty for the data of training.")
 _SPLIT = flags.DEFINE_string("split", "test", "test, validation or train.")
-_COUNT = flags.DEFINE_integer("count", 0, "Only the first images of the split; 0 for all.")
-_NORM = flags.DEFINE_enum("norm", "", ["", "linf", "l2"], "Empty for that of the training.")
-_EPSILON = flags.DEFINE_float("epsilon", None, "In units of the [0, 1] pixel range: 8/255; left out, that of training.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once; no figure depends on it.")
+_NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 0, "Only the first images of the split; 0 for all.")
+_NORM = flags.DEFINE_enum("norm", "", ["", "linf", "l2"], "Empty for the norm of training.")
+_EPSILON = flags.DEFINE_float("epsilon", None, "In the unit of pixels in [0, 1]: 8/255; by default that of training.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once; no result depends on it.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")
 _CHANNELS = flags.DEFINE_enum("channels", "", ["", "last"], "last: take a file's images as they are, whatever shape.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; a stopped evaluation goes on there.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Begin anew where the folder holds another evaluation.")
-_PLOTS = flags.DEFINE_list("pictures", [], "To draw: examples, curve, transfer (needs the extra plot).")
-_SAVE_ADVERSARIAL = flags.DEFINE_bool("save_adversarial", False, "Write what attacks in turn broke to adversarial.npz.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; a stopped evaluation resumes there.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Start anew where the folder holds another evaluation.")
+_PLOTS = flags.DEFINE_list("plots", [], "To draw: examples, curve, transfer (needs the extra plot).")
+_SAVE_ADVERSARIAL = flags.DEFINE_bool("save_adversarial", False, "Write those of --sequential to adversarial.npz.")
 _USE_BATCH_STATS = flags.DEFINE_bool(
     "use_batch_stats",
     False,
-    "BatchNorm by each batch's statistics, to show how lenient that is.",
+    "BatchNorm uses the batch's statistics: too lenient.",
 )
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
 
 _GROUPS = {
-    "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "sources=DIR[@STEP],.."],
+    "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "surrogates=DIR[@STEP],.."],
     "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "norm=linf|l2", "epsilon=X", "seed=N"],
-    "Images": ["data=NAME|FILE.npz", "data_dir=DIR", "split=NAME", "count=N", "channels=last"],
-    "Report": ["output=DIR", "overwrite", "pictures=NAME,..", "save_adversarial"],
+    "Images": ["data=NAME|FILE.npz", "data_dir=DIR", "split=NAME", "num_examples=N", "channels=last"],
+    "Report": ["output=DIR", "overwrite", "plots=NAME,..", "save_adversarial"],
     "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "use_batch_stats"],
 }
 
@@ -64,7 +62,7 @@ def main(argv):
     if not _MODEL.value:
         cli.required("checkpoint", ",".join(_CHECKPOINT.value), "the workdir of a run, such as runs/digits")
 
-    # After the flags: a mistake is told before jax is loaded.
+    # Imported after the flags are checked, so that a mistake is reported before jax is loaded.
     from robust_gan import parallel
     from robust_gan.evaluation import statistics
     from robust_gan.reporting import run, tables
@@ -73,13 +71,13 @@ def main(argv):
         scores, values = run.compare(
             _CHECKPOINT.value,
             models=_MODEL.value,
-            sources=_SOURCES.value,
+            sources=_SURROGATES.value,
             attacks=_ATTACKS.value,
             sequential=_SEQUENTIAL.value,
             suite=_SUITE.value,
             dataset=_DATA.value,
             split=_SPLIT.value,
-            count=_COUNT.value,
+            count=_NUM_EXAMPLES.value,
             norm=_NORM.value,
             epsilon=_EPSILON.value,
             batch_size=_BATCH_SIZE.value,
@@ -109,7 +107,7 @@ def main(argv):
         print("\nBy source (*white box*):")
         print(tables.by_source(scores))
     if table := tables.sequential(values):
-        print(f"\nAttacks in turn, each on what still stood:\n{table}")
+        print(f"\nSequential evaluation, each attack on the examples that remained robust:\n{table}")
     if table := tables.paired_comparisons(values):
         print(f"\nPaired comparisons, in points:\n{table}")
     print(f"\nAlarms:\n{tables.format_alarms(values)}")

@@ -79,7 +79,8 @@ def test_a_mistake_is_told_before_jax_is_loaded():
 
 RETRAINED = """
 import sys
-from robust_gan import cli, config, errors, workdir
+from robust_gan import cli, config, errors
+from robust_gan.storage import workdir
 import robust_gan
 assert robust_gan.__version__
 assert set(robust_gan.__all__) <= set(dir(robust_gan))
@@ -293,17 +294,14 @@ def test_launchers_do_not_disturb_one_another_in_these_tests(launch):
 def test_the_compiler_is_told_what_the_user_has_not(given, expected):
     program = """
 import os
-import pathlib
-import platform
-from robust_gan.cli import compiler
-from robust_gan.config import from_dict
-compiler.set_flags(spread=True)
+from robust_gan.cli import xla_flags
+xla_flags.set_flags(spread=True)
 flags = os.environ["XLA_FLAGS"]
-compiler.set_flags(spread=True)
+xla_flags.set_flags(spread=True)
 assert os.environ["XLA_FLAGS"] == flags
 print(flags)
 import jax
-compiler.set_flags()
+xla_flags.set_flags()
 assert os.environ["XLA_FLAGS"] == flags
 assert jax.numpy.ones(2).sum() == 2  # An unknown flag would have ended the process.
 """
@@ -353,11 +351,8 @@ def test_a_program_starts_again_with_large_pages_where_they_are_given_on_request
 def test_what_was_compiled_is_found_by_the_next_process(tmp_path):
     program = """
 import os
-import pathlib
-import platform
-from robust_gan.cli import compiler
-from robust_gan.config import from_dict
-compiler.set_cache()
+from robust_gan.cli import xla_flags
+xla_flags.set_cache()
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 print(os.environ["JAX_COMPILATION_CACHE_DIR"])

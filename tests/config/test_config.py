@@ -193,7 +193,7 @@ def getattr_path(name):
             {"adversary__generator__diversity": 0.1},
             "diversity is 0.1, but with latent_size 0 a perturbation has nothing to differ by",
         ),
-        ({"adversary__generator__parametrization": "map", "threat__norm": "l2"}, "box must be 'clip' in L2"),
+        ({"adversary__generator__parametrization": "rescale", "threat__norm": "l2"}, "must be 'clip' in L2"),
         ({"classifier__loss": "trades", "classifier__clean_weight": 0.0}, "the TRADES loss needs clean_weight"),
         ({"classifier__loss": "trades", "adversary__name": "none"}, "needs .* an adversary that makes images"),
         ({"classifier__loss": "trades", "penalty__coefficient": 0.1}, "must be 0 with the TRADES loss"),
@@ -357,5 +357,6 @@ def test_configurations_share_no_state():
 
 def test_a_field_that_an_older_version_did_not_have_has_its_default():
     values = to_dict(Config(seed=3))
-    del values["classifier"]["ema_decay"], values["adversary"]["fgsm"], values["adversary"]["generator"]["hops"]
+    del values["classifier"]["ema_decay"], values["adversary"]["fgsm"]
+    del values["adversary"]["generator"]["num_refinements"]
     assert from_dict(values) == Config(seed=3)
