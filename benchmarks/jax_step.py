@@ -67,30 +67,36 @@ def initial_state(game: game_lib.Game, image_shape: tuple[int, int, int] = (32, 
 
 
 def start(config: Config, image_shape: tuple[int, int, int], devices: list[jax.Device]):
-    """Returns the step of a run on random images, what it carries from call to call, and the images, placed."""
+    """Returns the step of a run on random images, its loop state, and the images, placed."""
     game = game_lib.from_config(config, num_classes=10, channels=image_shape[-1])
     rng = np.random.default_rng(0)
     arrays = {
         "images": rng.integers(0, 256, (NUM_IMAGES, *image_shape), np.uint8),
         "labels": rng.integers(0, 10, NUM_IMAGES).astype(np.int32),
     }
-    carried = multi_step.LoopState(initial_state(game, image_shape), nonfinite.begin())
+    loop_state = multi_step.LoopState(initial_state(game, image_shape), nonfinite.init_state())
     return functools.partial(multi_step.run_steps, game, config, "stop"), *parallel.replicate(
-        (carried, arrays), devices
+        (loop_state, arrays), devices
     )
 
 
 def unrolled(
-    game: game_lib.Game, config: Config, carried: multi_step.LoopState, arrays: dict, share: multi_step.BatchIndices
+    game: game_lib.Game,
+    config: Config,
+    loop_state: multi_step.LoopState,
+    arrays: dict,
+    indices: multi_step.BatchIndices,
 ):
-    """Plays one step as `multi_step.run_steps` does, without a loop."""
+    """Runs one step as `multi_step.run_steps` does, without a loop."""
     looped = jax.lax.scan
     jax.lax.scan = functools.partial(looped, unroll=True)
     try:
-        state, metrics = multi_step.training_step(game, config, carried.state, arrays, share.positions[0])
+        state, metrics = multi_step.training_step(game, config, loop_state.train_state, arrays, indices.positions[0])
     finally:
         jax.lax.scan = looped
-    return multi_step.LoopState(*nonfinite.guard(carried.state, state, metrics, carried.watch, policy="stop")), metrics
+    return multi_step.LoopState(
+        *nonfinite.select(loop_state.train_state, state, metrics, loop_state.nonfinite, policy="stop")
+    ), metrics
 
 
 def prepare(given: argparse.Namespace):
@@ -102,15 +108,15 @@ def prepare(given: argparse.Namespace):
 def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: float):
     """Compiles the step of a run; returns the facts, with those that are given, and the function that times."""
     devices = parallel.find_devices(num_devices=1)
-    play, carried, arrays = start(config, (32, 32, 3), devices)
+    play, loop_state, arrays = start(config, (32, 32, 3), devices)
 
-    def orders(count: int) -> multi_step.BatchIndices:
-        return multi_step.orders(config, 0, count, steps, NUM_IMAGES, devices)
+    def indices(count: int) -> multi_step.BatchIndices:
+        return multi_step.batch_indices(config, 0, count, steps, NUM_IMAGES, devices)
 
     began, cpu = time.perf_counter(), time.process_time()
     if unroll:
         play = functools.partial(unrolled, game_lib.from_config(config, num_classes=10, channels=3), config)
-    compiled = parallel.compile_step(play, devices, carried, arrays, orders(1))
+    compiled = parallel.compile_step(play, devices, loop_state, arrays, indices(1))
     compile_seconds, compile_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     memory, text = compiled.memory_analysis(), compiled.as_text()
     convolutions = [line for line in text.splitlines() if " convolution(" in line]
@@ -135,13 +141,13 @@ def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: 
         """Times `count` calls of one step each; 0 for one call of all steps; or a matrix product."""
         if matmul:
             return {"flops_per_second": measuring.jax_matmul_rate(dtype=config.precision)}
-        share, calls = (orders(steps), 1) if count == 0 else (orders(1), count)
+        share, calls = (indices(steps), 1) if count == 0 else (indices(1), count)
 
         def run():
-            nonlocal carried
+            nonlocal loop_state
             for _ in range(calls):
-                carried, measured = compiled(carried, arrays, share)
-            jax.block_until_ready(measured)
+                loop_state, output = compiled(loop_state, arrays, share)
+            jax.block_until_ready(output)
 
         times = measuring.timed(run, steps if count == 0 else count)
         peak = (devices[0].memory_stats() or {}).get("peak_bytes_in_use", measuring.peak_host_bytes())

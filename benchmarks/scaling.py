@@ -95,18 +95,18 @@ def prepare(count: int):
     """Compiles the step of digits on some devices; returns it and its compiled text."""
     config = Config(batch_size=GIVEN.batch, adversary=AdversaryConfig(name="generator"))
     devices = parallel.find_devices(num_devices=count)
-    play, carried, arrays = jax_step.start(config, (8, 8, 1), devices)
-    orders = multi_step.orders(config, 0, 1, 1, jax_step.NUM_IMAGES, devices)
-    compiled = parallel.compile_step(play, devices, carried, arrays, orders)
+    play, loop_state, arrays = jax_step.start(config, (8, 8, 1), devices)
+    indices = multi_step.batch_indices(config, 0, 1, 1, jax_step.NUM_IMAGES, devices)
+    compiled = parallel.compile_step(play, devices, loop_state, arrays, indices)
 
     def run():
-        nonlocal carried
+        nonlocal loop_state
         dispatch = 0.0
         for _ in range(GIVEN.steps):
             began = time.perf_counter()
-            carried, measured = compiled(carried, arrays, orders)
+            loop_state, output = compiled(loop_state, arrays, indices)
             dispatch += time.perf_counter() - began
-            jax.block_until_ready(measured)  # Fake devices must not run ahead.
+            jax.block_until_ready(output)  # Fake devices must not run ahead.
         return dispatch / GIVEN.steps
 
     return run, compiled.as_text()

@@ -23,7 +23,7 @@ from robust_gan.storage import workdir  # noqa: E402
 RUN = "gs://bucket/run"
 info = checkpoint.DataInfo("digits", (8, 8, 1), 10, tuple("0123456789"))
 state = {"x": np.arange(5, dtype=np.float32)}
-with workdir.claim(RUN, Config()) as claimed:
+with workdir.lock(RUN, Config()) as claimed:
     writer = checkpoint.Writer(claimed.path, Config(), info)
     for step, selection in ((1, 0.9), (2, 0.1)):
         writer.save(step, {"x": state["x"] * step}, {checkpoint.SELECTION: selection})

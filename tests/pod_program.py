@@ -59,10 +59,10 @@ config.seed = process
 found["train_not_same"] = refused(training.train, config, folder / "run")
 config.seed, config.num_steps = 0, 4
 said = []
-training.train(config, folder / "run", progress=False, say=said.append)
+training.train(config, folder / "run", progress=False, log_fn=said.append)
 found["steps_of_4"] = (folder / "run" / "metrics.jsonl").read_text().count("\n")
 config.num_steps = 6
-result = training.train(config, folder / "run", progress=False, say=said.append)
+result = training.train(config, folder / "run", progress=False, log_fn=said.append)
 found["said"] = said
 found["digests"] = {name: leaves.digest(np.asarray(leaf)) for name, leaf in leaves.named(result.state).items()}
 found["validation"] = result.validation

@@ -71,7 +71,7 @@ def main(argv):
         attacks=_ATTACKS.value,
         data_dir=_DATA_DIR.value,
     )
-    say = functools.partial(print, flush=True)
+    log_fn = functools.partial(print, flush=True)
     try:
         text, _ = reproduction.run(
             plan,
@@ -79,12 +79,12 @@ def main(argv):
             devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
             batch_size=_BATCH_SIZE.value,
             progress=_PROGRESS.value,
-            say=say,
+            log_fn=log_fn,
         )
     except reproduction.InterruptedRunError as stopped:
-        say(str(stopped))
+        log_fn(str(stopped))
         return 0
-    say(text)
+    log_fn(text)
     return 0
 
 

@@ -55,7 +55,9 @@ def main(argv):
         from robust_gan import parallel
         from robust_gan.training import dry_run
 
-        print(dry_run.told(dry_run.of(config, parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value))))
+        print(
+            dry_run.format_dry_run(dry_run.measure(config, parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value)))
+        )
         return 0
     directory = cli.required("workdir", _WORKDIR.value, "the folder of the run, such as runs/digits")
     if not cli.is_distributed():  # Else the first process does it, and tells the others.

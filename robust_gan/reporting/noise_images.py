@@ -46,10 +46,10 @@ def get_noise(adversarial: np.ndarray, images: np.ndarray, epsilon: float) -> np
     return np.clip((adversarial - images) / epsilon, -1, 1)
 
 
-def strip(images: np.ndarray) -> np.ndarray:
+def concatenate(images: np.ndarray) -> np.ndarray:
     """Returns images side by side: `[E, H, W, C]` to `[H, E W, C]`, with one channel or three.
 
-    >>> strip(np.zeros((8, 4, 5, 2))).shape
+    >>> concatenate(np.zeros((8, 4, 5, 2))).shape
     (4, 40, 1)
     """
     if images.shape[-1] not in (1, 3):
@@ -95,7 +95,7 @@ def read(folder: epath.Path) -> NoiseImages | None:
 
 
 def _png(images: np.ndarray, count: int) -> bytes:
-    pixels = np.rint(255 * np.clip(strip(images), 0, 1)).astype(np.uint8)
+    pixels = np.rint(255 * np.clip(concatenate(images), 0, 1)).astype(np.uint8)
     notes = PIL.PngImagePlugin.PngInfo()
     notes.add_text(_COUNT, str(count))
     buffer = io.BytesIO()

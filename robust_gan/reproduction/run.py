@@ -35,7 +35,7 @@ def run(
     devices: Sequence[jax.Device] | None = None,
     batch_size: int = 500,
     progress: bool | None = None,
-    say: Callable[[str], Any] = print,
+    log_fn: Callable[[str], Any] = print,
 ) -> tuple[str, dict[str, Any]]:
     """Trains every run of a plan, evaluates each seed, and writes the tables.
 
@@ -49,7 +49,7 @@ def run(
         devices: Where; None for all.
         batch_size: Images at once in the evaluation.
         progress: Bars; None for only where stderr is a terminal.
-        say: Called with a sentence where there is something to say.
+        log_fn: Called with a sentence.
 
     Returns:
         The tables as Markdown, and what `reproduction.json` holds.
@@ -67,18 +67,18 @@ def run(
     setup.load_data(next(iter(plan.runs.values())))  # Before the first folder is made.
     for index, ((seed, name), config) in enumerate(plan.runs.items(), 1):
         where = run_folder(folder, seed, name)
-        say(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")
+        log_fn(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")
         if _is_finished(where, config):
             continue
-        result = training.train(config, where, devices=devices, progress=progress, say=lambda text: None)
+        result = training.train(config, where, devices=devices, progress=progress, log_fn=lambda text: None)
         if not result.finished:
-            raise InterruptedRunError(f"stopped at step {result.step} of {where}; the same command goes on from there")
+            raise InterruptedRunError(f"stopped at step {result.step} of {where}; rerun the same command to resume")
 
     reports, costs = {}, {}
     for seed in plan.seeds:
         targets = [run_folder(folder, seed, name) for name in plan.methods]
         sources = [run_folder(folder, seed, name) for name in (SEED, NETWORK)]
-        say(f"attacking the methods of seed {seed}")
+        log_fn(f"attacking the methods of seed {seed}")
         reports[seed] = _evaluate(plan, targets, sources, folder / f"seed-{seed}", devices, batch_size, progress)
         info = checkpoint.read_record(targets[0]).data
         costs[seed] = {

@@ -1,4 +1,4 @@
-"""Reads the files of users and of stopped programs: whatever is wrong with one of them is one exception."""
+"""Reads files of users and of killed programs: any damage raises one exception, `UnreadableError`."""
 
 import io
 import json
@@ -17,19 +17,19 @@ _NPY = b"\x93NUMPY"
 
 
 class UnreadableError(ValueError):
-    """A file that is there but cannot be read; the message is a phrase that says why."""
+    """A file that exists but cannot be read; the message is a phrase with the reason."""
 
 
 def read_arrays(path: epath.PathLike, *, largest: int | None = None) -> dict[str, "np.ndarray"]:
-    """Returns the arrays of an `.npz` file by their names; nothing in it is unpickled.
+    """Returns the arrays of an `.npz` file by name, without unpickling.
 
     Args:
-        path: Of this machine or of an object store.
-        largest: How many bytes the arrays may have together; None for any number.
+        path: The file, local or in an object store.
+        largest: Most bytes of all arrays together; None for any number.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UnreadableError: It cannot be read, is no such file, is damaged, holds objects, or unpacks to more.
+        FileNotFoundError: The file does not exist.
+        UnreadableError: It is no `.npz` file, is damaged, holds objects, or is larger than `largest`.
 
     >>> path = getfixture("tmp_path") / "a.npz"
     >>> import numpy as np
@@ -44,7 +44,7 @@ def read_arrays(path: epath.PathLike, *, largest: int | None = None) -> dict[str
 
 
 def unpack_arrays(content: bytes) -> dict[str, "np.ndarray"]:
-    """Returns the arrays of the content of an `.npz` file.
+    """Returns the arrays of the bytes of an `.npz` file.
 
     Raises:
         UnreadableError: As for `read_arrays`.
@@ -57,10 +57,10 @@ def unpack_arrays(content: bytes) -> dict[str, "np.ndarray"]:
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Returns what a JSON file holds.
+    """Returns the value of a JSON file.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         UnreadableError: It cannot be read or is no JSON.
 
     >>> path = getfixture("tmp_path") / "a.json"
@@ -72,7 +72,7 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def read_lines(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns the objects of a file of JSON lines without those that are cut, as the last one may be.
+    """Returns the objects of a JSON lines file, without incomplete lines.
 
     Raises:
         UnreadableError: The file cannot be read.

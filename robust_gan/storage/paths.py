@@ -1,8 +1,7 @@
-"""Where files lie: in folders of this machine, or in an object store, gs://BUCKET/FOLDER.
+"""Paths of local folders and of an object store, gs://BUCKET/FOLDER.
 
-All paths of runs, reports and data are made by `locate`, and read and written with the methods of `etils.epath`. A
-store differs from a folder in three things that callers must know: it has no empty folders, it cannot append to a file,
-and nothing in it is renamed in one go; but each file appears whole or not at all.
+`locate` makes all paths of runs, reports and data, which are read and written with the methods of `etils.epath`. An
+object store has no empty folders, cannot append to a file and cannot rename atomically, but writes each file whole.
 """
 
 import importlib.util
@@ -17,13 +16,13 @@ _NEEDED = "gcsfs"
 
 
 def locate(path: epath.PathLike) -> epath.Path:
-    """Returns the absolute path of a file or folder, which need not be there.
+    """Returns the absolute path of a file or folder, which need not exist.
 
     Args:
-        path: Of this machine, where `~` is the home, or gs://BUCKET/FOLDER.
+        path: A local path, in which `~` is expanded, or gs://BUCKET/FOLDER.
 
     Raises:
-        UserError: It is in a store that is not known, or whose library is not installed.
+        UserError: The store is unknown, or its library is not installed.
 
     >>> locate("/tmp/../runs").as_posix()
     '/runs'
@@ -44,7 +43,7 @@ def locate(path: epath.PathLike) -> epath.Path:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Tells whether a path lies in an object store.
+    """Returns whether a path is in an object store.
 
     >>> is_remote("gs://bucket/runs"), is_remote("/runs")
     (True, False)
@@ -53,10 +52,10 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def exists(path: epath.Path) -> bool:
-    """Tells whether there is a file or folder.
+    """Returns whether a file or folder exists.
 
     Raises:
-        UserError: The store cannot be asked: no network, no right to, no such bucket.
+        UserError: The store cannot be reached: no network, no permission, or no such bucket.
 
     >>> exists(locate("/nosuch"))
     False
@@ -70,7 +69,7 @@ def exists(path: epath.Path) -> bool:
 
 
 def _forget_listings() -> None:
-    """Tells fsspec to ask the store what is there: others write to it too."""
+    """Disables the listing cache of fsspec, since other processes write to the store too."""
     import fsspec.config
 
     for scheme in SCHEMES:

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and its lines of metrics."""
+"""The workdir of a run: its lock, its configuration and its JSON lines."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 
 SECONDS = 10.0
-"""Between two writings of a file of lines in an object store, which cannot append: the whole is written."""
+"""Seconds between two writes of a JSON lines file in an object store, which cannot append."""
 
 _LOCK = ".lock"
 _VERSION = "robust_gan"
@@ -30,27 +30,24 @@ _LARGEST_CONFIG = 1 << 20
 
 
 class WorkdirLock:
-    """A folder that is this run's own.
+    """A locked workdir.
 
     Args:
-        path: The folder.
-        lock: What the system says of its lock file, which is locked; None in an object store, which has no locks.
+        path: The workdir.
+        lock: `os.stat` of its locked lock file; None in an object store, which has no locks.
 
     Attributes:
-        path: The folder, absolute and without links.
+        path: The workdir, absolute and without links.
     """
 
     def __init__(self, path: epath.Path, lock: os.stat_result | None) -> None:
-        """Holds what `claim` has got."""
         self.path, self._lock = path, lock
 
     def require(self) -> None:
-        """Refuses to go on where the folder is no longer the one that was claimed.
-
-        A folder that was removed, and perhaps made anew by another run, has another lock file or none.
+        """Checks that the workdir is still the locked one: one that was removed or replaced has another lock file.
 
         Raises:
-            UserError: Nothing may be written there any more.
+            UserError: It was removed or replaced, so nothing more may be written.
         """
         if self._lock is None:
             return
@@ -66,20 +63,19 @@ class WorkdirLock:
 
 
 @contextlib.contextmanager
-def claim(directory: epath.PathLike, config: Config) -> Iterator[WorkdirLock]:
-    """Makes a folder this run's own while the context lasts.
+def lock(directory: epath.PathLike, config: Config) -> Iterator[WorkdirLock]:
+    """Locks a workdir for this run while the context lasts.
 
     Args:
-        directory: Made where there is none; a link is followed. In an object store it is for the caller to see that
-            only one run has it.
-        config: The run's configuration, written to `config.json`.
+        directory: Created if it does not exist; a link is followed. In an object store the caller ensures that one run
+            alone uses it.
+        config: The configuration, written to `config.json`.
 
     Yields:
-        The claim.
+        The lock.
 
     Raises:
-        UserError: The folder is a file, cannot be written, holds a run of another configuration (the sentence names
-            the fields), or another process is training in it. Nothing is written then.
+        UserError: See `check`, or another process is training in it. Nothing is written then.
     """
     path = check(directory, config)
     text = json.dumps({_VERSION: __version__, **config_lib.to_dict(config)}, indent=2) + "\n"
@@ -92,37 +88,36 @@ def claim(directory: epath.PathLike, config: Config) -> Iterator[WorkdirLock]:
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # Two names of one folder are one; and a link that changes later changes nothing.
+        # Resolved, so that two links to one folder share a lock and a link that changes later has no effect.
         path = epath.Path(os.path.realpath(path))
-        # The system drops the lock with the process, however it dies; while it holds, no other file has its number.
-        lock = filelock.FileLock(path / _LOCK).acquire(timeout=0)
-        claimed = WorkdirLock(path, os.stat(path / _LOCK))
+        # The system releases the lock when the process ends, however it ends.
+        file_lock = filelock.FileLock(path / _LOCK).acquire(timeout=0)
+        locked = WorkdirLock(path, os.stat(path / _LOCK))
     except filelock.Timeout as error:
         raise UserError(f"another process is training in {path}: wait for it, or give another workdir") from error
     except OSError as error:
         raise UserError(
             f"the workdir {path} cannot be written ({str(error.strerror).lower()}): give a folder that can"
         ) from error
-    with lock:
+    with file_lock:
         check(path, config)
         write_text(path / CONFIG, text)
-        yield claimed
+        yield locked
 
 
 def check(directory: epath.PathLike, config: Config) -> epath.Path:
-    """Refuses a folder that a run cannot have, without touching it.
+    """Checks a workdir without writing to it.
 
     Args:
-        directory: It need not exist.
-        config: The run's configuration.
+        directory: The workdir, which need not exist.
+        config: The configuration.
 
     Returns:
-        The absolute path of the folder.
+        The absolute path.
 
     Raises:
-        UserError: It is a file, a link to nothing or below such, is known not to be writable, or holds a run of another
-            configuration (the sentence names the fields that differ), of a newer version, or a `config.json` that is
-            none.
+        UserError: It is a file or below one, a broken link or below one, not writable, or holds a run of another
+            configuration (the error names the fields), of a newer version, or an unreadable `config.json`.
 
     >>> check("/nosuch", Config()).name
     'nosuch'
@@ -143,21 +138,21 @@ def check(directory: epath.PathLike, config: Config) -> epath.Path:
     except (ValueError, OSError, RecursionError) as error:
         if _is_newer(version):
             raise UserError(
-                f"{path} holds a run of robust_gan {version}, and this is {__version__} ({error}): go on with it with "
-                "that version, or give another workdir"
+                f"{path} holds a run of robust_gan {version}, and this is {__version__} ({error}): resume it with that "
+                "version, or give another workdir"
             ) from error
         raise UserError(f"{file} is not a configuration ({error}): give another workdir") from error
     if names := config_lib.differences(there, config):
         raise UserError(
             f"{path} holds a run of another configuration (there != here: {'; '.join(names)}): "
-            "give another workdir, or the same configuration to go on with it"
+            "give another workdir, or the same configuration to resume it"
         )
     return path
 
 
 def _check_local(path: epath.Path) -> None:
     if "\0" in os.fspath(path):
-        raise UserError(f"the workdir {os.fspath(path)!r} cannot be (it has a null character): give another")
+        raise UserError(f"the workdir {os.fspath(path)!r} cannot be used (it has a null character): give another")
     nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
     if os.path.islink(nearest) and not nearest.exists():
         raise UserError(
@@ -179,11 +174,11 @@ def _is_newer(version: str) -> bool:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all.
+    """Writes a text file atomically.
 
     Args:
-        path: Its folder exists.
-        text: What it is to hold.
+        path: The file, in a folder that exists.
+        text: The content.
 
     >>> path = epath.Path(getfixture("tmp_path")) / "a.txt"
     >>> write_text(path, "whole")
@@ -194,7 +189,7 @@ def write_text(path: epath.Path, text: str) -> None:
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
-    """Writes a file whole or not at all, as `write_text` does.
+    """Writes a binary file atomically.
 
     >>> path = epath.Path(getfixture("tmp_path")) / "a.npz"
     >>> write_bytes(path, b"whole")
@@ -210,12 +205,12 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
 
 
 class JsonlWriter:
-    """A file of JSON lines that continues where a checkpoint stands.
+    """Appends JSON lines to a file, from the step of a checkpoint.
 
     Args:
         path: The file.
-        step: Lines of later steps, which a stopped run wrote after its last checkpoint, are dropped, and so is a line
-            that was cut: the steps come again.
+        step: The step of the checkpoint. Lines of later steps and incomplete lines are removed, since the resumed run
+            writes them again.
 
     >>> lines = JsonlWriter(epath.Path(getfixture("tmp_path")) / "metrics.jsonl", step=0)
     >>> lines.write(50, {"train/clean_loss": 0.5})
@@ -225,7 +220,6 @@ class JsonlWriter:
     """
 
     def __init__(self, path: epath.Path, step: int) -> None:
-        """Opens the file and drops what comes after the step."""
         kept = []
         for line in path.read_bytes().split(b"\n") if path.exists() else []:
             try:
@@ -239,43 +233,43 @@ class JsonlWriter:
         self._file = None if paths.is_remote(path) else open(path, "a")  # noqa: SIM115
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends a line, and makes it visible at once; in an object store, within `SECONDS`.
+        """Appends a line and flushes it; in an object store, within `SECONDS`.
 
         Args:
             step: Steps taken.
-            values: What JSON can hold.
+            values: JSON-able.
 
         Raises:
-            UserError: The disk is full, or not writable any more.
+            UserError: The disk is full or no longer writable.
         """
         line = json.dumps({"step": step, **values}) + "\n"
-        with self._told():
+        with self._writing():
             if self._file is not None:
                 self._file.write(line)
                 self._file.flush()
                 return
             self._lines.append(line)
             if time.monotonic() - self._written >= SECONDS:
-                self._write_anew()
+                self._rewrite()
 
     def close(self) -> None:
         """Closes the file."""
-        with self._told():
+        with self._writing():
             if self._file is not None:
                 self._file.close()
             else:
-                self._write_anew()
+                self._rewrite()
 
-    def _write_anew(self) -> None:
+    def _rewrite(self) -> None:
         write_text(self._path, "".join(self._lines))
         self._written = time.monotonic()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise UserError(
-                f"{self._path} cannot be written ({str(error.strerror).lower()}): make room there, or give a workdir "
-                "that can be written; finished checkpoints are as they were"
+                f"{self._path} cannot be written ({str(error.strerror).lower()}): make room, or give another "
+                "workdir; finished checkpoints are intact"
             ) from error

@@ -1,24 +1,22 @@
-"""What a run will be, before it is one: shapes, parameters, memory and time, by playing a few steps in memory."""
+"""Dry run: shapes, parameters, memory and time of a run, measured with a few steps in memory."""
 
-import dataclasses
 import functools
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-from robust_gan import adversaries, checkpoint, data, networks, parallel
-from robust_gan import game as game_lib
-from robust_gan.config import Config, validate
+from robust_gan import adversaries, checkpoint, networks, parallel
+from robust_gan.config import Config
 from robust_gan.reporting import tables
 from robust_gan.storage import leaves
 from robust_gan.training import evaluator, multi_step, nonfinite, setup
 from robust_gan.types import PyTree
 
-_ENOUGH_SECONDS = 3.0
-_ENOUGH_STEPS = 20
+_MAX_SECONDS = 3.0
+_MAX_STEPS = 20
 
 
 class Player(NamedTuple):
@@ -27,33 +25,33 @@ class Player(NamedTuple):
     Attributes:
         role: `classifier` or `generator`.
         network: Its name.
-        takes: Shape of what it takes, of one device.
-        gives: Shape of what it gives.
+        input_shape: On one device.
+        output_shape: On one device.
         params: Its parameters.
     """
 
     role: str
     network: str
-    takes: tuple[int, ...]
-    gives: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
     params: PyTree
 
 
-class Forecast(NamedTuple):
-    """What `of` found out.
+class DryRun(NamedTuple):
+    """The estimate for a run.
 
     Attributes:
         data: Name, shape of an image, number of classes.
-        sizes: Images for training, validation and test.
-        batch_size: Images in a minibatch, over all devices.
-        num_devices: How many.
+        sizes: Training, validation and test images.
+        batch_size: Images of a batch, over all devices.
+        num_devices: Number of devices.
         players: The networks.
-        memory: Bytes on each device, by what takes them, while a step runs; validation is left out.
+        memory: Bytes on each device during a step, by purpose, without validation.
         num_steps: Steps of the run.
-        step_seconds: Of a step.
-        validations: How many.
-        validation_seconds: Of one.
-        compile_seconds: Of what is compiled once.
+        step_seconds: Seconds of a step.
+        num_validations: Validations of the run.
+        validation_seconds: Seconds of a validation.
+        compile_seconds: Seconds of compilation.
     """
 
     data: checkpoint.DataInfo
@@ -64,112 +62,112 @@ class Forecast(NamedTuple):
     memory: dict[str, int]
     num_steps: int
     step_seconds: float
-    validations: int
+    num_validations: int
     validation_seconds: float
     compile_seconds: float
 
     @property
     def seconds(self) -> float:
-        """Of the whole run; the checkpoints, which are written meanwhile, are left out."""
-        return (
-            self.compile_seconds
-            + self.num_steps * self.step_seconds
-            + self.validations * self.validation_seconds
-        )  # fmt: skip
+        """Seconds of the run, without the checkpoints, which are written in the background."""
+        steps, validations = self.num_steps * self.step_seconds, self.num_validations * self.validation_seconds
+        return self.compile_seconds + steps + validations
 
 
-def of(config: Config, devices: Sequence[jax.Device]) -> Forecast:
-    """Plays some steps and validates a batch, and says what a run of a configuration takes; no run is written.
+def measure(config: Config, devices: Sequence[jax.Device]) -> DryRun:
+    """Runs a few steps and validates one batch, and writes nothing.
 
     Args:
         config: The run.
-        devices: Where.
+        devices: The devices.
 
     Raises:
         UserError: As `training.train`.
     """
-    validate(config)
-    parallel.check_batch_size(config.batch_size, devices)
-    setup.check_networks(config)
-    dataset = setup.load_data(config)
-    info, game, state = setup.build(config, dataset)
-    arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
-    memory = {"both players, with what their optimisers remember": _bytes(state), "training images": _bytes(arrays)}
-    players = _players(config, info, state, config.batch_size // len(devices))
-
-    carried, arrays = parallel.replicate((multi_step.LoopState(state, nonfinite.begin()), arrays), devices)
-    most = multi_step.steps_per_call(config, devices[0].platform)
-    orders = functools.partial(multi_step.orders, config, most=most, num_images=len(arrays["labels"]), devices=devices)
-    began = time.perf_counter()
-    play = parallel.compile_step(
-        functools.partial(multi_step.run_steps, game, config, "stop"), devices, carried, arrays, orders(step=0, count=1)
+    setup.check(config, devices)
+    run = setup.build(config, devices)
+    memory = {
+        "both players and their optimizer states": _num_bytes(run.state),
+        "training images": _num_bytes(run.arrays),
+    }
+    players = _players(run)
+    loop_state, arrays = parallel.replicate(
+        (multi_step.LoopState(run.state, nonfinite.init_state()), run.arrays), devices
     )
-    compile_seconds = time.perf_counter() - began
-    if (analysis := play.memory_analysis()) is not None:  # Not every backend has one.
-        memory["work of a step"] = analysis.temp_size_in_bytes
-    carried, _ = jax.block_until_ready(play(carried, arrays, orders(step=0, count=1)))
-    taken, began = 0, time.perf_counter()
-    while taken < _ENOUGH_STEPS and time.perf_counter() - began < _ENOUGH_SECONDS:
-        carried, _ = jax.block_until_ready(play(carried, arrays, orders(step=1 + taken, count=most)))
-        taken += most
-    step_seconds = (time.perf_counter() - began) / taken
-    first, again, batches = _validate(config, dataset, carried.state, info, devices)
-    return Forecast(
-        data=info,
-        sizes=(len(dataset.train.labels), len(dataset.validation.labels), len(dataset.test.labels)),
+    max_steps = multi_step.steps_per_call(config, devices[0].platform)
+    indices = functools.partial(
+        multi_step.batch_indices, config, max_steps=max_steps, num_images=len(arrays["labels"]), devices=devices
+    )
+    first, started = indices(step=0, num_steps=1), time.perf_counter()
+    steps = functools.partial(multi_step.run_steps, run.game, config, "stop")
+    run_steps = parallel.compile_step(steps, devices, loop_state, arrays, first)
+    compile_seconds = time.perf_counter() - started
+    if (analysis := run_steps.memory_analysis()) is not None:  # Not every backend has one.
+        memory["temporary arrays of a step"] = analysis.temp_size_in_bytes
+    loop_state, _ = jax.block_until_ready(run_steps(loop_state, arrays, first))
+    taken, started = 0, time.perf_counter()
+    while taken < _MAX_STEPS and time.perf_counter() - started < _MAX_SECONDS:
+        loop_state, _ = jax.block_until_ready(
+            run_steps(loop_state, arrays, indices(step=1 + taken, num_steps=max_steps))
+        )
+        taken += max_steps
+    step_seconds = (time.perf_counter() - started) / taken
+    first_seconds, batch_seconds, num_batches = _time_validation(run, loop_state)
+    return DryRun(
+        data=run.info,
+        sizes=(len(run.dataset.train.labels), len(run.dataset.validation.labels), len(run.dataset.test.labels)),
         batch_size=config.batch_size,
         num_devices=len(devices),
         players=players,
         memory=memory,
         num_steps=config.num_steps,
         step_seconds=step_seconds,
-        validations=-(-config.num_steps // config.validation.every),
-        validation_seconds=again * batches,
-        compile_seconds=compile_seconds + first - again,
+        num_validations=-(-config.num_steps // config.validation.every),
+        validation_seconds=batch_seconds * num_batches,
+        compile_seconds=compile_seconds + first_seconds - batch_seconds,
     )
 
 
-def told(forecast: Forecast) -> str:
-    """Returns a forecast as text."""
-    info, parts = forecast.data, []
-    training, held_out, test = forecast.sizes
-    share = forecast.batch_size // forecast.num_devices
+def format_dry_run(result: DryRun) -> str:
+    """Returns an estimate as text."""
+    info, parts = result.data, []
+    train, validation, test = result.sizes
+    share = result.batch_size // result.num_devices
     parts.append(
-        f"{info.name}: images {_shape(info.image_shape)} of {info.num_classes} classes, {training:,} for training, "
-        f"{held_out:,} for validation, {test:,} for test; minibatches of {forecast.batch_size}"
-        + (f", {share} on each of {forecast.num_devices} devices" if forecast.num_devices > 1 else "")
+        f"{info.name}: images {_shape(info.image_shape)} of {info.num_classes} classes, {train:,} for training, "
+        f"{validation:,} for validation, {test:,} for test; batches of {result.batch_size}"
+        + (f", {share} on each of {result.num_devices} devices" if result.num_devices > 1 else "")
     )
-    for player in forecast.players:
+    for player in result.players:
         parts.append(
-            f"{player.role} {player.network}: {_shape(player.takes)} -> {_shape(player.gives)}, "
+            f"{player.role} {player.network}: {_shape(player.input_shape)} -> {_shape(player.output_shape)}, "
             f"{networks.count_params(player.params):,} parameters\n"
             f"{tables.markdown(['layer', 'arrays', 'parameters'], _layers(player.params))}"
         )
-    lines = [f"  {size / 1e6:10.1f} MB  {what}" for what, size in forecast.memory.items()]
-    lines.append(f"  {sum(forecast.memory.values()) / 1e6:10.1f} MB  in all, validation left out")
+    lines = [f"  {size / 1e6:10.1f} MB  {purpose}" for purpose, size in result.memory.items()]
+    lines.append(f"  {sum(result.memory.values()) / 1e6:10.1f} MB  in total, without validation")
     parts.append("\n".join(["memory of each device:", *lines]))
     parts.append(
-        f"time: {forecast.compile_seconds:.0f} s to compile, {forecast.num_steps:,} steps of "
-        f"{1000 * forecast.step_seconds:.3g} ms, {forecast.validations} validations of "
-        f"{forecast.validation_seconds:.2g} s: about {_duration(forecast.seconds)} where the machine "
-        "is as busy as now"
+        f"time: {result.compile_seconds:.0f} s to compile, {result.num_steps:,} steps of "
+        f"{1000 * result.step_seconds:.3g} ms, {result.num_validations} validations of "
+        f"{result.validation_seconds:.2g} s: about {_duration(result.seconds)} under the present load"
     )
     return "\n\n".join(parts)
 
 
-def _players(config: Config, info: checkpoint.DataInfo, state: game_lib.TrainState, batch: int) -> list[Player]:
-    images, generator = (batch, *info.image_shape), config.adversary.generator
-    players = [
-        Player("classifier", config.classifier.network, images, (batch, info.num_classes), state.classifier.params)
-    ]
+def _players(run: setup.Setup) -> list[Player]:
+    config, info = run.config, run.info
+    images = (config.batch_size // len(run.devices), *info.image_shape)
+    logits, generator = (images[0], info.num_classes), config.adversary.generator
+    players = [Player("classifier", config.classifier.network, images, logits, run.state.classifier.params)]
     if config.adversary.name == "generator":
-        seen = adversaries.get_design(generator).channels(info.image_shape[-1], info.num_classes)
-        players.append(Player("generator", generator.network, (*images[:-1], seen), images, state.adversary.params))
+        channels = adversaries.get_design(generator).channels(info.image_shape[-1], info.num_classes)
+        params = run.state.adversary.params
+        players.append(Player("generator", generator.network, (*images[:-1], channels), images, params))
     return players
 
 
 def _layers(params: PyTree) -> list[list[str]]:
-    """Returns a row for each layer; `nn.tabulate` wants a flax module, and a network may be any pair of functions."""
+    """Returns a row for each layer; `nn.tabulate` needs a flax module, and a network may be any pair of functions."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, leaf in leaves.named(params).items():
         layer, _, array = name.rpartition("/")
@@ -180,22 +178,18 @@ def _layers(params: PyTree) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def _validate(
-    config: Config, dataset: data.Dataset, state: game_lib.TrainState, info: checkpoint.DataInfo, devices: Sequence[Any]
-) -> tuple[float, float, int]:
-    """Validates one batch twice; returns the seconds of both, and of how many batches a validation is."""
-    size = config.validation.size or len(dataset.validation.labels)
-    batch = min(size, config.validation.batch_size)
-    once = dataclasses.replace(config, validation=dataclasses.replace(config.validation, size=batch))
-    seconds = []
+def _time_validation(run: setup.Setup, loop_state: multi_step.LoopState) -> tuple[float, float, int]:
+    """Validates one batch twice; returns the seconds of both, and the number of batches of a validation."""
+    size = run.config.validation.size or len(run.dataset.validation.labels)
+    batch, seconds = min(size, run.config.validation.batch_size), []
     for _ in range(2):
-        began = time.perf_counter()
-        evaluator.validate(once, dataset, state, info, devices)
-        seconds.append(time.perf_counter() - began)
+        started = time.perf_counter()
+        evaluator.Evaluator(run, batch).evaluate(loop_state.train_state)
+        seconds.append(time.perf_counter() - started)
     return seconds[0], min(seconds), -(-size // batch)
 
 
-def _bytes(tree: PyTree) -> int:
+def _num_bytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
@@ -204,7 +198,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Writes a time as a person would.
+    """Returns a duration in a readable unit.
 
     >>> _duration(42.3), _duration(600), _duration(30_000), _duration(400_000)
     ('42 s', '10 min', '8.3 h', '4.6 days')

@@ -1,81 +1,85 @@
-"""What is measured on the validation split while training, and by what the best checkpoint is chosen."""
+"""Validation during training: accuracies, diagnostics, and the metric that selects the best checkpoint."""
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from robust_gan import adversaries, checkpoint, data, evaluation, threat_model
+from robust_gan import adversaries, checkpoint, evaluation, threat_model
 from robust_gan.config import Config
 from robust_gan.game import TrainState
 from robust_gan.networks import inference
 from robust_gan.reporting import details, noise_images
-
-SEED = 0
-"""The attacks of every validation draw the same numbers, so that steps are compared on equal terms."""
-
-
-def validate(
-    config: Config, dataset: data.Dataset, state: TrainState, info: checkpoint.DataInfo, devices: Sequence[jax.Device]
-) -> dict[str, float]:
-    """Scores the classifier of a state on the validation split and returns the `figures`."""
-    return figures(score(config, dataset, state, info, devices))
+from robust_gan.training import diagnostics
+from robust_gan.training.setup import Setup
 
 
-def score(
-    config: Config, dataset: data.Dataset, state: TrainState, info: checkpoint.DataInfo, devices: Sequence[jax.Device]
-) -> evaluation.Scores:
-    """Scores the classifier of a state on the validation split: clean, FGSM, PGD and its generator.
+class Validation(NamedTuple):
+    """The result of one validation.
 
-    Returns:
-        What held, with the adversarial images of a few of different classes (`Scores.shown`).
+    Attributes:
+        metrics: `validation/clean_accuracy`, `validation/fgsm`, `validation/pgdN` and, with a generator,
+            `validation/generator`, as shares of the images.
+        health: `health/*`, see `diagnostics.measure`.
+        warnings: See `diagnostics.get_warnings`.
+        images: A few clean images `[E, H, W, C]`, of different classes.
+        noise: For each attack its perturbations of these images, in units of epsilon.
     """
-    count = config.validation.size or len(dataset.validation.labels)
-    model = state_model(config, state, info)
-    names = ("fgsm", f"pgd{config.validation.pgd_steps}", *([evaluation.GENERATOR] if model.generator else []))
-    labels = dataset.validation.labels[:count]
-    return evaluation.evaluate(
-        [model], dataset.validation.images[:count], labels, threat_model.from_config(config.threat), attacks=names,
-        batch_size=config.validation.batch_size, seed=SEED, devices=devices,
-        shown=details.choose(labels, noise_images.SHOWN).tolist(),
-    )  # fmt: skip
+
+    metrics: dict[str, float]
+    health: dict[str, float]
+    warnings: dict[str, bool]
+    images: np.ndarray
+    noise: dict[str, np.ndarray]
 
 
-def figures(scores: evaluation.Scores) -> dict[str, float]:
-    """Returns the figures of a validation.
+class Evaluator:
+    """Evaluates states of a run on the validation split.
 
     Args:
-        scores: Of `score`.
-
-    Returns:
-        `validation/clean_accuracy`, `validation/fgsm`, `validation/pgdN` and, with a generator,
-        `validation/generator`, as shares of the images.
+        setup: The run.
+        size: Number of images; 0 for `validation.size` of the configuration, or all.
     """
-    robust = {f"validation/{attack}": float(stood.mean()) for (_, _, attack), stood in scores.robust.items()}
-    return {"validation/clean_accuracy": scores.clean_accuracy(scores.targets[0]), **robust}
+
+    def __init__(self, setup: Setup, size: int = 0) -> None:
+        self._setup, split = setup, setup.dataset.validation
+        size = size or setup.config.validation.size or len(split.labels)
+        self._images, self._labels = split.images[:size], split.labels[:size]
+        self._shown = details.choose(self._labels, noise_images.SHOWN).tolist()
+
+    def evaluate(self, state: TrainState, best: float | None = None) -> Validation:
+        """Computes all validation metrics of a state.
+
+        Args:
+            state: The state.
+            best: The best selection metric before; None if there is none.
+        """
+        config, info = self._setup.config, self._setup.info
+        model = get_model(config, state, info)
+        attacks = ("fgsm", f"pgd{config.validation.pgd_steps}", *([evaluation.GENERATOR] if model.generator else []))
+        scores = evaluation.evaluate(
+            [model], self._images, self._labels, threat_model.from_config(config.threat), attacks=attacks,
+            batch_size=config.validation.batch_size, seed=diagnostics.SEED, devices=self._setup.devices,
+            shown=self._shown,
+        )  # fmt: skip
+        metrics = {"validation/clean_accuracy": scores.clean_accuracy(model.name)}
+        metrics |= {f"validation/{attack}": float(row.mean()) for (_, _, attack), row in scores.robust.items()}
+        health = diagnostics.measure(config, model.logits_fn, state, info, self._setup.dataset.validation)
+        shown = {attack: images for (_, attack), images in scores.shown.items()}
+        clean = shown.pop(evaluation.CLEAN)
+        return Validation(
+            metrics, health, diagnostics.get_warnings(metrics, health, config, len(self._labels), best), clean,
+            {name: noise_images.get_noise(made, clean, config.threat.epsilon) for name, made in shown.items()},
+        )  # fmt: skip
 
 
-def noise(config: Config, scores: evaluation.Scores) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Returns what the attacks of a validation do to a few images.
+def get_model(config: Config, state: TrainState, info: checkpoint.DataInfo) -> evaluation.Model:
+    """Returns the classifier (and generator) of a state with running BatchNorm statistics, and averaged weights if any.
 
     Args:
         config: The run.
-        scores: Of `score`.
-
-    Returns:
-        The clean images `[E, H, W, C]`, and for each attack its perturbations in units of epsilon.
-    """
-    shown = {attack: images for (_, attack), images in scores.shown.items()}
-    images = shown.pop(evaluation.CLEAN)
-    return images, {
-        attack: noise_images.get_noise(made, images, config.threat.epsilon) for attack, made in shown.items()
-    }  # fmt: skip
-
-
-def state_model(config: Config, state: TrainState, info: checkpoint.DataInfo) -> evaluation.Model:
-    """Returns the classifier (and generator) of a state, as they evaluate.
-
-    That is with running BatchNorm statistics, and with the averaged weights where there are such.
+        state: The state.
+        info: Its data.
     """
     generator = None
     if config.adversary.name == "generator":
@@ -87,20 +91,20 @@ def state_model(config: Config, state: TrainState, info: checkpoint.DataInfo) ->
     return evaluation.Model("classifier", logits_fn, generator)
 
 
-def selection(config: Config, figures: dict[str, float]) -> float:
-    """Returns the figure by which the best checkpoint is chosen.
+def get_selection_metric(config: Config, metrics: dict[str, float]) -> float:
+    """Returns the metric that selects the best checkpoint.
 
     Args:
         config: The run.
-        figures: What `validate` returned.
+        metrics: See `Validation.metrics`.
 
     Returns:
-        Robust accuracy under PGD; for standard training, where that is near 0 throughout, clean accuracy.
+        Robust accuracy under PGD; for standard training, where it stays near 0, clean accuracy.
 
-    >>> figures = {"validation/clean_accuracy": 0.9, "validation/pgd10": 0.4}
-    >>> selection(Config(), figures)
+    >>> metrics = {"validation/clean_accuracy": 0.9, "validation/pgd10": 0.4}
+    >>> get_selection_metric(Config(), metrics)
     0.4
     """
     if config.adversary.name == "none":
-        return figures["validation/clean_accuracy"]
-    return figures[f"validation/pgd{config.validation.pgd_steps}"]
+        return metrics["validation/clean_accuracy"]
+    return metrics[f"validation/pgd{config.validation.pgd_steps}"]

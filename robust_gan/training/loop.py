@@ -1,4 +1,4 @@
-"""The host loop: data in, steps dispatched, metrics and checkpoints out. No flags, no arithmetic of the game."""
+"""The training loop on the host: dispatches compiled steps; writes metrics, validations and checkpoints."""
 
 import contextlib
 import functools
@@ -14,28 +14,27 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from robust_gan import checkpoint, data, parallel
+from robust_gan import checkpoint, parallel
 from robust_gan.config import Config, to_dict, validate
 from robust_gan.errors import UserError
 from robust_gan.game import TrainState
 from robust_gan.parallel import interruption
 from robust_gan.storage import workdir
-from robust_gan.training import diagnostics, evaluator, multi_step, nonfinite, postmortem, setup, writers
+from robust_gan.training import diagnostics, evaluator, multi_step, nonfinite, setup, writers
 from robust_gan.version import __version__
 
-_QUIET = 10.0
-"""Seconds between two plain lines of metrics."""
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 class Result(NamedTuple):
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         state: The last state, on the host.
         step: Steps taken.
-        finished: False where a signal ended it early; True after all steps, or out of patience.
-        validation: The figures of the last validation.
-        best_step: Steps of the best checkpoint; None where none was saved.
+        finished: False if a signal stopped the run; True after all steps, or when validation ran out of patience.
+        validation: The metrics of the last validation.
+        best_step: The step of the best checkpoint; None if none was saved.
     """
 
     state: TrainState
@@ -53,34 +52,34 @@ def train(
     progress: bool | None = None,
     tensorboard: bool = False,
     on_nan: str = "stop",
-    say: Callable[[str], Any] = print,
+    log_fn: Callable[[str], Any] = print,
 ) -> Result:
-    """Trains, or goes on training, until `config.num_steps`.
+    """Trains until `config.num_steps`, or resumes a stopped run.
 
-    Writes to the folder: `config.json`; `metrics.jsonl`, a line every `log_every` steps with the metrics of that step
-    and one for each validation; `timing.jsonl`; `noise/`, small pictures of the generator's on fixed images; and
-    `checkpoints/`, the newest and the best. The best is the one of the highest validation robust accuracy under PGD
-    (for adversary `none`, where that is near 0 throughout, of the highest clean accuracy). SIGTERM and Ctrl-C finish
-    the step, save and return; a second signal leaves at once.
+    Writes to the workdir: `config.json`; `metrics.jsonl`, a line every `log_every` steps with the metrics of that step
+    and one for each validation; `timing.jsonl`; `noise/`, small images of the generator's noise; and `checkpoints/`,
+    the newest and the best. The best has the highest validation accuracy under PGD (for the adversary `none`, where it
+    stays near 0, the highest clean accuracy). SIGTERM and Ctrl-C finish the step, save and return; a second signal
+    ends the process at once.
 
     Args:
         config: The run.
-        directory: Its folder; one that holds a stopped run of the same configuration is continued.
-        devices: Where; None for all of the best platform.
-        progress: A bar with rate and remaining time; None for only where stderr is a terminal, and elsewhere a line at
-            each validation, and of metrics at most every `_QUIET` seconds.
-        tensorboard: Write scalars for TensorBoard too (needs the extra `tensorboard`).
-        on_nan: What becomes of the run at a step where a loss or a gradient of a player is NaN or infinite, which is
-            never taken: `stop` ends it by the next line of metrics, with the state before that step kept in
-            `not_finite/`; `skip` goes on without it, counts it in `train/skipped_steps`, and ends only after
-            `postmortem.MOST_IN_A_ROW` in a row.
-        say: Called with a sentence where there is something to say.
+        directory: Its workdir; a stopped run of the same configuration in it is resumed.
+        devices: The devices; None for all of the best platform.
+        progress: Whether to show a progress bar; None shows it if stderr is a terminal, and otherwise writes a line at
+            each validation, and lines of metrics at most every 10 seconds.
+        tensorboard: Write for TensorBoard too (needs the extra `tensorboard`).
+        on_nan: The policy for a step at which a loss or a gradient is NaN or infinite, which is always discarded:
+            `stop` ends the run by the next line of metrics and saves the state before that step in `not_finite/`;
+            `skip` continues, counts it in `train/skipped_steps`, and ends the run only after
+            `nonfinite.MAX_CONSECUTIVE` in a row.
+        log_fn: Called with a sentence.
 
     Returns:
-        How the run ended.
+        The result.
 
     Raises:
-        UserError: The configuration, the data or the folder cannot be right; nothing is written then.
+        UserError: The configuration, the data or the workdir is invalid; nothing is written then.
         NotFiniteError: A loss or a gradient became NaN or infinite.
 
     Guarantees:
@@ -90,146 +89,157 @@ def train(
     if on_nan not in nonfinite.POLICIES:
         raise UserError(f"on_nan must be one of {', '.join(nonfinite.POLICIES)}, not {on_nan!r}")
     devices = parallel.find_devices() if devices is None else devices
-    parallel.check_batch_size(config.batch_size, devices)
+    setup.check(config, devices)
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("--tensorboard needs tensorboardX: pip install 'robust_gan[tensorboard]'")
     versions = {"robust_gan": __version__, "jax": jax.__version__}
     parallel.assert_equal_across_processes({"config": to_dict(config), "on_nan": on_nan, "versions": versions})
-    first = parallel.is_primary()
-    say = say if first else _say_nothing
-
-    def read() -> data.Dataset:
-        if first:
-            workdir.check(directory, config)  # Before the data, which take long to decode.
-        setup.check_networks(config)
-        return setup.load_data(config)
-
-    dataset = parallel.run_on_all_processes(read)
-    parallel.assert_equal_across_processes({"data": setup.fingerprint(dataset)})
-    info, game, state = setup.build(config, dataset)
-
+    log_fn = log_fn if parallel.is_primary() else _ignore
+    # Before the data, which take long to decode.
+    parallel.run_on_all_processes(lambda: workdir.check(directory, config) if parallel.is_primary() else None)
+    start = setup.build(config, devices)
     with contextlib.ExitStack() as stack:
-        recorder = writers.RunWriter(stack, directory, config, info, say)
-        folder = recorder.folder
-        state, start = recorder.restore(state, tensorboard=tensorboard)
-        stopped = stack.enter_context(interruption.signals())
-        agreement = parallel.StopConsensus(devices)
-        lines = _Lines(config.num_steps, first and progress is None and not sys.stderr.isatty())
-        progress = first and (sys.stderr.isatty() if progress is None else progress)
-        bar = stack.enter_context(
-            tqdm.tqdm(total=config.num_steps, initial=min(start, config.num_steps), unit="step", disable=not progress)
+        writer = writers.RunWriter(stack, directory, start, log_fn)
+        return _Loop(stack, start, writer, on_nan, log_fn, progress, tensorboard).run()
+
+
+class _Loop:
+    """The state of `train` between two calls of the compiled steps."""
+
+    def __init__(
+        self, stack: contextlib.ExitStack, start: setup.Setup, writer: writers.RunWriter, on_nan: str,
+        log_fn: Callable[[str], Any], progress: bool | None, tensorboard: bool,
+    ) -> None:  # fmt: skip
+        self._config, self._devices, self._writer, self._log_fn = start.config, start.devices, writer, log_fn
+        state, self._start = writer.restore(start.state, tensorboard=tensorboard)
+        self._stopped = stack.enter_context(interruption.signals())
+        self._consensus = parallel.StopConsensus(start.devices)
+        is_terminal, num_steps = sys.stderr.isatty(), start.config.num_steps
+        show = parallel.is_primary() and (is_terminal if progress is None else progress)
+        self._prints = parallel.is_primary() and progress is None and not is_terminal
+        self._printed = time.monotonic()
+        self._bar = stack.enter_context(
+            tqdm.tqdm(total=num_steps, initial=min(self._start, num_steps), unit="step", disable=not show)
+        )
+        self._log_once = diagnostics.LogOnce(log_fn)
+        self._monitor = nonfinite.NonFiniteMonitor(
+            writer.folder, start.config, start.info, on_nan, writer.skipped, log_fn
+        )
+        loop_state = multi_step.LoopState(state, nonfinite.init_state(writer.skipped))
+        self._loop_state, self._arrays = parallel.replicate((loop_state, start.arrays), start.devices)
+        self._run_steps = parallel.map_step(
+            functools.partial(multi_step.run_steps, start.game, start.config, on_nan), start.devices
+        )
+        self._max_steps = multi_step.steps_per_call(start.config, start.devices[0].platform)
+        self._evaluator = evaluator.Evaluator(start)
+        self._metrics: dict[str, float] = {}
+        # Metrics are fetched after the next steps are dispatched, so that the device does not wait for the host.
+        self._pending: list[tuple[int, multi_step.StepOutput]] = []
+        self._step = self._timed_step = self._start
+        self._timed = time.perf_counter()
+
+    def run(self) -> Result:
+        """Runs the remaining steps."""
+        config, writer = self._config, self._writer
+        while not self._is_over() and not self._consensus.reached(bool(self._stopped)):
+            self._run_call()
+            if self._is_due(config.validation.every):
+                self._validate()
+        self._flush()
+        if self._start >= config.num_steps:
+            self._log_fn(f"{writer.folder} is at step {self._start} of {config.num_steps}: nothing is left to do")
+        finished = self._is_over()
+        if finished and self._step < config.num_steps:
+            self._log_fn(f"ended at step {self._step}: no improvement since step {writer.best_step}")
+        if not finished:
+            # Saved without a validation, so it must not be selected as the best.
+            self._save({checkpoint.SELECTION: -1.0})
+            self._log_fn(f"stopped at step {self._step} and saved a checkpoint; rerun the same command to resume")
+        state = jax.device_get(_without_keys(self._loop_state.train_state))
+        return Result(state, self._step, finished, self._metrics, writer.best_step)
+
+    def _run_call(self) -> None:
+        config, step = self._config, self._step
+        limits = [every - step % every for every in (config.log_every, config.validation.every)]
+        num_steps = min(self._max_steps, config.num_steps - step, *limits)
+        num_images = len(self._arrays["labels"])
+        indices = multi_step.batch_indices(config, step, num_steps, self._max_steps, num_images, self._devices)
+        if all(leaf.is_ready() for leaf in jax.tree.leaves(self._pending) if isinstance(leaf, jax.Array)):  # type: ignore[attr-defined]  # Its stub lacks it.
+            # A call with a loop blocks on a GPU: if flushed after it, its time would count for the previous line.
+            self._flush()
+        self._loop_state, output = self._run_steps(self._loop_state, self._arrays, indices)
+        self._step += num_steps
+        self._flush()
+        self._bar.update(num_steps)
+        if self._is_due(config.log_every):
+            self._pending.append((self._step, output))
+
+    def _flush(self) -> None:
+        """Writes the metrics of the last call."""
+        for step, output in self._pending:
+            metrics, counts = jax.device_get(output)
+            self._monitor.check(counts, self._loop_state.train_state)
+            values = {f"train/{name}": float(value) for name, value in (metrics | self._monitor.metrics).items()}
+            values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN.
+            self._writer.write_metrics(step, values)
+            seconds = time.perf_counter() - self._timed
+            rate = (step - self._timed_step) * self._config.batch_size / seconds
+            self._writer.write_timing(step, {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)})
+            self._timed, self._timed_step = time.perf_counter(), step
+            self._show(step, values, self._metrics)
+        self._pending.clear()
+
+    def _validate(self) -> None:
+        self._flush()
+        self._check_counts()
+        validation = self._evaluator.evaluate(self._loop_state.train_state, self._writer.best_value)
+        self._metrics = metrics = validation.metrics
+        warnings = self._log_once(self._step, validation.warnings)
+        self._writer.write_metrics(self._step, metrics | validation.health | warnings)
+        self._writer.write_noise(self._step, validation.images, validation.noise)
+        self._save(metrics | {checkpoint.SELECTION: evaluator.get_selection_metric(self._config, metrics)})
+        self._show(self._step, metrics, {}, at_once=True)
+        self._timed, self._timed_step = time.perf_counter(), self._step
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        self._check_counts()
+        state = self._loop_state.train_state
+        self._monitor.check_state(state)
+        self._writer.save(self._step, state, metrics, skipped=self._monitor.skipped)
+
+    def _check_counts(self) -> None:
+        self._monitor.check(jax.device_get(self._loop_state.nonfinite), self._loop_state.train_state)
+
+    def _is_due(self, every: int) -> bool:
+        return self._step % every == 0 or self._step == self._config.num_steps
+
+    def _is_over(self) -> bool:
+        """Returns whether all steps are taken, or validation has not improved for `validation.patience` times."""
+        patience, best = self._config.validation.patience * self._config.validation.every, self._writer.best_step
+        return self._step >= self._config.num_steps or bool(
+            patience and best is not None and self._step - best >= patience
         )
 
-        arrays = {"images": dataset.train.images, "labels": dataset.train.labels}
-        teller = diagnostics.LogOnce(say)
-        sentry = postmortem.NonFiniteMonitor(folder, config, info, on_nan, recorder.skipped, say)
-        carried = multi_step.LoopState(state, nonfinite.begin(recorder.skipped))
-        carried, arrays = parallel.replicate((carried, arrays), devices)
-        play = parallel.map_step(functools.partial(multi_step.run_steps, game, config, on_nan), devices)
-        most = multi_step.steps_per_call(config, devices[0].platform)
-        figures: dict[str, float] = {}
-        # Metrics are fetched when the next steps are under way, so that the device does not wait for the host.
-        pending: list[tuple[int, multi_step.StepOutput]] = []
-        began, began_step, step = time.perf_counter(), start, start
-
-        def settle() -> None:
-            nonlocal began, began_step
-            for at, measured in pending:
-                scalars, watch = jax.device_get(measured)
-                sentry.check(watch, carried.state)
-                found = {f"train/{name}": float(value) for name, value in (scalars | sentry.counts).items()}
-                values = {name: value for name, value in found.items() if math.isfinite(value)}  # JSON has no others.
-                recorder.record(at, values)
-                seconds = time.perf_counter() - began
-                rate = (at - began_step) * config.batch_size / seconds
-                recorder.time(at, {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)})
-                began, began_step = time.perf_counter(), at
-                bar.set_postfix_str(_postfix(values | figures))
-                lines.write(at, values)
-            pending.clear()
-
-        def save(values: dict[str, float]) -> None:
-            sentry.check_state(carried.state)
-            recorder.save(step, carried.state, values, skipped=sentry.skipped)
-
-        def is_over() -> bool:
-            return step >= config.num_steps or _is_out_of_patience(config, step, recorder.best_step)
-
-        while not is_over() and not agreement.reached(bool(stopped)):
-            count = min(most, _steps_until(step, config.num_steps, config.log_every, config.validation.every))
-            orders = multi_step.orders(config, step, count, most, len(dataset.train.labels), devices)
-            if all(leaf.is_ready() for leaf in jax.tree.leaves(pending) if isinstance(leaf, jax.Array)):  # type: ignore[attr-defined]  # Its stub lacks it.
-                # A call with a loop blocks on a GPU: settled after it, the last one's seconds would be this one's.
-                settle()
-            carried, measured = play(carried, arrays, orders)
-            step += count
-            settle()
-            bar.update(count)
-            if step % config.log_every == 0 or step == config.num_steps:
-                pending.append((step, measured))
-            if step % config.validation.every == 0 or step == config.num_steps:
-                settle()
-                sentry.check(jax.device_get(carried.watch), carried.state)
-                scores = evaluator.score(config, dataset, carried.state, info, devices)
-                figures = evaluator.figures(scores)
-                health = diagnostics.measure(config, dataset, carried.state, info)
-                signs = diagnostics.warnings(figures, health, config, scores.clean.shape[-1], recorder.best_value)
-                recorder.record(step, figures | health | teller.tell(step, signs))
-                recorder.draw(step, *evaluator.noise(config, scores))
-                save(figures | {checkpoint.SELECTION: evaluator.selection(config, figures)})
-                bar.set_postfix_str(_postfix(figures))
-                lines.write(step, figures, at_once=True)
-                began, began_step = time.perf_counter(), step
-        settle()
-        if start >= config.num_steps:
-            say(f"{folder} stands at step {start} of {config.num_steps}: nothing is left to do")
-        ended = is_over()
-        if ended and step < config.num_steps:
-            say(f"ended at step {step}: no validation since step {recorder.best_step} was as good")
-        if not ended:
-            # Saved without a validation: selecting it as the best would mean choosing blindly.
-            sentry.check(jax.device_get(carried.watch), carried.state)
-            save({checkpoint.SELECTION: -1.0})
-            say(f"stopped at step {step} and saved; the same command goes on from there")
-        return Result(jax.device_get(_without_keys(carried.state)), step, ended, figures, recorder.best_step)
+    def _show(self, step: int, values: dict[str, float], others: dict[str, float], *, at_once: bool = False) -> None:
+        """Shows metrics beside the progress bar, or as a line on stderr if the last is old enough."""
+        self._bar.set_postfix_str(_format(values | others))
+        if self._prints and (at_once or time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES):
+            self._printed = time.monotonic()
+            print(f"step {step} of {self._config.num_steps}: {_format(values)}", file=sys.stderr, flush=True)
 
 
-class _Lines:
-    """Plain lines on stderr, for who reads a file in place of a terminal."""
-
-    def __init__(self, num_steps: int, wanted: bool) -> None:
-        """Has written nothing yet."""
-        self._num_steps, self._wanted, self._written = num_steps, wanted, time.monotonic()
-
-    def write(self, step: int, values: dict[str, float], *, at_once: bool = False) -> None:
-        """Writes a line, unless the last one is only just written."""
-        if self._wanted and (at_once or time.monotonic() - self._written >= _QUIET):
-            self._written = time.monotonic()
-            print(f"step {step} of {self._num_steps}: {_postfix(values)}", file=sys.stderr, flush=True)
-
-
-def _steps_until(step: int, end: int, *multiples: int) -> int:
-    """Returns how many steps there are to the next at which the host has something to do."""
-    return min(end - step, *(every - step % every for every in multiples))
-
-
-def _is_out_of_patience(config: Config, step: int, best: int | None) -> bool:
-    patience = config.validation.patience * config.validation.every
-    return bool(patience) and best is not None and step - best >= patience
-
-
-def _postfix(values: dict[str, float]) -> str:
+def _format(values: dict[str, float]) -> str:
     shown = ("train/clean_loss", "train/adversarial_loss", "validation/clean_accuracy")
     pgd = [name for name in values if name.startswith("validation/pgd")]
     return " ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in (*shown, *pgd) if name in values)
 
 
 def _without_keys(state: TrainState) -> TrainState:
-    """Typed keys have no form on the host; their data have."""
+    """Returns a state with the data of its typed keys, which have no form on the host."""
     return jax.tree.map(
         lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf, state
     )
 
 
-def _say_nothing(sentence: str) -> None:
-    """What all processes but the first say."""
+def _ignore(sentence: str) -> None:
+    """Logs nothing, in all processes but the primary one."""

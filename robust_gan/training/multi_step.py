@@ -1,4 +1,4 @@
-"""What one compiled call does: some training steps, each with its images fetched and augmented on the device."""
+"""One compiled call: several training steps, with images gathered and augmented on the device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,53 +16,53 @@ from robust_gan.training import nonfinite
 from robust_gan.training.nonfinite import NonFiniteState
 from robust_gan.types import Batch, Metrics
 
-MOST_STEPS = 100
-"""Steps in one call on an accelerator, at most: a signal is obeyed only between calls."""
+MAX_STEPS = 100
+"""Most steps of one call on an accelerator: signals are handled between calls."""
 
 
 class LoopState(NamedTuple):
-    """What goes from call to call.
+    """The state passed from call to call.
 
     Attributes:
-        state: The game.
-        watch: The steps whose numbers were not finite, which were not taken.
+        train_state: The state of the game.
+        nonfinite: Counts of discarded steps.
     """
 
-    state: TrainState
-    watch: NonFiniteState
+    train_state: TrainState
+    nonfinite: NonFiniteState
 
 
 class StepOutput(NamedTuple):
-    """What a call measured.
+    """The output of a call.
 
     Attributes:
-        metrics: Scalars of its last step; zeros where no step was asked for.
-        watch: The steps that were not taken so far.
+        metrics: Scalars of its last step; zeros for zero steps.
+        nonfinite: Counts of discarded steps.
     """
 
     metrics: Metrics
-    watch: NonFiniteState
+    nonfinite: NonFiniteState
 
 
 class BatchIndices(NamedTuple):
-    """What the steps of one call are to do, on each of D devices.
+    """The images of the steps of one call, on each of D devices.
 
     Attributes:
-        positions: int32 `[D, N, M, B / D]`: which images each device takes, for N steps of M minibatches each; the
-            adversary moves on all of them, the classifier on the last.
-        count: int32 `[D]`: how many of the N steps are to be game, the same on all devices.
+        positions: int32 `[D, N, M, B / D]`: the images of each device, for N steps of M batches each; the adversary is
+            updated on all M, the classifier on the last.
+        num_steps: int32 `[D]`: how many of the N steps to run, the same on all devices.
     """
 
     positions: jax.Array | np.ndarray
-    count: jax.Array | np.ndarray  # type: ignore[assignment]  # Hides a method of tuple that nobody needs.
+    num_steps: jax.Array | np.ndarray
 
 
 def steps_per_call(config: Config, platform: str) -> int:
-    """Returns how many steps one call plays at most.
+    """Returns the largest number of steps in one call.
 
     Args:
-        config: The run; 0 in `config.steps_per_call` leaves the choice to this function: one step on a CPU, where a
-            call costs nothing beside a step, and as many as lie between two lines of metrics on an accelerator.
+        config: The run. If `config.steps_per_call` is 0: one step on a CPU, where a call costs nothing beside a step;
+            on an accelerator the steps between two lines of metrics.
         platform: `cpu`, `gpu` or `tpu`.
 
     >>> steps_per_call(Config(log_every=50), "cpu"), steps_per_call(Config(log_every=50), "gpu")
@@ -72,99 +72,97 @@ def steps_per_call(config: Config, platform: str) -> int:
     """
     if config.steps_per_call:
         return config.steps_per_call
-    return 1 if platform == "cpu" else min(config.log_every, MOST_STEPS)
+    return 1 if platform == "cpu" else min(config.log_every, MAX_STEPS)
 
 
-def orders(
-    config: Config, step: int, count: int, most: int, num_images: int, devices: Sequence[jax.Device]
+def batch_indices(
+    config: Config, step: int, num_steps: int, max_steps: int, num_images: int, devices: Sequence[jax.Device]
 ) -> BatchIndices:
-    """Returns what the next steps are to do: a function of (seed, step) alone.
+    """Returns the images of the next steps, a function of (seed, step) alone.
 
     Args:
         config: The run.
         step: Steps taken before.
-        count: Steps to play.
-        most: N, as many as any call of this run plays: the shape, and so the compiled function, is one for all.
-        num_images: N of the training split.
-        devices: Where.
+        num_steps: Steps to run.
+        max_steps: N; one for the whole run, since it is part of the compiled shape.
+        num_images: Images of the training split.
+        devices: The devices of all processes.
 
     Returns:
-        Those for this process's devices.
+        The indices for the devices of this process.
 
     >>> devices = parallel.find_devices(num_devices=1)
-    >>> orders(Config(batch_size=4), 0, 2, 3, 100, devices).positions.shape
+    >>> batch_indices(Config(batch_size=4), 0, 2, 3, 100, devices).positions.shape
     (1, 3, 1, 4)
     """
-    minibatches = config.adversary.generator.batches_per_step if config.adversary.name == "generator" else 1
-    shape = (most, minibatches, config.batch_size)
-    rows = np.zeros((most * minibatches, config.batch_size), np.int32)
-    for index in range(count * minibatches):
-        rows[index] = order.batch_indices(
-            config.seed, step * minibatches + index, config.batch_size, num_images
-        )  # fmt: skip
-    positions = parallel.shard(rows.reshape(shape), devices, axis=2)
-    return BatchIndices(positions, np.full(len(positions), count, np.int32))
+    num_batches = config.adversary.generator.batches_per_step if config.adversary.name == "generator" else 1
+    rows = np.zeros((max_steps * num_batches, config.batch_size), np.int32)
+    for index in range(num_steps * num_batches):
+        rows[index] = order.batch_indices(config.seed, step * num_batches + index, config.batch_size, num_images)
+    positions = parallel.shard(rows.reshape(max_steps, num_batches, config.batch_size), devices, axis=2)
+    return BatchIndices(positions, np.full(len(positions), num_steps, np.int32))
 
 
 def run_steps(
-    game: Game, config: Config, policy: str, carried: LoopState, arrays: dict[str, jax.Array], share: BatchIndices
+    game: Game, config: Config, policy: str, loop_state: LoopState, arrays: dict[str, jax.Array], indices: BatchIndices
 ) -> tuple[LoopState, StepOutput]:
-    """Plays some training steps, on one device of the axis `parallel.AXIS`.
+    """Runs several training steps on one device of the axis `parallel.AXIS`.
 
-    The number of steps is data, not shape: the loop's body is compiled once, and it is the same code whether it is
-    called n times for one step or once for n. So both give the same bits.
+    The number of steps is data, not shape: the loop body is compiled once, so n calls of one step and one call of n
+    steps return the same bits.
 
     Args:
         game: The game.
         config: The run.
-        policy: What becomes of a step that is not finite, see `nonfinite.guard`.
-        carried: What the call before returned.
+        policy: One of `nonfinite.POLICIES`.
+        loop_state: The state returned by the previous call.
         arrays: The whole training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`.
-        share: The orders of this device, without their leading axis.
+        indices: The indices of this device, without their leading axis.
 
     Returns:
-        What the next call takes, and what was measured.
+        The state for the next call, and the output.
 
     Guarantees:
         `test_many_steps_in_one_call_are_as_many_calls_bit_for_bit`,
         `test_a_step_that_is_not_finite_is_not_taken`.
     """
 
-    @jax.jit  # Traced once, though its metrics' shapes are asked for first.
-    def step(carried: LoopState, positions: jax.Array) -> tuple[LoopState, Metrics]:
-        state, metrics = training_step(game, config, carried.state, arrays, positions)
-        return LoopState(*nonfinite.guard(carried.state, state, metrics, carried.watch, policy=policy)), metrics
+    @jax.jit  # Traced once, although its metrics' shapes are computed first.
+    def step(loop_state: LoopState, positions: jax.Array) -> tuple[LoopState, Metrics]:
+        before, counts = loop_state
+        after, metrics = training_step(game, config, before, arrays, positions)
+        return LoopState(*nonfinite.select(before, after, metrics, counts, policy=policy)), metrics
 
-    shapes = jax.eval_shape(step, carried, share.positions[0])[1]
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    carried, metrics = jax.lax.fori_loop(
-        0, share.count, lambda index, carry: step(carry[0], share.positions[index]), (carried, nothing)
+    shapes = jax.eval_shape(step, loop_state, indices.positions[0])[1]
+    metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    loop_state, metrics = jax.lax.fori_loop(
+        0, indices.num_steps, lambda index, carry: step(carry[0], indices.positions[index]), (loop_state, metrics)
     )
-    return carried, StepOutput(metrics, carried.watch)
+    return loop_state, StepOutput(metrics, loop_state.nonfinite)
 
 
 def training_step(
     game: Game, config: Config, state: TrainState, arrays: dict[str, jax.Array], positions: jax.Array
 ) -> tuple[TrainState, Metrics]:
-    """Fetches, augments and plays one step, on one device of the axis `parallel.AXIS`.
+    """Gathers and augments the images of one step and runs it, on one device of the axis `parallel.AXIS`.
 
     Args:
         game: The game.
         config: The run.
         state: The state before.
         arrays: The whole training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`.
-        positions: int32 `[M, B]`: M minibatches; the adversary moves on all, the classifier on the last.
+        positions: int32 `[M, B]`: M batches; the adversary is updated on all, the classifier on the last.
 
     Returns:
         The state after, and scalar metrics.
     """
     augment_key = game_lib.step_keys(state).augment
-    minibatches = []
+    batches = []
     for index in range(positions.shape[0]):
         keys = game_lib.image_keys(jax.random.fold_in(augment_key, index), positions.shape[1], parallel.AXIS)
         images = augmentation.to_unit(arrays["images"][positions[index]])
         images = augmentation.augment(config.data.augmentation, keys, images, config.data.padding)
-        minibatches.append(Batch(images, arrays["labels"][positions[index]]))
-    *first, last = minibatches
+        batches.append(Batch(images, arrays["labels"][positions[index]]))
+    *first, last = batches
     earlier = jax.tree.map(lambda *leaves: jnp.stack(leaves), *first) if first else None
     return game_lib.train_step(game, state, last, earlier=earlier, axis_name=parallel.AXIS)

@@ -1,33 +1,86 @@
-"""What a run starts from: its data, the frozen classifiers it was given, and the state at step 0."""
+"""The start of a run: its data, its frozen ensemble members, and the state at step 0."""
 
 import functools
 import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import checkpoint, data, evaluation, networks, prng
+from robust_gan import checkpoint, data, evaluation, networks, parallel, prng
 from robust_gan import game as game_lib
-from robust_gan.config import Config, check_epsilon
+from robust_gan.config import Config, check_epsilon, validate
 from robust_gan.errors import DataError, UserError, one_line
 from robust_gan.game import Game, TrainState
 from robust_gan.types import LogitsFn
 
 
-def check_networks(config: Config) -> None:
-    """Refuses names of networks that there are not; how many classes and channels they have is not known yet."""
+class Setup(NamedTuple):
+    """A run before its first step.
+
+    Attributes:
+        config: The configuration.
+        devices: The devices of all processes.
+        dataset: The data.
+        info: Name, shapes and classes of the data.
+        game: The game.
+        state: The state at step 0.
+    """
+
+    config: Config
+    devices: Sequence[jax.Device]
+    dataset: data.Dataset
+    info: checkpoint.DataInfo
+    game: Game
+    state: TrainState
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`."""
+        return {"images": self.dataset.train.images, "labels": self.dataset.train.labels}
+
+
+def check(config: Config, devices: Sequence[jax.Device]) -> None:
+    """Checks a configuration before its data are loaded.
+
+    Raises:
+        UserError: A field is invalid, a network is unknown, or the devices cannot share a batch evenly.
+    """
+    validate(config)
+    parallel.check_batch_size(config.batch_size, devices)
+    # The numbers of classes and channels are not known yet.
     networks.build_classifier(config.classifier.network, 1)
     if config.adversary.name == "generator":
         networks.build_generator(config.adversary.generator.network, 1)
+
+
+def build(config: Config, devices: Sequence[jax.Device]) -> Setup:
+    """Loads the data and initializes the game, in all processes.
+
+    Args:
+        config: The configuration.
+        devices: The devices of all processes.
+
+    Raises:
+        UserError: The configuration, the data or an ensemble member is invalid, or processes read different data.
+    """
+    parallel.run_on_all_processes(lambda: check(config, devices))
+    dataset = parallel.run_on_all_processes(lambda: load_data(config))
+    parallel.assert_equal_across_processes({"data": checksums(dataset)})
+    shape = dataset.train.images.shape[1:]
+    info = checkpoint.DataInfo(dataset.name, shape, dataset.num_classes, tuple(dataset.label_names))
+    sources = load_sources(config, info)
+    game = game_lib.from_config(config, num_classes=info.num_classes, channels=shape[-1], sources=sources)
+    return Setup(config, devices, dataset, info, game, initial_state(config, game, shape))
 
 
 def load_data(config: Config) -> data.Dataset:
     """Loads and checks the data of a configuration.
 
     Raises:
-        DataError: They are not prepared, damaged, or do not fit the configuration.
+        DataError: They are not prepared, are damaged, or do not fit the configuration.
     """
     dataset = data.from_config(config.data)
     for split in (dataset.train, dataset.validation, dataset.test):
@@ -42,8 +95,8 @@ def load_data(config: Config) -> data.Dataset:
     return dataset
 
 
-def fingerprint(dataset: data.Dataset) -> dict[str, int]:
-    """Returns a checksum of each part of the data, by which processes tell that they read the same."""
+def checksums(dataset: data.Dataset) -> dict[str, int]:
+    """Returns a CRC-32 of the training and of the validation split, to compare them across processes."""
     splits = {"train": dataset.train, "validation": dataset.validation}
     return {
         name: zlib.crc32(np.ascontiguousarray(split.labels).data, zlib.crc32(np.ascontiguousarray(split.images).data))
@@ -52,56 +105,45 @@ def fingerprint(dataset: data.Dataset) -> dict[str, int]:
 
 
 def load_sources(config: Config, info: checkpoint.DataInfo) -> list[LogitsFn]:
-    """Loads the frozen classifiers that an ensemble attacks.
+    """Loads the frozen classifiers attacked by the adversary `ensemble`.
 
     Args:
         config: The run.
         info: Its data.
 
     Returns:
-        One for each of `adversary.ensemble.sources`; none where the adversary is another one.
+        One classifier for each of `adversary.ensemble.sources`; none for other adversaries.
 
     Raises:
-        UserError: A source is missing, damaged, or of other images or classes.
+        UserError: A source is missing, damaged, or was trained on other images or classes.
     """
     if config.adversary.name != "ensemble":
         return []
     records = [checkpoint.read_record(*checkpoint.parse_location(text)) for text in config.adversary.ensemble.sources]
     for text, record in zip(config.adversary.ensemble.sources, records, strict=True):
-        there = record.data
-        if (there.name, there.image_shape, there.num_classes) != (info.name, info.image_shape, info.num_classes):
+        if record.data[:3] != info[:3]:
             raise UserError(
-                f"the source {text} was trained on {there.name}, images {there.image_shape}, {there.num_classes} "
-                f"classes, but this run is on {info.name}, {info.image_shape}, {info.num_classes}: give sources of the "
-                "same data"
+                f"the source {text} was trained on {_describe(record.data)}, but this run is on {_describe(info)}: "
+                "give sources of the same data"
             )
     return [checkpoint.get_classifier(record) for record in records]
 
 
+def _describe(info: checkpoint.DataInfo) -> str:
+    return f"{info.name}, images {info.image_shape}, {info.num_classes} classes"
+
+
 def initial_state(config: Config, game: Game, image_shape: Sequence[int]) -> TrainState:
-    """Starts the game of a configuration at step 0.
+    """Returns the state of a game at step 0.
 
     Raises:
-        UserError: The networks cannot take images of this shape.
+        UserError: The networks do not accept images of this shape.
     """
     images = jnp.zeros((2, *image_shape), jnp.float32)
     try:
         return jax.jit(functools.partial(game_lib.init, game))(prng.make_key(config.seed), images)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"the networks {config.classifier.network} and {config.adversary.generator.network} cannot take images of "
-            f"shape {tuple(image_shape)}: {one_line(error)}"
+            f"the networks {config.classifier.network} and {config.adversary.generator.network} do not accept images "
+            f"of shape {tuple(image_shape)}: {one_line(error)}"
         ) from error
-
-
-def build(config: Config, dataset: data.Dataset) -> tuple[checkpoint.DataInfo, Game, TrainState]:
-    """Returns what the networks know of the data, the game, and its state at step 0.
-
-    Raises:
-        UserError: As for `load_sources` and `initial_state`.
-    """
-    shape = dataset.train.images.shape[1:]
-    info = checkpoint.DataInfo(dataset.name, shape, dataset.num_classes, tuple(dataset.label_names))
-    sources = load_sources(config, info)
-    game = game_lib.from_config(config, num_classes=info.num_classes, channels=shape[-1], sources=sources)
-    return info, game, initial_state(config, game, shape)

@@ -1,6 +1,7 @@
-"""What a run leaves behind, as its first process writes it; to the others it is the same object, and writes nothing."""
+"""The files of a run: checkpoints, metrics, timing, noise images, TensorBoard. Only the primary process writes."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,126 +10,116 @@ import numpy as np
 from etils import epath
 
 from robust_gan import checkpoint, evaluation, parallel
-from robust_gan.config import Config
+from robust_gan.config import Config, to_dict
 from robust_gan.game import TrainState
 from robust_gan.parallel import interruption
 from robust_gan.reporting import noise_images
 from robust_gan.storage import workdir
-from robust_gan.training.tensorboard import TensorBoardWriter
+from robust_gan.training.setup import Setup
 
+TENSORBOARD = "tensorboard"
 _SKIPPED = "skipped_steps"
 
 
 class RunWriter:
-    """The folder of a run while it is trained: claimed, with its checkpoints, metrics and timing.
+    """Writes the workdir of a run; in all processes but the primary one the same methods write nothing.
 
     Args:
-        stack: Closes everything, whatever happens.
-        directory: The folder.
-        config: The run.
-        info: Its data.
-        say: Called with a sentence where there is something to say.
+        stack: Closes all files when the run ends.
+        directory: The workdir.
+        setup: The run.
+        log_fn: Called with a sentence.
 
     Attributes:
-        folder: The folder.
-        best_step: The best step so far, None where nothing was saved.
-        best_value: The figure that it was chosen by.
-        skipped: Steps that were not taken before, see `finiteness`.
+        folder: The workdir, absolute.
+        best_step: The best step so far, None if nothing is saved.
+        best_value: Its selection metric.
+        skipped: Steps that were skipped before the run was resumed.
 
     Raises:
-        UserError: The folder cannot be had; in all processes.
+        UserError: The workdir cannot be locked or written; in all processes.
     """
 
     def __init__(
-        self,
-        stack: contextlib.ExitStack,
-        directory: epath.PathLike,
-        config: Config,
-        info: checkpoint.DataInfo,
-        say: Callable[[str], Any],
+        self, stack: contextlib.ExitStack, directory: epath.PathLike, setup: Setup, log_fn: Callable[[str], Any]
     ) -> None:
-        """Claims the folder."""
-        self._stack, self._say = stack, say
-        self._first = parallel.is_primary()
-        self._claim: workdir.WorkdirLock | None = None
-        self._writer: checkpoint.Writer | None = None
+        self._stack, self._config, self._log_fn = stack, setup.config, log_fn
+        self._lock: workdir.WorkdirLock | None = None
+        self._checkpoints: checkpoint.Writer | None = None
         self._metrics: workdir.JsonlWriter | None = None
         self._timing: workdir.JsonlWriter | None = None
-        self._board: TensorBoardWriter | None = None
-        self._config = config
-        self.folder = epath.Path(directory)
+        self._tensorboard: TensorBoardWriter | None = None
         self.best_step: int | None = None
         self.best_value: float | None = None
         self.skipped = 0
 
-        def claim() -> str:
-            self._claim = stack.enter_context(workdir.claim(directory, config))
-            self.folder = self._claim.path
-            self._writer = checkpoint.Writer(self.folder, config, info)
-            stack.enter_context(interruption.closed(self._writer.close))
-            return os.fspath(self.folder)
+        def lock() -> str:
+            self._lock = stack.enter_context(workdir.lock(directory, setup.config))
+            self._checkpoints = checkpoint.Writer(self._lock.path, setup.config, setup.info)
+            self._close_at_end(self._checkpoints)
+            return os.fspath(self._lock.path)
 
-        self.folder = epath.Path(parallel.broadcast_from_primary(claim))
+        self.folder = epath.Path(parallel.broadcast_from_primary(lock))
 
     def restore(self, state: TrainState, *, tensorboard: bool = False) -> tuple[TrainState, int]:
-        """Returns the state of the last checkpoint and its step, or the given one and 0, the same in all processes.
+        """Returns the state and the step of the last checkpoint, or the given state and 0, equal in all processes.
 
         Args:
-            state: That of step 0.
-            tensorboard: Write for TensorBoard too.
+            state: The state at step 0.
+            tensorboard: Whether to write for TensorBoard too.
 
         Raises:
-            UserError: No checkpoint is whole; in all processes.
+            UserError: All checkpoints are damaged; in all processes.
         """
 
         def read() -> tuple[TrainState, int]:
-            assert self._writer is not None
-            restored = self._writer.restore_latest(state, warn=self._say)
+            assert self._checkpoints is not None
+            restored = self._checkpoints.restore_latest(state, warn=self._log_fn)
             if restored is None:
                 return state, 0
-            self._say(f"going on from step {restored[1]} of {self.folder}")
+            self._log_fn(f"resuming from step {restored[1]} of {self.folder}")
             self.skipped = int(checkpoint.read_record(self.folder, restored[1]).metrics.get(_SKIPPED, 0))
             return restored
 
         state, start = parallel.broadcast_state_from_primary(read, state)
-        if self._first:
+        if self._lock is not None:
             self._metrics = workdir.JsonlWriter(self.folder / workdir.METRICS, start)
             self._timing = workdir.JsonlWriter(self.folder / workdir.TIMING, start)
-            self._stack.enter_context(interruption.closed(self._metrics.close))
-            self._stack.enter_context(interruption.closed(self._timing.close))
+            self._close_at_end(self._metrics)
+            self._close_at_end(self._timing)
             if tensorboard:
-                self._board = TensorBoardWriter(self.folder, self._config)
-                self._stack.enter_context(interruption.closed(self._board.close))
+                self._tensorboard = TensorBoardWriter(self.folder, self._config)
+                self._close_at_end(self._tensorboard)
         self.skipped = parallel.broadcast_from_primary(lambda: self.skipped)
-        self._find_best()
+        self._update_best()
         return state, start
 
-    def record(self, step: int, values: dict[str, float]) -> None:
+    def write_metrics(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of metrics."""
         if self._metrics is not None:
             self._metrics.write(step, values)
-        if self._board is not None:
-            self._board.scalars(step, values)
+        if self._tensorboard is not None:
+            self._tensorboard.write_scalars(step, values)
 
-    def draw(self, step: int, images: np.ndarray, noise: Mapping[str, np.ndarray]) -> None:
-        """Keeps what the attacks of a validation did to a few images: the generator's, where there is one.
+    def write_timing(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line of timing."""
+        if self._timing is not None:
+            self._timing.write(step, values)
+
+    def write_noise(self, step: int, images: np.ndarray, noise: Mapping[str, np.ndarray]) -> None:
+        """Writes the perturbations of a few images: the generator's as PNG, all of them for TensorBoard.
 
         Args:
             step: Steps taken.
             images: `[E, H, W, C]` in [0, 1], clean.
             noise: For each attack `[E, H, W, C]` in [-1, 1], perturbations in units of epsilon.
         """
-        if self._claim is not None:
-            self._claim.require()
-        if self._first and evaluation.GENERATOR in noise:
-            noise_images.write(self.folder, step, images, noise[evaluation.GENERATOR])
-        if self._board is not None:
-            self._board.perturbations(step, images, noise)
-
-    def time(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line of timing."""
-        if self._timing is not None:
-            self._timing.write(step, values)
+        if self._lock is not None:
+            self._lock.require()
+            if evaluation.GENERATOR in noise:
+                noise_images.write(self.folder, step, images, noise[evaluation.GENERATOR])
+        if self._tensorboard is not None:
+            self._tensorboard.write_perturbations(step, images, noise)
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float], *, skipped: int = 0) -> None:
         """Saves a checkpoint in the background; see `checkpoint.Writer.save`.
@@ -136,19 +127,56 @@ class RunWriter:
         Args:
             step: Steps taken.
             state: The state.
-            metrics: Validation figures, with the one by which the best is chosen.
-            skipped: Steps that were not taken.
+            metrics: Validation metrics, including `checkpoint.SELECTION`.
+            skipped: Steps skipped so far.
 
         Raises:
-            UserError: It cannot be written, or the folder is no longer this run's own.
+            UserError: It cannot be written, or the workdir no longer belongs to this run.
         """
-        if self._writer is not None and self._claim is not None:
-            self._claim.require()
-            self._writer.save(step, state, metrics | {_SKIPPED: float(skipped)})
-        self._find_best()
+        if self._checkpoints is not None and self._lock is not None:
+            self._lock.require()
+            self._checkpoints.save(step, state, metrics | {_SKIPPED: float(skipped)})
+        self._update_best()
 
-    def _find_best(self) -> None:
-        writer = self._writer
+    def _close_at_end(self, writer: Any) -> None:
+        self._stack.enter_context(interruption.closed(writer.close))
+
+    def _update_best(self) -> None:
+        checkpoints = self._checkpoints
         self.best_step, self.best_value = parallel.broadcast_from_primary(
-            lambda: (None, None) if writer is None else writer.best()
+            lambda: (None, None) if checkpoints is None else checkpoints.best()
         )
+
+
+class TensorBoardWriter:
+    """Writes TensorBoard event files (extra `tensorboard`).
+
+    Args:
+        folder: The workdir.
+        config: The run, written as text.
+    """
+
+    def __init__(self, folder: epath.Path, config: Config) -> None:
+        import tensorboardX
+
+        self._writer: Any = tensorboardX.SummaryWriter(os.fspath(folder / TENSORBOARD))
+        text = json.dumps(to_dict(config), indent=2)
+        self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+
+    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def write_perturbations(self, step: int, images: np.ndarray, noise: Mapping[str, np.ndarray]) -> None:
+        """Writes a histogram and an image of the perturbations of each attack; arguments as `RunWriter.write_noise`."""
+        clean = noise_images.concatenate(images)
+        for attack, perturbations in noise.items():
+            self._writer.add_histogram(f"perturbation/{attack}", perturbations.ravel(), step)
+            pixels = np.concatenate([clean, (noise_images.concatenate(perturbations) + 1) / 2])
+            pixels = np.rint(255 * pixels).astype(np.uint8)
+            self._writer.add_image(f"perturbation/{attack}", pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._writer.close()

@@ -115,7 +115,7 @@ def test_a_whole_train_state_is_restored_with_optimisers_statistics_and_keys(tin
 def test_the_networks_of_a_checkpoint_need_nothing_else_and_equal_those_of_the_state(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     state, _, record = load_run(run)
-    model = evaluator.state_model(record.config, state, record.data)
+    model = evaluator.get_model(record.config, state, record.data)
     images = np.random.default_rng(0).uniform(size=(5, 8, 8, 1)).astype(np.float32)
     assert np.array_equal(checkpoint.load_classifier(run, "last")(images), model.logits_fn(images))
     attacked = (model.logits_fn, jax.random.key(0), images, np.zeros(5, np.int32), LinfThreat(0.15))

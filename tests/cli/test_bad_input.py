@@ -111,7 +111,9 @@ def test_training_on_images_that_the_networks_cannot_take(mistake, monkeypatch):
     odd = data.Dataset("odd", split, split, split, 10, tuple("0123456789"))
     monkeypatch.setattr(data, "from_config", lambda _: odd)
     said = mistake("train", *TRAIN, "--config.data.name=odd")
-    assert re.search(r"digits_cnn and digits_generator cannot take images of shape \(10, 10, 1\)|divisible by 4", said)
+    assert re.search(
+        r"digits_cnn and digits_generator do not accept images of shape \(10, 10, 1\)|divisible by 4", said
+    )
 
 
 def test_labels_that_are_out_of_range(mistake, monkeypatch):
@@ -148,7 +150,7 @@ def test_a_run_of_another_configuration_names_the_fields(mistake):
     said = mistake("train", TRAIN[0], "--workdir={run}", "--config.seed=3")
     for field in ("seed: 0 != 3", "batch_size: 16 != 64", "data.train_size: 64 != 0"):
         assert field in said
-    assert "give another workdir, or the same configuration to go on with it" in said
+    assert "give another workdir, or the same configuration to resume it" in said
 
 
 def test_checkpoints_where_a_file_lies(mistake, tmp_path, tiny_run):

@@ -75,11 +75,11 @@ def test_the_step_that_is_timed_is_that_of_a_run(benchmark, monkeypatch):
     monkeypatch.setattr(jax_step, "NUM_IMAGES", 20)
     config = Config(batch_size=4)
     devices = parallel.find_devices(num_devices=1)
-    play, carried, arrays = jax_step.start(config, (8, 8, 1), devices)
-    orders = multi_step.orders(config, 0, 1, 2, 20, devices)
-    after, measured = jax.eval_shape(parallel.map_step(play, devices), carried, arrays, orders)
-    chex.assert_trees_all_equal_shapes_and_dtypes(after, carried)
-    assert "generator_loss" in measured.metrics
+    play, loop_state, arrays = jax_step.start(config, (8, 8, 1), devices)
+    indices = multi_step.batch_indices(config, 0, 1, 2, 20, devices)
+    after, output = jax.eval_shape(parallel.map_step(play, devices), loop_state, arrays, indices)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, loop_state)
+    assert "generator_loss" in output.metrics
 
 
 @pytest.mark.slow
@@ -92,12 +92,12 @@ def test_the_training_step_that_is_timed_is_that_of_a_method(benchmark, monkeypa
     config = jax_train.read_config(given)
     assert (config.batch_size, config.classifier.network, config.precision) == (4, "resnet20", "float32")
     devices = parallel.find_devices(num_devices=1)
-    play, carried, arrays = jax_step.start(config, (8, 8, 3), devices)
-    orders = multi_step.orders(config, 0, 1, 2, 20, devices)
-    after, measured = jax.eval_shape(parallel.map_step(play, devices), carried, arrays, orders)
-    chex.assert_trees_all_equal_shapes_and_dtypes(after, carried)
-    assert ("adversarial_loss" in measured.metrics) == (method != "none")
-    assert ("generator_loss" in measured.metrics) == (method == "cond_generator_refined")
+    play, loop_state, arrays = jax_step.start(config, (8, 8, 3), devices)
+    indices = multi_step.batch_indices(config, 0, 1, 2, 20, devices)
+    after, output = jax.eval_shape(parallel.map_step(play, devices), loop_state, arrays, indices)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, loop_state)
+    assert ("adversarial_loss" in output.metrics) == (method != "none")
+    assert ("generator_loss" in output.metrics) == (method == "cond_generator_refined")
 
 
 def test_a_peak_can_be_forgotten(benchmark):

@@ -311,14 +311,14 @@ def test_attacks_are_taken_by_name_or_as_functions():
 def test_two_signals_together_end_a_loop_and_a_later_one_kills():
     program = """
 import os, signal, sys, threading, time
-from robust_gan import ending
-with ending.signals() as received:
+from robust_gan.parallel import interruption
+with interruption.signals() as received:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     print(len(received), flush=True)
-    ending._TOGETHER = 0.0
+    interruption._TOGETHER = 0.0
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(10)
 """

@@ -43,7 +43,7 @@ def main():
         config.seed, config.num_steps = index, arguments.steps
         config.validation = ValidationConfig(every=arguments.steps, pgd_steps=10, size=60)
         with tempfile.TemporaryDirectory() as folder:
-            training.train(config, pathlib.Path(folder, "run"), devices=devices, progress=False, say=lambda _: None)
+            training.train(config, pathlib.Path(folder, "run"), devices=devices, progress=False, log_fn=lambda _: None)
             logits_fn = checkpoint.load_classifier(pathlib.Path(folder, "run"), "last")
         test, threat = setup.load_data(config).test, threat_model.from_config(config.threat)
         for scale in fired:

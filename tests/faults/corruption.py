@@ -41,7 +41,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         run, copy = pathlib.Path(folder, "run"), pathlib.Path(folder, "copy")
         result = training.train(smallest.config(num_steps=10), run, devices=parallel.find_devices(num_devices=1),
-                                progress=False, say=lambda _: None)  # fmt: skip
+                                progress=False, log_fn=lambda _: None)  # fmt: skip
         step = run / checkpoint.FOLDER / "10"
         state = result.state._replace(key=jax.random.key(0))
         wanted = come_out(run, state)

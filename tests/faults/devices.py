@@ -38,7 +38,7 @@ def main():
             # Adam makes a full step of a gradient that is rounding alone.
             config.adversary.generator.optimizer = OptimizerConfig(name="sgd", learning_rate=0.05)
             run, devices = pathlib.Path(folder, str(count)), parallel.find_devices(num_devices=count)
-            results[count] = training.train(config, run, devices=devices, progress=False, say=lambda _: None)
+            results[count] = training.train(config, run, devices=devices, progress=False, log_fn=lambda _: None)
         test, apart = setup.load_data(config).test, {}
         for count in counts[1:]:
             pairs = zip(*(jax.tree.leaves((results[n].state.classifier.params, results[n].state.adversary.params))

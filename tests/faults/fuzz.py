@@ -94,9 +94,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         training.train(smallest.config(num_steps=2), folder / "run", devices=parallel.find_devices(num_devices=1),
-                       progress=False, say=lambda _: None)  # fmt: skip
-        workdir.claim = reached
-        dry_run.of = reached
+                       progress=False, log_fn=lambda _: None)  # fmt: skip
+        workdir.lock = reached
+        dry_run.measure = reached
         evaluation.evaluate = reached
         recipe = folder / "recipe.py"
 

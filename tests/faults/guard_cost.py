@@ -31,12 +31,12 @@ def main():
     shape = dataset.train.images.shape[1:]
     game = game_lib.from_config(config, num_classes=dataset.num_classes, channels=shape[-1])
     arrays = parallel.replicate({"images": dataset.train.images, "labels": dataset.train.labels}, devices)
-    guard, plays = nonfinite.guard, {}
+    guard, plays = nonfinite.select, {}
     for name in ("watched", "bare"):
-        nonfinite.guard = guard if name == "watched" else lambda before, after, metrics, watch, **_: (after, watch)
+        nonfinite.select = guard if name == "watched" else lambda before, after, metrics, counts, **_: (after, counts)
         play = parallel.map_step(functools.partial(multi_step.run_steps, game, config, "stop"), devices)
-        carried = multi_step.LoopState(setup.initial_state(config, game, shape), nonfinite.begin())
-        plays[name] = [play, parallel.replicate(carried, devices)]
+        loop_state = multi_step.LoopState(setup.initial_state(config, game, shape), nonfinite.init_state())
+        plays[name] = [play, parallel.replicate(loop_state, devices)]
         run(plays[name], config, arrays, devices, 2)  # Compiles while its guard is in place.
     seconds = {name: [] for name in plays}
     for index in range(arguments.rounds):
@@ -49,10 +49,10 @@ def main():
 
 
 def run(play, config, arrays, devices, steps):
-    orders = multi_step.orders(config, 0, 1, 1, len(arrays["labels"]), devices)
+    indices = multi_step.batch_indices(config, 0, 1, 1, len(arrays["labels"]), devices)
     began = time.process_time()
     for _ in range(steps):
-        play[1], _ = play[0](play[1], arrays, orders)
+        play[1], _ = play[0](play[1], arrays, indices)
     jax.block_until_ready(play[1])
     return time.process_time() - began
 

@@ -96,11 +96,11 @@ def run(where, kill=None):
 
 def train(where, tell):
     """The child: the run, with its events told."""
-    wrap(writers.RunWriter, "record", before=lambda: tell(b"t"))
-    wrap(evaluator, "score", before=lambda: tell(b"v"), after=lambda: tell(b"v"))
+    wrap(writers.RunWriter, "write_metrics", before=lambda: tell(b"t"))
+    wrap(evaluator.Evaluator, "evaluate", before=lambda: tell(b"v"), after=lambda: tell(b"v"))
     wrap(checkpoint.Writer, "save", before=lambda: tell(b"s"), after=lambda: tell(b"c"))
     devices = parallel.find_devices(num_devices=1)
-    training.train(smallest.config(), where, devices=devices, progress=False, say=lambda _: None)
+    training.train(smallest.config(), where, devices=devices, progress=False, log_fn=lambda _: None)
 
 
 def wrap(owner, name, before=lambda: None, after=lambda: None):

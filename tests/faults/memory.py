@@ -51,7 +51,7 @@ def main():
     devices = parallel.find_devices(num_devices=1)
     with tempfile.TemporaryDirectory() as folder:
         run = pathlib.Path(folder, "run")
-        taken, record = [], writers.RunWriter.record
+        taken, record = [], writers.RunWriter.write_metrics
         every = arguments.steps // 10
 
         def watch(recorder, step, values):
@@ -59,10 +59,10 @@ def main():
             if step % every == 0 and "validation/clean_accuracy" in values:
                 taken.append(take(compilations))
 
-        writers.RunWriter.record = watch
+        writers.RunWriter.write_metrics = watch
         settings = {"num_steps": arguments.steps, "log_every": 100}
         config = smallest.config("none", **settings, validation=ValidationConfig(every=every, pgd_steps=1))
-        training.train(config, run, devices=devices, progress=False, say=lambda _: None)
+        training.train(config, run, devices=devices, progress=False, log_fn=lambda _: None)
         wrong |= told(f"{arguments.steps} steps", taken)
         taken = []
         for index in range(arguments.evaluations):

@@ -42,7 +42,9 @@ def train_alone(directory, num_steps, devices, every=3, **settings):
     config = tiny_recipe.get_config()
     config.num_steps, config.validation.every = num_steps, every
     devices = parallel.find_devices(num_devices=devices)
-    return training.train(config, directory, devices=devices, progress=False, **{"say": lambda text: None, **settings})
+    return training.train(
+        config, directory, devices=devices, progress=False, **{"log_fn": lambda text: None, **settings}
+    )
 
 
 def without_warnings(said):
@@ -119,7 +121,7 @@ def test_two_processes_are_one_with_as_many_devices(pair, tiny_names, tmp_path):
 
 def test_the_first_alone_writes_and_says(pair):
     (first, second), folder = pair
-    assert without_warnings(first["said"]) == [f"going on from step 4 of {folder / 'run'}"]
+    assert without_warnings(first["said"]) == [f"resuming from step 4 of {folder / 'run'}"]
     assert second["said"] == []
     lines = [json.loads(line) for line in (folder / "run" / workdir.METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3, 4, 4, 6, 6]
@@ -147,8 +149,8 @@ def test_two_processes_evaluate_as_one_and_write_one_report(pair, tiny_names):
 def test_one_process_goes_on_where_two_stopped(pair, tiny_names, tmp_path):
     _, folder = pair
     said = []
-    resumed = train_alone(folder / "run", 8, 4, say=said.append)
-    assert without_warnings(said) == [f"going on from step 6 of {folder / 'run'}"]
+    resumed = train_alone(folder / "run", 8, 4, log_fn=said.append)
+    assert without_warnings(said) == [f"resuming from step 6 of {folder / 'run'}"]
     assert resumed.step == 8
     whole = train_alone(tmp_path / "run", 8, 4)
     for name, leaf in leaves.named(whole.state).items():
@@ -214,8 +216,8 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_saves(tmp_path, tiny_nam
     assert len(stopped) == 1
     step = int(stopped[0].split("stopped at step ")[1].split()[0])
     said = []
-    train_alone(tmp_path / "run", step + 1, 2, every=1000000, say=said.append)
-    assert without_warnings(said) == [f"going on from step {step} of {tmp_path / 'run'}"]
+    train_alone(tmp_path / "run", step + 1, 2, every=1000000, log_fn=said.append)
+    assert without_warnings(said) == [f"resuming from step {step} of {tmp_path / 'run'}"]
 
 
 def join(*flags):

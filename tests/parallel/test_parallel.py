@@ -139,37 +139,37 @@ def test_the_training_step_is_traced_once_and_data_stay_where_they_are():
             return multi_step.run_steps(game, config, "stop", *arguments)
 
         compiled = parallel.map_step(step, devices)
-        carried, placed = parallel.replicate((multi_step.LoopState(state, nonfinite.begin()), arrays), devices)
+        loop_state, placed = parallel.replicate((multi_step.LoopState(state, nonfinite.init_state()), arrays), devices)
         for index in range(3):
-            orders = multi_step.orders(config, index, 1, 1, 50, devices)
-            assert orders.positions.shape == (count, 1, 2, 16 // count)
-            carried, (metrics, _) = compiled(carried, placed, orders)
+            indices = multi_step.batch_indices(config, index, 1, 1, 50, devices)
+            assert indices.positions.shape == (count, 1, 2, 16 // count)
+            loop_state, (metrics, _) = compiled(loop_state, placed, indices)
         assert len(traces) == 1
-        state = carried.state
+        state = loop_state.train_state
         results.append((jax.device_get(state._replace(key=jax.random.key_data(state.key))), jax.device_get(metrics)))
     chex.assert_trees_all_close(*results, rtol=2e-4, atol=2e-5)
 
 
-def test_the_loop_transfers_nothing_between_host_and_device_but_its_orders():
+def test_the_loop_transfers_nothing_between_host_and_device_but_its_indices():
     config = Config(adversary=AdversaryConfig(name="none"), batch_size=16)
     devices = parallel.find_devices(num_devices=1)
     game, state = start(config, Batch(jnp.zeros((1, 8, 8, 1)), None))
     arrays = {"images": np.zeros((50, 8, 8, 1), np.uint8), "labels": np.zeros(50, np.int32)}
-    carried, arrays = parallel.replicate((multi_step.LoopState(state, nonfinite.begin()), arrays), devices)
+    loop_state, arrays = parallel.replicate((multi_step.LoopState(state, nonfinite.init_state()), arrays), devices)
     play = parallel.map_step(functools.partial(multi_step.run_steps, game, config, "stop"), devices)
-    orders = parallel.replicate(multi_step.orders(config, 0, 2, 3, 50, devices), devices)
-    carried, _ = play(carried, arrays, orders)
+    indices = parallel.replicate(multi_step.batch_indices(config, 0, 2, 3, 50, devices), devices)
+    loop_state, _ = play(loop_state, arrays, indices)
     with jax.transfer_guard("disallow_explicit"):
-        carried, (metrics, watch) = play(carried, arrays, orders)
-    assert int(carried.state.step) == 4
-    assert int(watch.skipped) == 0
+        loop_state, (metrics, counts) = play(loop_state, arrays, indices)
+    assert int(loop_state.train_state.step) == 4
+    assert int(counts.skipped) == 0
     assert np.isfinite(float(metrics["classifier_loss"]))
 
 
 def test_devices_share_each_minibatch_in_order():
     config = Config(adversary=AdversaryConfig(generator=GeneratorConfig(batches_per_step=3)), batch_size=8)
-    one = multi_step.orders(config, 7, 2, 2, 100, parallel.find_devices(num_devices=1)).positions
-    four = multi_step.orders(config, 7, 2, 2, 100, parallel.find_devices(num_devices=4)).positions
+    one = multi_step.batch_indices(config, 7, 2, 2, 100, parallel.find_devices(num_devices=1)).positions
+    four = multi_step.batch_indices(config, 7, 2, 2, 100, parallel.find_devices(num_devices=4)).positions
     np.testing.assert_array_equal(one[0], np.concatenate(list(four), axis=2))
 
 

@@ -13,7 +13,7 @@ from robust_gan.errors import UserError
 from robust_gan.reporting import noise_images
 from robust_gan.storage import workdir
 from robust_gan.threat_model import LinfThreat
-from robust_gan.training.tensorboard import TensorBoardWriter
+from robust_gan.training.writers import TensorBoardWriter
 
 
 @pytest.mark.slow
@@ -50,12 +50,12 @@ def events(folder):
         at += 16 + length
 
 
-def test_the_board_shows_scalars_pictures_histograms_and_the_config(tmp_path):
-    board = TensorBoardWriter(workdir.epath.Path(tmp_path), Config(seed=37))
-    board.scalars(5, {"train/clean_loss": 0.5})
+def test_tensorboard_shows_scalars_images_histograms_and_the_config(tmp_path):
+    writer = TensorBoardWriter(workdir.epath.Path(tmp_path), Config(seed=37))
+    writer.write_scalars(5, {"train/clean_loss": 0.5})
     images = np.full((2, 4, 4, 1), 0.5)
-    board.perturbations(5, images, {"generator": np.linspace(-1, 1, 32).reshape(images.shape)})
-    board.close()
+    writer.write_perturbations(5, images, {"generator": np.linspace(-1, 1, 32).reshape(images.shape)})
+    writer.close()
     text, scalar, histogram, picture = [value for event in events(tmp_path) for value in event.summary.value]
     assert b'"seed": 37' in text.tensor.string_val[0]
     assert (scalar.tag, scalar.simple_value) == ("train/clean_loss", 0.5)

@@ -78,7 +78,7 @@ def test_a_store_that_does_not_answer_is_one_sentence(store, monkeypatch):
 
 
 def test_a_workdir_in_a_store_is_claimed_and_another_configuration_refused(store):
-    with workdir.claim("gs://bucket/run", Config()) as claimed:
+    with workdir.lock("gs://bucket/run", Config()) as claimed:
         claimed.require()
         assert str(claimed.path) == "gs://bucket/run"
     assert json.loads(store["/bucket/run/config.json"].getvalue())["seed"] == 0

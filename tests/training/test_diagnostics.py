@@ -8,7 +8,7 @@ import pytest
 from robust_gan import checkpoint, data
 from robust_gan import game as game_lib
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, GeneratorConfig, ValidationConfig
-from robust_gan.training import diagnostics, setup
+from robust_gan.training import diagnostics, evaluator, setup
 
 RNG = np.random.default_rng(0)
 SPLIT = data.Split(RNG.integers(0, 256, (40, 8, 8, 1), np.uint8), np.arange(40, dtype=np.int32) % 10)
@@ -30,8 +30,8 @@ def start(config):
 
 
 def look(config, state):
-    health = diagnostics.measure(config, DATASET, state, INFO)
-    return health, diagnostics.warnings(figures(), health, config, 1000, best=0.5)
+    health = diagnostics.measure(config, evaluator.get_model(config, state, INFO).logits_fn, state, INFO, SPLIT)
+    return health, diagnostics.get_warnings(figures(), health, config, 1000, best=0.5)
 
 
 def figures(clean=0.9, fgsm=0.6, pgd=0.5):
@@ -43,12 +43,12 @@ def zero(tree):
 
 
 @pytest.mark.usefixtures("tiny_names")
-@pytest.mark.parametrize("settings", [{}, {"latent_size": 2, "sees": ("gradient", "label")}], ids=["paper", "sees"])
+@pytest.mark.parametrize("settings", [{}, {"latent_size": 2, "inputs": ("gradient", "label")}], ids=["paper", "inputs"])
 def test_a_collapsed_generator_is_told_from_one_that_is_not(settings):
     chosen = config(**settings)
     state = start(chosen)
     health, found = look(chosen, state)
-    assert health["health/noise_variation"] > diagnostics.LEAST_VARIATION
+    assert health["health/noise_variation"] > diagnostics.MIN_NOISE_VARIATION
     assert not found["generator_constant"]
     collapsed = state._replace(adversary=state.adversary._replace(params=zero(state.adversary.params)))
     health, found = look(chosen, collapsed)
@@ -88,18 +88,18 @@ HEALTH = {"health/classes_predicted": 10.0, "health/noise_variation": 0.3, "heal
     ],
 )
 def test_overfitting_is_what_exceeds_chance(numbers, best, count, wanted):
-    found = diagnostics.warnings(figures(**numbers), HEALTH, config(), count, best)
+    found = diagnostics.get_warnings(figures(**numbers), HEALTH, config(), count, best)
     assert {name for name, is_so in found.items() if is_so} == wanted
     assert set(found) == set(diagnostics.WARNINGS)
 
 
 def test_robust_overfitting_is_none_where_nothing_is_to_be_robust():
-    assert "robust_overfitting" not in diagnostics.warnings(figures(), HEALTH, config("none"), 1000, 0.9)
+    assert "robust_overfitting" not in diagnostics.get_warnings(figures(), HEALTH, config("none"), 1000, 0.9)
 
 
 def test_a_warning_is_said_when_it_comes_and_again_when_it_comes_again():
     said = []
-    teller = diagnostics.LogOnce(said.append)
+    log_once = diagnostics.LogOnce(said.append)
     for step, is_so in enumerate((False, True, True, False, True)):
-        assert teller.tell(step, {"robust_overfitting": is_so}) == {"warning/robust_overfitting": float(is_so)}
+        assert log_once(step, {"robust_overfitting": is_so}) == {"warning/robust_overfitting": float(is_so)}
     assert [text.split(":")[0] for text in said] == ["warning at step 1", "warning at step 4"]

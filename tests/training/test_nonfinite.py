@@ -15,10 +15,10 @@ from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, DataCon
 from robust_gan.errors import NotFiniteError, UserError
 from robust_gan.game import TrainState, Variables
 from robust_gan.storage import leaves, workdir
-from robust_gan.training import nonfinite, postmortem
+from robust_gan.training import nonfinite
 from robust_gan.types import PlayerState
 
-NAMES = [name for name, _ in nonfinite.WATCHED]
+NAMES = [name for name, _ in nonfinite.CHECKED]
 AT = 5
 """Steps taken before the one that goes wrong; no line of metrics and no validation is there."""
 
@@ -38,13 +38,13 @@ def same(left, right):
 
 
 @jax.jit
-def stops(before, after, metrics, watch):
-    return nonfinite.guard(before, after, metrics, watch, policy="stop")
+def stops(before, after, metrics, counts):
+    return nonfinite.select(before, after, metrics, counts, policy="stop")
 
 
 @jax.jit
-def skips(before, after, metrics, watch):
-    return nonfinite.guard(before, after, metrics, watch, policy="skip")
+def skips(before, after, metrics, counts):
+    return nonfinite.select(before, after, metrics, counts, policy="skip")
 
 
 def measured(name=None, value=1.0):
@@ -55,30 +55,30 @@ def measured(name=None, value=1.0):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_that_is_not_finite_is_not_taken(name, value):
     before, after, metrics = state(1.0, AT), state(2.0, AT + 1), measured(name, value)
-    kept, watch = stops(before, after, metrics, nonfinite.begin())
+    kept, counts = stops(before, after, metrics, nonfinite.init_state())
     assert same(kept, before)
-    found = nonfinite.finding(jax.device_get(watch))
-    assert (found.name, found.player, found.step) == (name, dict(nonfinite.WATCHED)[name], AT + 1)
+    found = nonfinite.get_report(jax.device_get(counts))
+    assert (found.name, found.player, found.step) == (name, dict(nonfinite.CHECKED)[name], AT + 1)
     assert not np.isfinite(found.value)
     # Held from there on, though the next steps were finite.
-    kept, watch = stops(kept, state(3.0, AT + 1), measured(), watch)
+    kept, counts = stops(kept, state(3.0, AT + 1), measured(), counts)
     assert same(kept, before)
-    assert (int(watch.skipped), int(watch.at)) == (1, AT)
+    assert (int(counts.skipped), int(counts.step)) == (1, AT)
     # Or left out, and counted.
-    kept, watch = skips(before, after, metrics, nonfinite.begin(skipped=2))
+    kept, counts = skips(before, after, metrics, nonfinite.init_state(skipped=2))
     assert same(kept, before._replace(step=jnp.int32(AT + 1)))
-    assert (int(watch.skipped), int(watch.in_a_row), int(watch.at)) == (3, 1, AT)
-    kept, watch = skips(kept, state(3.0, AT + 2), measured(), watch)
+    assert (int(counts.skipped), int(counts.consecutive), int(counts.step)) == (3, 1, AT)
+    kept, counts = skips(kept, state(3.0, AT + 2), measured(), counts)
     assert same(kept, state(3.0, AT + 2))
-    assert (int(watch.skipped), int(watch.in_a_row), int(watch.at)) == (3, 0, AT)
+    assert (int(counts.skipped), int(counts.consecutive), int(counts.step)) == (3, 0, AT)
 
 
 def test_a_finite_step_is_taken_and_an_adversary_that_does_not_learn_is_not_watched():
     before, after = state(1.0, AT)._replace(adversary=()), state(2.0, AT + 1)._replace(adversary=())
     for guard in (stops, skips):
-        kept, watch = guard(before, after, {"classifier_loss": jnp.float32(1)}, nonfinite.begin())
+        kept, counts = guard(before, after, {"classifier_loss": jnp.float32(1)}, nonfinite.init_state())
         assert same(kept, after)
-        assert nonfinite.finding(jax.device_get(watch)) is None
+        assert nonfinite.get_report(jax.device_get(counts)) is None
 
 
 def test_the_player_that_broke_first_is_named():
@@ -86,8 +86,8 @@ def test_the_player_that_broke_first_is_named():
     # A broken generator breaks the classifier's loss; a broken classifier every loss, the clean one too.
     for names, player_named in ((NAMES[1:], "generator"), (NAMES, "classifier")):
         metrics = measured() | dict.fromkeys(names, nan)
-        watch = stops(state(1.0, AT), state(1.0, AT + 1), metrics, nonfinite.begin())[1]
-        assert nonfinite.finding(jax.device_get(watch)).player == player_named
+        counts = stops(state(1.0, AT), state(1.0, AT + 1), metrics, nonfinite.init_state())[1]
+        assert nonfinite.get_report(jax.device_get(counts)).player == player_named
 
 
 def tiny(**settings):
@@ -102,7 +102,7 @@ def tiny(**settings):
 
 def train(config, directory, **settings):
     devices = parallel.find_devices(num_devices=1)
-    return training.train(config, directory, devices=devices, progress=False, **{"say": lambda _: None, **settings})
+    return training.train(config, directory, devices=devices, progress=False, **{"log_fn": lambda _: None, **settings})
 
 
 def lines(directory):
@@ -140,12 +140,12 @@ def test_no_state_that_is_not_finite_is_ever_saved(tmp_path, monkeypatch, name):
     poison(monkeypatch, name, [AT])
     with pytest.raises(NotFiniteError, match=rf"_loss of the {POISONS[name][1]} is (nan|-?inf) at step {AT + 1}: "):
         train(tiny(), tmp_path / "run")
-    kept = checkpoint.read_record(tmp_path / "run" / postmortem.FOLDER)
+    kept = checkpoint.read_record(tmp_path / "run" / nonfinite.FOLDER)
     assert kept.step == AT
     like = sound.state._replace(key=jax.random.key(0))
     state = restore.fill(like, kept)
     assert same(state, like._replace(key=state.key))
-    found = json.loads((tmp_path / "run" / postmortem.FOLDER / "finding.json").read_text())
+    found = json.loads((tmp_path / "run" / nonfinite.FOLDER / "nonfinite.json").read_text())
     assert (found["player"], found["step"]) == (POISONS[name][1], AT + 1)
     # The checkpoints of before are there, no line of the metrics is of after, and what was kept loads.
     assert checkpoint.read_record(tmp_path / "run", "last").step == 3
@@ -160,7 +160,7 @@ def test_no_state_that_is_not_finite_is_ever_saved(tmp_path, monkeypatch, name):
 def test_skipped_steps_are_counted_also_over_a_resume(tmp_path, monkeypatch):
     poison(monkeypatch, "the generator", [2, AT, 7])
     said = []
-    whole = train(tiny(steps_per_call=4), tmp_path / "whole", on_nan="skip", say=said.append)
+    whole = train(tiny(steps_per_call=4), tmp_path / "whole", on_nan="skip", log_fn=said.append)
     assert whole.step == 9
     assert [text for text in said if "skipped" in text] == [
         f"steps skipped: 1; the last was step {step}, where generator_loss of the generator was nan"
@@ -184,7 +184,7 @@ def test_skipped_steps_are_counted_also_over_a_resume(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_names")
 def test_a_run_that_skips_every_step_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(postmortem, "MOST_IN_A_ROW", 4)
+    monkeypatch.setattr(nonfinite, "MAX_CONSECUTIVE", 4)
     poison(monkeypatch, "images", list(range(3, 9)))
     with pytest.raises(NotFiniteError, match=r"at step 8, the last of 5 steps in a row"):
         train(tiny(), tmp_path / "run", on_nan="skip")
@@ -207,13 +207,13 @@ def test_a_state_that_overflows_in_its_last_step_is_not_saved(tmp_path, monkeypa
 
 
 @pytest.mark.usefixtures("tiny_names")
-def test_where_the_state_cannot_be_kept_the_finding_is_told_all_the_same(tmp_path, monkeypatch):
+def test_a_report_is_raised_even_where_the_state_cannot_be_saved(tmp_path, monkeypatch):
     poison(monkeypatch, "images", [1])
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / postmortem.FOLDER).write_text("in the way")
+    (tmp_path / "run" / nonfinite.FOLDER).write_text("in the way")
     with pytest.raises(NotFiniteError, match="at step 2") as caught:
         train(tiny(), tmp_path / "run")
-    assert "could not be kept" in caught.value.__notes__[0]
+    assert "could not be saved" in caught.value.__notes__[0]
 
 
 def test_a_policy_that_there_is_not_is_refused(tmp_path):

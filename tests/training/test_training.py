@@ -56,14 +56,14 @@ def endless(num_steps):
 
 
 def train(config, directory, count=1, **settings):
-    devices, say = parallel.find_devices(num_devices=count), settings.pop("say", lambda text: None)
+    devices, log_fn = parallel.find_devices(num_devices=count), settings.pop("log_fn", lambda text: None)
 
-    def say_all_but_warnings(text):
+    def log_all_but_warnings(text):
         # Whether so few steps make a classifier that deserves one is not what is tested.
         if not text.startswith("warning at step"):
-            say(text)
+            log_fn(text)
 
-    return training.train(config, directory, devices=devices, progress=False, say=say_all_but_warnings, **settings)
+    return training.train(config, directory, devices=devices, progress=False, log_fn=log_all_but_warnings, **settings)
 
 
 def lines(directory, name=workdir.METRICS):
@@ -87,8 +87,8 @@ def test_stopped_and_resumed_equals_undisturbed(tmp_path, name, count):
     # num_steps may change between the two: what a step computes does not depend on it. Step 4 is no validation step.
     train(tiny(name, num_steps=4), tmp_path / "parts", count)
     said = []
-    parts = train(tiny(name), tmp_path / "parts", count, say=said.append)
-    assert said == [f"going on from step 4 of {tmp_path / 'parts'}"]
+    parts = train(tiny(name), tmp_path / "parts", count, log_fn=said.append)
+    assert said == [f"resuming from step 4 of {tmp_path / 'parts'}"]
     assert whole.step == parts.step == 6
     assert_bit_equal(whole.state, parts.state)
     assert whole.validation == parts.validation
@@ -99,7 +99,12 @@ def test_stopped_and_resumed_equals_undisturbed(tmp_path, name, count):
 
 
 COSINE = {"classifier.optimizer.schedule": "cosine", "classifier.optimizer.schedule_steps": 9}
-GROWN = {"sees": ("gradient", "perturbation", "label"), "hops": 2, "latent_size": 2, "final_fgsm_step": 0.5}
+GROWN = {
+    "inputs": ("gradient", "perturbation", "label"),
+    "num_refinements": 2,
+    "latent_size": 2,
+    "final_fgsm_step": 0.5,
+}
 
 
 @pytest.mark.slow
@@ -176,7 +181,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     first = train(tiny("none"), tmp_path)
     before = (tmp_path / workdir.METRICS).read_text()
     said = []
-    second = train(tiny("none"), tmp_path, say=said.append)
+    second = train(tiny("none"), tmp_path, log_fn=said.append)
     assert "nothing is left to do" in said[-1]
     assert_bit_equal(first.state, second.state)
     assert (tmp_path / workdir.METRICS).read_text() == before
@@ -207,8 +212,8 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
 
 def test_the_best_is_chosen_on_validation_by_robust_accuracy_and_without_an_adversary_by_clean_accuracy():
     figures = {"validation/clean_accuracy": 0.9, "validation/pgd10": 0.4}
-    assert evaluator.selection(Config(adversary=AdversaryConfig(name="pgd")), figures) == 0.4
-    assert evaluator.selection(Config(adversary=AdversaryConfig(name="none")), figures) == 0.9
+    assert evaluator.get_selection_metric(Config(adversary=AdversaryConfig(name="pgd")), figures) == 0.4
+    assert evaluator.get_selection_metric(Config(adversary=AdversaryConfig(name="none")), figures) == 0.9
 
 
 @pytest.mark.slow
@@ -267,13 +272,13 @@ def test_names_of_networks_and_the_folder_are_checked_before_the_data_are_read(t
         (
             1e30,
             NotFiniteError,
-            ["and its state could not be kept: the disk is full", "and then, in closing: the disk is full"],
+            ["its state could not be saved: the disk is full", "and then, in closing: the disk is full"],
         ),
         (0.1, CheckpointError, []),
     ],
     ids=["after a failure", "alone"],
 )
-def test_a_failure_in_closing_is_told_but_hides_no_other(tmp_path, monkeypatch, learning_rate, error, notes):
+def test_a_failure_in_closing_is_reported_but_hides_no_other(tmp_path, monkeypatch, learning_rate, error, notes):
     close = checkpoint.Writer.close
 
     def fail(writer):
@@ -311,7 +316,7 @@ def test_the_first_signal_saves_and_the_run_goes_on_from_there(tmp_path, number)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "saved; the same command goes on from there" in output
+    assert "saved a checkpoint; rerun the same command to resume" in output
     step = int(output.split()[-1])
     assert output.splitlines()[-1] == f"finished False step {step}"
     record = checkpoint.read_record(tmp_path / "run", "last")
@@ -322,11 +327,12 @@ def test_the_first_signal_saves_and_the_run_goes_on_from_there(tmp_path, number)
 
 def test_a_second_signal_leaves_at_once(tmp_path):
     program = """
-import os, signal
-from robust_gan import ending
-with ending.signals() as received:
+import os, signal, time
+from robust_gan.parallel import interruption
+with interruption.signals() as received:
     os.kill(os.getpid(), signal.SIGINT)
     print("collected", received, flush=True)
+    time.sleep(2 * interruption._TOGETHER)  # Within it, two signals count as one.
     os.kill(os.getpid(), signal.SIGTERM)
     print("still here", flush=True)
 """
@@ -341,17 +347,17 @@ def test_training_ends_when_patience_does_and_stays_ended(tmp_path):
     config.classifier.optimizer = OptimizerConfig(learning_rate=1e-12)
     config.classifier.ema_decay = 0.5
     said = []
-    ended = train(config, tmp_path / "run", say=said.append)
+    ended = train(config, tmp_path / "run", log_fn=said.append)
     # Accuracies are equal then, and the newest of equals is the best: patience never ends.
     assert ended.step == 20
     assert ended.finished
     config.num_steps, config.classifier.optimizer.learning_rate = 60, 10.0
-    ended = train(config, tmp_path / "diverging", say=said.append)
+    ended = train(config, tmp_path / "diverging", log_fn=said.append)
     best = checkpoint.read_record(tmp_path / "diverging", "best").step
     assert ended.finished
     assert ended.step == best + 4 < 60
-    assert said == [f"ended at step {ended.step}: no validation since step {best} was as good"]
-    again = train(config, tmp_path / "diverging", say=said.append)
+    assert said == [f"ended at step {ended.step}: no improvement since step {best}"]
+    again = train(config, tmp_path / "diverging", log_fn=said.append)
     assert again.step == ended.step
 
 
@@ -399,7 +405,7 @@ def test_the_averaged_weights_are_what_is_validated_and_evaluated(tmp_path):
     record = checkpoint.read_record(tmp_path / "run", "last")
     images = np.random.default_rng(0).uniform(size=(6, 8, 8, 1)).astype(np.float32)
     labels, threat = np.arange(6), threat_model.from_config(config.threat)
-    model = evaluator.state_model(config, ended.state, record.data)
+    model = evaluator.get_model(config, ended.state, record.data)
     logits_fn = checkpoint.load_classifier(tmp_path / "run", "last")
     assert_bit_equal(logits_fn.args[0], ended.state.average.params)
     assert_bit_equal(model.logits_fn(images), logits_fn(images))
@@ -413,15 +419,15 @@ def test_the_averaged_weights_are_what_is_validated_and_evaluated(tmp_path):
 
 def test_a_run_whose_folder_was_removed_and_made_anew_writes_nothing_more(tmp_path, monkeypatch):
     config = tiny("none", num_steps=2)
-    score, other = evaluator.score, tiny("none", num_steps=2, seed=1)
+    evaluate, other = evaluator.Evaluator.evaluate, tiny("none", num_steps=2, seed=1)
 
     def replaced(*arguments):
         shutil.rmtree(tmp_path / "run")
-        with workdir.claim(tmp_path / "run", other):
+        with workdir.lock(tmp_path / "run", other):
             pass
-        return score(*arguments)
+        return evaluate(*arguments)
 
-    monkeypatch.setattr(evaluator, "score", replaced)
+    monkeypatch.setattr(evaluator.Evaluator, "evaluate", replaced)
     with pytest.raises(UserError, match="was removed or replaced while this run was going: nothing more is written"):
         train(config, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == [".lock", "config.json"]
