@@ -1,4 +1,4 @@
-"""A griffe extension: the examples of a docstring are code, also where they stand under no heading."""
+"""A griffe extension that marks the examples of a docstring as code, also without a heading."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ _EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 
 
 class Doctests(griffe.Extension):
-    """Fences what starts with `>>>`, up to the next empty line."""
+    """Puts a code fence around each example, from `>>>` to the next empty line."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrites the docstring of one object."""

@@ -1,4 +1,4 @@
-"""What mkdocs does beside its plugins: formulas become MathML, which browsers draw without a script or a network."""
+"""A mkdocs hook that converts formulas to MathML, which browsers draw without a script or a network."""
 
 import re
 
@@ -9,7 +9,7 @@ _INLINE = re.compile(r"\$`([^`\n]+)`\$")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replaces formulas, written as GitHub reads them."""
+    """Returns the page with its formulas, in GitHub's notation, as MathML."""
     markdown = _BLOCK.sub(lambda match: f"<div>{converter.convert(match[1], display='block')}</div>", markdown)
-    # In a span, for at the beginning of a line <math> alone would end the paragraph.
+    # In a span, since <math> at the beginning of a line would end the paragraph.
     return _INLINE.sub(lambda match: f"<span>{converter.convert(match[1])}</span>", markdown)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Trains three classifiers and a surrogate on the built-in digits, attacks them, and prints one table. Five minutes.
+# Trains three classifiers and a surrogate on the built-in digits, attacks them, and prints one table, in five minutes.
 #
 #     bash launch/quickstart.sh [--config.FIELD=VALUE ...]
 #
-# Writes checkpoints, metrics, the tables and a picture under runs/quickstart/ (or $QUICKSTART_DIR).
+# Writes checkpoints, metrics, tables and plots to runs/quickstart/ (or $QUICKSTART_DIR).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup_venv.sh plot
@@ -23,4 +23,4 @@ echo "Attacking them"
   --checkpoint="$out/standard,$out/pgd,$out/adversarial_network" --surrogates="$out/surrogate" \
   --attacks=clean,fgsm,pgd40,generator --output="$out" --plots=examples
 "$python" launch/report.py "$out" --output="$out/report.html" > /dev/null
-echo "All of it on one page: $out/report.html; pictures: $out/examples.png"
+echo "Report: $out/report.html; plots: $out/examples.png"
