@@ -2,7 +2,10 @@
 
 import functools
 import math
+import os
 import re
+import subprocess
+import sys
 
 import hypothesis
 import jax
@@ -208,3 +211,25 @@ def test_what_is_not_supported_is_refused():
         convolution(images, kernel, dimension_numbers=("NCHW", "OIHW", "NCHW"))
     with pytest.raises(ValueError, match="'CIRCULAR'"):
         transposed_convolution(images, kernel, padding="CIRCULAR")
+
+
+def test_without_the_primitive_they_are_those_of_lax():
+    """In a process of its own, because a primitive that is there stays there."""
+    program = """
+import sys
+import jax, jax.numpy as jnp
+from jax import lax
+from robust_gan.networks import build_classifier
+from robust_gan.networks.convolution import convolution, transposed_convolution
+assert "robust_gan.networks._contraction" not in sys.modules
+x, k = jnp.arange(2 * 6 * 6 * 3.0).reshape(2, 6, 6, 3), jnp.arange(3 * 3 * 3 * 4.0).reshape(3, 3, 3, 4)
+layout = ("NHWC", "HWIO", "NHWC")
+plain = lax.conv_general_dilated(x, k, (2, 2), "SAME", dimension_numbers=layout)
+assert (convolution(x, k, (2, 2)) == plain).all()
+assert (transposed_convolution(x, k) == lax.conv_transpose(x, k, (2, 2), "SAME", dimension_numbers=layout)).all()
+text = str(jax.make_jaxpr(jax.grad(lambda k: convolution(x, k).sum()))(k))
+assert "conv_general_dilated" in text and "convolution_contraction" not in text
+"""
+    environment = {**os.environ, "ROBUST_GAN_PLAIN_CONVOLUTIONS": "1"}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
