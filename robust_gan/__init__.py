@@ -16,7 +16,7 @@ from robust_gan.version import __version__
 
 if TYPE_CHECKING:
     from robust_gan import adversaries, attacks, game, losses, networks, optimizers, threat_model
-    from robust_gan.attacks import fgsm, pgd
+    from robust_gan.attacks.pgd import fgsm, pgd
     from robust_gan.config import Config
     from robust_gan.errors import CheckpointError, DataError, UserError
     from robust_gan.game import Game, TrainState, train_step
@@ -64,7 +64,7 @@ __all__ = [
 
 _MODULES = ("adversaries", "attacks", "game", "losses", "networks", "optimizers", "threat_model")
 _HOMES = {
-    "attacks": ("fgsm", "pgd"),
+    "attacks.pgd": ("fgsm", "pgd"),
     "config": ("Config",),
     "errors": ("CheckpointError", "DataError", "UserError"),
     "game": ("Game", "TrainState", "train_step"),

@@ -11,6 +11,7 @@ from robust_gan.attacks.noise import uniform_noise
 from robust_gan.attacks.pgd import fgsm, pgd
 from robust_gan.attacks.spsa import spsa
 from robust_gan.attacks.square import square
+from robust_gan.config import renamed
 from robust_gan.errors import UserError
 from robust_gan.losses import cross_entropy, dlr, margin
 from robust_gan.types import Attack
@@ -69,6 +70,7 @@ def by_name(name: str) -> Attack:
         f"unknown attack {name!r}: the attacks are clean, uniform_noise, fgsm, pgdN, pgdNxR, margin_pgdN, "
         "margin_pgdNxR (N steps, R restarts, as in pgd10 or pgd50x10), apgd_ce, apgd_dlr, apgd_t, fab, fab_t, square, "
         "spsa (as they are, or with numbers as in apgd_ce50, apgd_ce100x5 or square1000) and generator"
+        f"{renamed.hint(renamed.ATTACKS, name)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""From the command line to the launcher's `main`."""
+"""Parses the command line and runs the `main` of a command."""
 
 import functools
 import logging as standard_logging
@@ -10,8 +10,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from robust_gan.cli import config_flags, distributed, help_screen, memory, xla_flags
-from robust_gan.cli.config_file import FLAG, is_from_config, place_in_config
 from robust_gan.cli.errors import INTERRUPTED, complain, guard
+from robust_gan.config import renamed
 from robust_gan.errors import UserError
 
 
@@ -27,12 +27,12 @@ def run(
     """Parses the flags, runs `main(argv)` and exits: with 0, with 2 after a mistake of the user's, or as main says.
 
     Args:
-        main: Takes what absl leaves of the command line; may raise `UserError`.
-        document: What the command does, the first part of `--help`.
-        groups: The flags as `--help` shows them, under the docstring of the launcher; see `screen.page`.
-        spread: See `compiler.set_flags`.
-        pod: Whether the launcher can be one of several processes, see `pods`.
-        positional: Whether it takes arguments that are no flags.
+        main: Takes the arguments that are not flags; may raise `UserError`.
+        document: The first part of `--help`.
+        groups: The flags as `--help` shows them; see `help_screen.page`.
+        spread: See `xla_flags.set_flags`.
+        pod: Whether the command can be one of several processes, see `distributed`.
+        positional: Whether it takes arguments that are not flags.
     """
     memory.use_large_pages()
     _leave_folder_of_launchers()
@@ -41,7 +41,7 @@ def run(
         groups = {**(groups or {}), **distributed.GROUP}
 
     def quiet_main(argv: Sequence[str]) -> int | None:
-        # What the libraries log at length is for their developers; what failed is in the exception.
+        # Logs of libraries are for their developers; the exception says what failed.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
@@ -56,7 +56,7 @@ def run(
 
 
 def _leave_folder_of_launchers() -> None:
-    """Takes the launcher's own folder off the path: the user's `train` or `report` is not the launcher of that name."""
+    """Removes the folder of `launch/train.py` from the path: a user's module `train` is another one."""
     launcher = getattr(sys.modules["__main__"], "__file__", None)
     folder = os.path.dirname(os.path.realpath(launcher)) if launcher else None
     if folder is not None and folder != os.path.realpath(os.getcwd()):
@@ -66,8 +66,8 @@ def _leave_folder_of_launchers() -> None:
 def arguments() -> list[str]:
     """Returns the command line with the lines of every `--flagfile=FILE` in its place; exits with 2 where it cannot.
 
-    For `config_flags.DEFINE_config_file(..., sys_argv=arguments())`, which would read the files as it defines its flag:
-    before `run`, where a mistake is a traceback.
+    For `config_flags.DEFINE_config_file(..., sys_argv=arguments())`, which would read the files when it defines its
+    flag, before `run`, and raise a traceback.
     """
     try:
         return _with_flag_files(sys.argv)
@@ -76,32 +76,38 @@ def arguments() -> list[str]:
 
 
 def _parse(document: str, groups: Mapping[str, Sequence[str]], argv: Sequence[str]) -> list[str]:
-    """Parses the flags; what is wrong with a `--config.*` flag is told better here than by absl."""
+    """Parses the flags, and reports what is wrong with them in one sentence."""
     if help_screen.is_asked_for(argv):
         print(help_screen.page(document, groups))
         sys.exit(0)
     level = logging.get_absl_logger().level
     try:
         argv = _with_flag_files(argv)
-        if FLAG in flags.FLAGS:
+        argv = config_flags.normalize(argv)
+        if config_flags.FLAG in flags.FLAGS:
             config_flags.check(argv)
-        # config_flags warns of a recipe that returns nothing; `read_config` says it.
+        # ml_collections warns of a config that is None; `read_config` reports it.
         logging.get_absl_logger().setLevel("CRITICAL")
-        return flags.FLAGS([config_flags.without_fraction(argument) for argument in argv])
+        return flags.FLAGS(argv)
     except SystemExit as end:
-        if place_in_config(end):
-            sys.exit(complain(is_from_config(end)))
+        if config_flags.find_line(end):
+            sys.exit(complain(config_flags.describe_error(end)))
         sys.exit(0 if end.code == 1 else end.code)  # absl prints the help and leaves with 1.
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(INTERRUPTED)
     except UserError as error:
         sys.exit(complain(str(error)))
+    except flags.UnrecognizedFlagError as error:
+        name = renamed.FLAGS.get(error.flagname, "")
+        sys.exit(
+            complain(f"--{error.flagname} is now called --{name}" if name in flags.FLAGS else f"{error}: see --help")
+        )
     except flags.Error as error:
-        recipe = "parsing config file" in str(error)
-        sys.exit(complain(is_from_config(error) if recipe else f"{error}: see --help"))
-    except Exception as error:  # A recipe is the user's own program, and may raise anything.
-        sys.exit(complain(is_from_config(error)))
+        in_config = "parsing config file" in str(error)
+        sys.exit(complain(config_flags.describe_error(error) if in_config else f"{error}: see --help"))
+    except Exception as error:  # A config file is the user's own program, and may raise anything.
+        sys.exit(complain(config_flags.describe_error(error)))
     finally:
         logging.get_absl_logger().setLevel(level)
 

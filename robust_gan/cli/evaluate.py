@@ -1,8 +1,8 @@
 """Measures the robust accuracy of checkpoints and models: white-box, and black-box from other models.
 
-    python launch/evaluate.py --checkpoint=runs/digits --attacks=clean,fgsm,pgd40,generator --output=runs/report
-    python launch/evaluate.py --checkpoint=runs/a,runs/b@2000 --surrogates=runs/surrogate
-    python launch/evaluate.py --model=my_package.my_module:my_function --data=mine.npz --epsilon=8/255 --suite=quick
+    robust-gan-evaluate --checkpoint=runs/digits --attacks=clean,fgsm,pgd40,generator --output=runs/report
+    robust-gan-evaluate --checkpoint=runs/a,runs/b@2000 --surrogates=runs/surrogate
+    robust-gan-evaluate --model=my_package.my_module:my_function --data=mine.npz --epsilon=8/255 --suite=quick
 
 A checkpoint is DIR, DIR@STEP, DIR@best (the default) or DIR@last.
 """

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from robust_gan.cli.config_file import FLAG
+from robust_gan.cli.config_flags import FLAG
 
 _ASKING = ("-h", "-help", "--help", "-helpshort", "--helpshort")
 _CHOICES = re.compile(r"^<[^>]*>: ")

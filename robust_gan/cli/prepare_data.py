@@ -1,7 +1,7 @@
 """Prepares a data set as array_record, without TensorFlow.
 
-To download it: `python launch/prepare_data.py --dataset=cifar10`. To read the published archives, or what extracting
-makes of them, from a folder: `python launch/prepare_data.py --dataset=cifar10 --source=FOLDER`.
+To download it: `robust-gan-prepare-data --dataset=cifar10`. To read the published archives, or what extracting
+makes of them, from a folder: `robust-gan-prepare-data --dataset=cifar10 --source=FOLDER`.
 """
 
 import sys
@@ -28,7 +28,7 @@ _GROUPS = {"What": ["dataset=NAME", "source=DIR", "data_dir=DIR"]}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prepares the data set of the flags and says where it is."""
+    """Prepares the data set of the flags and prints its folder."""
     del argv
     name = cli.required("dataset", _DATASET.value, f"one of {', '.join(data.KNOWN)}")
     print(data.prepare(name, source=_SOURCE.value, data_dir=_DATA_DIR.value, progress=sys.stderr.isatty()))

@@ -1,9 +1,9 @@
-"""Makes one HTML page out of runs, evaluations and reproductions: pictures and tables, without a server or a network.
+"""Writes one HTML page on runs, evaluations and reproductions: plots and tables, readable without a network.
 
-    python launch/report.py runs/digits runs/digits_pgd runs/report --output=report.html
-    python launch/report.py runs/quickstart --output=report.html
+    robust-gan-report runs/digits runs/digits_pgd runs/report --output=report.html
+    robust-gan-report runs/quickstart --output=report.html
 
-Whatever lies in a folder, or up to four levels below it, is found.
+Everything in the folders, and up to four levels below them, is found.
 """
 
 from typing import NoReturn
@@ -19,7 +19,7 @@ _GROUPS = {"Where": ["output=FILE.html"]}
 
 
 def main(argv):
-    """Makes the page."""
+    """Writes the page."""
     if len(argv) < 2:
         raise UserError("no folder is given: name those of runs and evaluations, such as runs/quickstart")
 

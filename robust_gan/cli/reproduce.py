@@ -1,46 +1,42 @@
-"""Trains every method, attacks each from all the others, and writes tables of what came out.
+"""Trains every method, attacks each white-box and from all others, and writes tables.
 
-    python launch/reproduce.py --dataset=digits --budget=cpu --seeds=0,1,2 --output=runs/reproduce_digits
-    python launch/reproduce.py --dataset=cifar10 --budget=paper --methods=pgd,generator --output=runs/cifar10
+    robust-gan-reproduce --dataset=digits --budget=short --seeds=0,1,2 --output=runs/reproduce_digits
+    robust-gan-reproduce --dataset=cifar10 --budget=paper --methods=pgd,generator --output=runs/cifar10
 
-Stopped, it goes on with the same command.
+The same command resumes one that was stopped.
 """
 
 import functools
-import pathlib
-import runpy
 from typing import NoReturn
 
 from absl import flags
 
 from robust_gan import cli
+from robust_gan.config import datasets
 from robust_gan.errors import UserError
 
-_CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
-_NAMES = sorted(path.stem for path in _CONFIGS.glob("*.py"))
-
-_DATASET = flags.DEFINE_string("dataset", None, f"The recipe: {', '.join(_NAMES)}.")
+_DATASET = flags.DEFINE_string("dataset", None, f"The built-in config: {', '.join(datasets.NAMES)}.")
 _BUDGET = flags.DEFINE_string(
     "budget",
-    "cpu",
-    "smoke: some steps, to see that it works; cpu: an evening on two cores; paper: as long as the released code.",
+    "short",
+    "debug: a few steps, to test the installation; short: an evening on two cores; paper: as the released code.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs, the evaluations and the tables.")
 _METHODS = flags.DEFINE_list(
     "methods",
     [],
-    "Names of robust_gan.config.methods.METHODS; without it those of the released code and what came after.",
+    "Names of robust_gan.config.methods.METHODS; by default the released code's and later ones.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the methods, from 0 to 99.")
-_ATTACKS = flags.DEFINE_string("attacks", "", "See evaluate.py; empty for those of the budget.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for the recipe's.")
+_ATTACKS = flags.DEFINE_string("attacks", "", "See robust-gan-evaluate; empty for those of the budget.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for the config's.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once in the evaluation.", lower_bound=1)
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show bars; by default where stderr is a terminal.")
 
 _GROUPS = {
-    "What": ["dataset=NAME", "budget=smoke|cpu|paper", "methods=NAME,..", "seeds=N,..", "attacks=NAME,.."],
+    "What": ["dataset=NAME", "budget=debug|short|paper", "methods=NAME,..", "seeds=N,..", "attacks=NAME,.."],
     "Where": ["output=DIR", "data_dir=DIR", "platform=cpu|gpu|tpu", "num_devices=N"],
     "How": ["batch_size=N", "[no]progress"],
 }
@@ -49,20 +45,19 @@ _GROUPS = {
 def main(argv):
     """Reproduces."""
     del argv
-    dataset = cli.required("dataset", _DATASET.value, f"one of {', '.join(_NAMES)}")
+    dataset = cli.required("dataset", _DATASET.value, f"one of {', '.join(datasets.NAMES)}")
     output = cli.required("output", _OUTPUT.value, "a folder, such as runs/reproduce_digits")
-    if dataset not in _NAMES:
-        raise UserError(f"there is no recipe {dataset!r}: the recipes are {', '.join(_NAMES)}")
+    if dataset not in datasets.NAMES:
+        raise UserError(f"there is no built-in config {dataset!r}: the built-in ones are {', '.join(datasets.NAMES)}")
     try:
         seeds = [int(seed) for seed in _SEEDS.value]
     except ValueError as error:
         raise UserError(f"--seeds must be whole numbers separated by commas, not {','.join(_SEEDS.value)!r}") from error
-    recipe = runpy.run_path(str(_CONFIGS / f"{dataset}.py"))["get_config"]
 
     from robust_gan import parallel, reproduction
 
     plan = reproduction.plan(
-        recipe,
+        functools.partial(datasets.get_config, dataset),
         dataset,
         _BUDGET.value,
         output,

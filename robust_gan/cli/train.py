@@ -1,9 +1,10 @@
 """Trains a classifier against an adversary.
 
-    python launch/train.py --config=configs/digits.py --workdir=runs/digits
-    python launch/train.py --config=configs/digits.py:pgd --workdir=runs/digits_pgd --config.seed=1
+    robust-gan-train --config=digits --workdir=runs/digits
+    robust-gan-train --config=digits:pgd --workdir=runs/digits_pgd --config.seed=1
+    robust-gan-train --config=my_config.py --workdir=runs/mine
 
-The method comes after the colon (none, pgd, generator). Run again, the same command goes on where it stopped.
+The method comes after the colon (none, pgd, generator). The same command resumes a run that was stopped.
 """
 
 import json
@@ -19,7 +20,7 @@ from robust_gan.storage import workdir
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The recipe. It is Python and is run: use your own only.",
+    "A built-in config, or a Python file with a function get_config, which is run.",
     sys_argv=cli.arguments(),
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -31,10 +32,10 @@ _ON_NAN = flags.DEFINE_enum(
     "on_nan", "stop", ["stop", "skip"], "At a NaN or infinite loss or gradient: end with code 3, or leave the step out."
 )
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the configuration as JSON, flags included, and end.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say shapes, parameters, memory and time, write nothing, and end.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print shapes, parameters, memory and time, write nothing, and end.")
 
 _GROUPS = {
-    "What": ["config=FILE[:METHOD]", "config.FIELD=VALUE", "workdir=DIR"],
+    "What": ["config=NAME|FILE.py[:METHOD]", "config.FIELD=VALUE", "workdir=DIR"],
     "Where": ["platform=cpu|gpu|tpu", "num_devices=N"],
     "Before it runs": ["print_config", "dry_run"],
     "While it runs": ["[no]progress", "tensorboard", "on_nan=stop|skip"],
@@ -60,10 +61,10 @@ def main(argv):
         )
         return 0
     directory = cli.required("workdir", _WORKDIR.value, "the folder of the run, such as runs/digits")
-    if not cli.is_distributed():  # Else the first process does it, and tells the others.
+    if not cli.is_distributed():  # Else the first process does it for all.
         workdir.check(directory, config)
 
-    from robust_gan import parallel, training  # After the flags: a mistake is told before jax is loaded.
+    from robust_gan import parallel, training  # After the flags: a mistake is reported before jax is loaded.
 
     result = training.train(
         config,

@@ -1,7 +1,7 @@
 """The typed configuration of a run, and every check on it that needs no jax.
 
-A recipe (`configs/*.py`) returns a `Config`; flags override single fields; `validate` refuses what cannot be right
-with one sentence per mistake; `to_dict` and `from_dict` carry it to JSON and back, so a checkpoint knows what it is.
+`datasets` holds the built-in configs and `methods` the training methods. Flags override single fields; `validate`
+refuses impossible values with one sentence per mistake; `to_dict` and `from_dict` convert to JSON and back.
 """
 
 from robust_gan.config.schema import (

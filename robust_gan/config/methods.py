@@ -1,4 +1,4 @@
-"""What the recipes of `configs/` share; in the package, because a recipe is loaded from wherever it lies."""
+"""Training methods and budgets: what each changes in a config."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -15,19 +15,20 @@ from robust_gan.config import (
     PGDConfig,
     ThreatConfig,
     ValidationConfig,
+    renamed,
 )
 from robust_gan.errors import UserError
 
-BUDGETS = ("paper", "cpu", "smoke")
-"""How long a recipe runs: as the released code, an evening on two cores, or some steps that show that all is there."""
+BUDGETS = ("paper", "short", "debug")
+"""Lengths of a run: as the released code, an evening on two cores, or a few steps that test the installation."""
 
 
-def read(choice: str, budgets: Sequence[str] = BUDGETS) -> tuple[str, str]:
-    """Reads what follows the colon of a recipe, `METHOD` or `METHOD/BUDGET`.
+def parse_choice(choice: str, budgets: Sequence[str] = BUDGETS) -> tuple[str, str]:
+    """Returns the method and the budget of `METHOD` or `METHOD/BUDGET`, the text after the colon of `--config`.
 
     Args:
         choice: A name of `METHODS` and perhaps a budget; `paper` where none is given.
-        budgets: Those that the recipe has.
+        budgets: The budgets that the config has.
 
     Returns:
         The method and the budget.
@@ -35,19 +36,23 @@ def read(choice: str, budgets: Sequence[str] = BUDGETS) -> tuple[str, str]:
     Raises:
         UserError: One of them is unknown.
 
-    >>> read("pgd"), read("generator/smoke")
-    (('pgd', 'paper'), ('generator', 'smoke'))
+    >>> parse_choice("pgd"), parse_choice("generator/debug")
+    (('pgd', 'paper'), ('generator', 'debug'))
     """
     name, _, budget = choice.partition("/")
     if name not in METHODS:
-        raise UserError(f"unknown method {name!r}: the methods are {', '.join(METHODS)}")
+        raise UserError(
+            f"unknown method {name!r}: the methods are {', '.join(METHODS)}{renamed.hint(renamed.METHODS, name)}"
+        )
     if (budget or "paper") not in budgets:
-        raise UserError(f"this recipe has no budget {budget!r}: it has {', '.join(budgets)}")
+        raise UserError(
+            f"this config has no budget {budget!r}: it has {', '.join(budgets)}{renamed.hint(renamed.BUDGETS, budget)}"
+        )
     return name, budget or "paper"
 
 
-def method(config: Config, name: str) -> Config:
-    """Returns the recipe of a method, given that of the game against the generator.
+def apply_method(config: Config, name: str) -> Config:
+    """Returns the config of a method, given the config of the game against the generator.
 
     All have the same schedule, weight decay and number of classifier updates. They differ in the adversary, and in how
     their authors weigh clean and adversarial images: PGD and FGSM training, and `cond_generator_adv_only` like
@@ -55,23 +60,23 @@ def method(config: Config, name: str) -> Config:
     one.
 
     Args:
-        config: The recipe of `generator`, with its penalty.
+        config: The config of `generator`, with its penalty.
         name: A name of `METHODS`.
 
     Returns:
-        The same run with that adversary; the penalty is 0 where there is no generator to take it of.
+        The same run with that adversary; the penalty is 0 where there is no generator.
 
     Raises:
         UserError: The name is unknown.
 
     >>> config = Config(penalty=PenaltyConfig(coefficient=0.01))
-    >>> pgd = method(config, "pgd")
+    >>> pgd = apply_method(config, "pgd")
     >>> pgd.adversary.name, pgd.classifier.clean_weight, pgd.penalty.coefficient
     ('pgd', 0.0, 0.0)
-    >>> method(config, "generator") == config
+    >>> apply_method(config, "generator") == config
     True
     """
-    read(name)
+    parse_choice(name)
     config = copy.deepcopy(config)
     METHODS[name](config)
     if config.adversary.name != "generator":
@@ -80,17 +85,17 @@ def method(config: Config, name: str) -> Config:
 
 
 def as_released(config: Config, name: str) -> Config:
-    """Returns the recipe of a method with what the released code does otherwise for the baselines that it trains.
+    """Returns the config of a method with the settings of the released code for the baselines that it trains.
 
-    That is: weight decay 1e-4; PGD's last point, in PGD training and in the ensemble; and an ensemble of which each
+    These are: weight decay 1e-4; PGD's last point, in PGD training and in the ensemble; and an ensemble of which each
     image stays clean or takes one of the three attacks with equal chances, in one batch, so that its weight is 1 in all
     and BatchNorm sees the mixture.
 
     Args:
-        config: What `method` returned.
+        config: The result of `apply_method`.
         name: The method.
 
-    >>> config = as_released(method(Config(), "ensemble"), "ensemble")
+    >>> config = as_released(apply_method(Config(), "ensemble"), "ensemble")
     >>> config.adversary.ensemble.clean_share, config.classifier.clean_weight, config.classifier.adversarial_weight
     (0.25, 0.0, 1.0)
     """
@@ -104,10 +109,10 @@ def as_released(config: Config, name: str) -> Config:
     return config
 
 
-def smoke(config: Config) -> Config:
-    """Returns a recipe cut down to some steps on some images, which show that everything is in place.
+def debug(config: Config) -> Config:
+    """Returns a config cut down to a few steps on a few images, which test the installation.
 
-    >>> smoke(Config()).num_steps
+    >>> debug(Config()).num_steps
     4
     """
     config = copy.deepcopy(config)
@@ -144,7 +149,7 @@ def _trades(config: Config) -> None:
 
 
 def _penalty(coefficient: float, form: str = "exact") -> Callable[[Config], None]:
-    """The penalty as a multiple of the recipe's own coefficient."""
+    """Multiplies the penalty of the config by a coefficient."""
 
     def change(config: Config) -> None:
         config.penalty.coefficient *= coefficient
@@ -154,7 +159,7 @@ def _penalty(coefficient: float, form: str = "exact") -> Callable[[Config], None
 
 
 def _released(config: Config) -> None:
-    """The penalty as the released code computes it, of the other sign."""
+    """Sets the penalty of the released code, which has the other sign."""
     _penalty(-1.0, "finite_difference")(config)
     config.penalty.decay = True
 
@@ -163,7 +168,7 @@ def _conditioned(*names: str, num_refinements: int = 1, final_fgsm_step: float =
     def change(config: Config) -> None:
         generator = config.adversary.generator
         generator.inputs, generator.num_refinements, generator.final_fgsm_step = names, num_refinements, final_fgsm_step
-        # It follows the classifier from its gradient: one step for each of the classifier's is enough, and no penalty.
+        # It reads the classifier's gradient: one step for each step of the classifier is enough, without a penalty.
         generator.steps, config.penalty.coefficient = 1, 0.0
 
     return change
@@ -173,7 +178,7 @@ _refined = _conditioned("gradient", "perturbation", num_refinements=2, final_fgs
 
 
 def _refined_adv_only(config: Config) -> None:
-    """As PGD training, from adversarial images alone."""
+    """As PGD training, learns from adversarial images alone."""
     _refined(config)
     config.classifier.clean_weight = 0.0
 
@@ -196,9 +201,9 @@ METHODS: dict[str, Callable[[Config], None]] = {
     "generator_finite_difference": _penalty(1.0, "finite_difference"),
     "released": _released,
 }
-"""What each method changes in the recipe of the image-only `generator`, whose penalty is exact and positive.
-`ensemble` and `ensemble_tramer` need `--config.adversary.ensemble.sources`; `released` is the game with the penalty
-that the released code computes: with the constants of a recipe of the paper, the released game."""
+"""Changes of each method to the config of the image-only `generator`, whose penalty is exact and positive.
+`ensemble` and `ensemble_tramer` need `--config.adversary.ensemble.sources`; `released` has the penalty of the
+released code: with the constants of the paper it is the released game."""
 
 
 def resnet_game(
@@ -216,20 +221,20 @@ def resnet_game(
     validation_every: int = 5_000,
     released: bool = False,
 ) -> Config:
-    """Returns a recipe of the game on 32x32 images, which the released code plays alike on all of them.
+    """Returns a config of the game on 32x32 images, with the settings that the released code shares among them.
 
-    That is: in L-infinity, against its residual generator, which takes 5 steps on each minibatch. PGD takes 10 steps;
+    These are: the L-infinity norm and the residual generator, which takes 5 steps on each batch. PGD takes 10 steps;
     1,000 images are validated.
 
     Args:
-        choice: The method and the budget, see `read`; there is no `cpu`.
-        data: Which images.
+        choice: The method and the budget, see `parse_choice`; there is no budget `short`.
+        data: The images.
         epsilon: Radius of the ball.
         classifier: The name of the classifier.
-        classifier_optimizer: How it moves.
-        generator_optimizer: How the generator moves.
+        classifier_optimizer: Its optimiser.
+        generator_optimizer: The optimiser of the generator.
         penalty: The gradient penalty against the generator.
-        batch_size: Images in a minibatch.
+        batch_size: Images in a batch.
         num_steps: Classifier steps.
         generator: The name of the generator.
         validation_every: Classifier steps between validations.
@@ -241,7 +246,7 @@ def resnet_game(
     >>> config.adversary.generator.network, config.adversary.generator.steps
     ('resnet_generator', 5)
     """
-    name, budget = read(choice, ("paper", "smoke"))
+    name, budget = parse_choice(choice, ("paper", "debug"))
     config = Config(
         data=data,
         threat=ThreatConfig(norm="linf", epsilon=epsilon),
@@ -257,5 +262,5 @@ def resnet_game(
         log_every=100,
         validation=ValidationConfig(every=validation_every, size=1_000, batch_size=500),
     )
-    config = method(smoke(config) if budget == "smoke" else config, name)
+    config = apply_method(debug(config) if budget == "debug" else config, name)
     return as_released(config, name) if released else config

@@ -1,9 +1,10 @@
-"""A configuration to JSON and back, so that a checkpoint knows what it is; and in what two of them differ."""
+"""Converts a configuration to JSON and back, and compares two of them."""
 
 import dataclasses
 import typing
 from typing import Any
 
+from robust_gan.config import renamed
 from robust_gan.config.schema import CHANGEABLE, Config
 from robust_gan.config.validation import validate
 from robust_gan.errors import UserError
@@ -19,12 +20,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Builds a configuration from what `to_dict` gave, here or in an older version.
+    """Returns the configuration of a dictionary that `to_dict` returned, in this version or an earlier one.
 
-    A field that is missing has its default: a new field's default is what there was before there was the field.
+    A missing field gets its default, which keeps the behaviour from before the field was introduced.
 
     Raises:
-        UserError: A field is unknown, or has a value of the wrong type.
+        UserError: A field is unknown, was renamed, or has a value of the wrong type.
 
     >>> from_dict(to_dict(Config(seed=3))).seed
     3
@@ -53,6 +54,12 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{prefix.rstrip('.') or 'the configuration'} must be a JSON object, not {values!r}")
     if unknown := sorted(map(str, set(values) - set(fields))):
+        old = [name for name in (prefix + field for field in unknown) if name in renamed.FIELDS]
+        if old:
+            raise UserError(
+                f"the configuration was written by an earlier version of robust_gan (its field {old[0]} is now called "
+                f"{renamed.FIELDS[old[0]]}): use that version, or train again in another workdir"
+            )
         raise UserError(f"unknown field {prefix}{unknown[0]}: the fields here are {', '.join(fields)}")
     arguments = {}
     for name, field in fields.items():

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from robust_gan.config import renamed
 from robust_gan.config.schema import (
     ADVERSARIES,
     ATTACK_LOSSES,
@@ -231,7 +232,8 @@ def _get(config: Config, name: str) -> Any:
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UserError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        hint = renamed.hint(renamed.VALUES.get(name, {}), value)
+        raise UserError(f"{name} must be one of {', '.join(allowed)}, not {value!r}{hint}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -108,9 +108,9 @@ def prepare_command(name: str, directory: Path) -> str:
     """Returns the command that prepares a data set, for messages.
 
     >>> prepare_command("mnist", Path("/data"))
-    'python launch/prepare_data.py --dataset=mnist --data_dir=/data'
+    'robust-gan-prepare-data --dataset=mnist --data_dir=/data'
     """
-    command = f"python launch/prepare_data.py --dataset={name}"
+    command = f"robust-gan-prepare-data --dataset={name}"
     return command if directory == data_directory() else f"{command} --data_dir={directory}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from robust_gan import evaluation
-from robust_gan.config import Config, validate
+from robust_gan.config import Config, renamed, validate
 from robust_gan.config.methods import BUDGETS, METHODS
 from robust_gan.errors import UserError
 
@@ -18,8 +18,8 @@ PAPER_METHODS = (
 
 ATTACKS = {
     "paper": "fgsm,pgd10,pgd50x10,margin_pgd50x10,generator",
-    "cpu": "fgsm,pgd10,pgd40x5,margin_pgd40x5,generator",
-    "smoke": "fgsm,pgd2,generator",
+    "short": "fgsm,pgd10,pgd40x5,margin_pgd40x5,generator",
+    "debug": "fgsm,pgd2,generator",
 }
 SEED = "surrogate"
 NETWORK = "stranger_network"
@@ -38,8 +38,8 @@ class Plan:
     """What an experiment trains and measures.
 
     Attributes:
-        dataset: The recipe's name.
-        budget: One of `recipes.BUDGETS`.
+        dataset: The config's name.
+        budget: One of `config.methods.BUDGETS`.
         methods: Names, in the order of the tables.
         seeds: Of the methods; a surrogate model's seed is 100, 200 or 300 more.
         attacks: Names, separated by commas.
@@ -55,7 +55,7 @@ class Plan:
 
 
 def plan(
-    recipe: Callable[[str], Config],
+    get_config: Callable[[str], Config],
     dataset: str,
     budget: str,
     output: epath.PathLike,
@@ -68,32 +68,37 @@ def plan(
     """Plans an experiment.
 
     Args:
-        recipe: `get_config` of a recipe.
-        dataset: The recipe's name.
-        budget: One of `recipes.BUDGETS`.
+        get_config: Returns the config of `METHOD/BUDGET`.
+        dataset: The config's name.
+        budget: One of `config.methods.BUDGETS`.
         output: The folder of the experiment; runs go to `runs/seed-SEED/NAME` in it.
-        methods: Names of `recipes.METHODS`; by default `PAPER_METHODS`.
+        methods: Names of `config.methods.METHODS`; by default `PAPER_METHODS`.
         seeds: Of the methods.
         attacks: Names, separated by commas; empty for those of the budget.
-        data_dir: Where the prepared data lie; empty for what the recipe says.
+        data_dir: Where the prepared data lie; empty for the config's.
 
     Returns:
         The plan; nothing is written.
 
     Raises:
-        UserError: A method, an attack or the budget is unknown, a name or seed is given twice, a recipe is wrong.
+        UserError: A method, an attack or the budget is unknown, a name or seed is given twice, a config is wrong.
 
-    >>> from robust_gan import recipes
-    >>> recipe = lambda choice: recipes.method(Config(), recipes.read(choice)[0])
-    >>> list(plan(recipe, "digits", "smoke", "out", methods=["none"]).runs)
+    >>> import functools
+    >>> from robust_gan.config import datasets
+    >>> digits = functools.partial(datasets.get_config, "digits")
+    >>> list(plan(digits, "digits", "debug", "out", methods=["none"]).runs)
     [(0, 'none'), (0, 'surrogate'), (0, 'stranger_network')]
     """
     names = tuple(methods) or PAPER_METHODS
     for name in names:
         if name not in METHODS:
-            raise UserError(f"unknown method {name!r}: the methods are {', '.join(METHODS)}")
+            raise UserError(
+                f"unknown method {name!r}: the methods are {', '.join(METHODS)}{renamed.hint(renamed.METHODS, name)}"
+            )
     if budget not in BUDGETS:
-        raise UserError(f"the budget must be one of {', '.join(BUDGETS)}, not {budget!r}")
+        raise UserError(
+            f"the budget must be one of {', '.join(BUDGETS)}, not {budget!r}{renamed.hint(renamed.BUDGETS, budget)}"
+        )
     if not seeds or any(not 0 <= seed < 100 for seed in seeds):
         raise UserError(f"seeds must be whole numbers from 0 to 99, at least one, not {list(seeds)}")
     if attacks and not any(name != evaluation.GENERATOR for name in evaluation.attack_names(attacks)):
@@ -103,7 +108,7 @@ def plan(
             raise UserError(f"a {what} is named twice: {', '.join(map(str, given))}")
 
     def read_config(name: str, seed: int) -> Config:
-        config = recipe(f"{name}/{budget}")
+        config = get_config(f"{name}/{budget}")
         config.seed = seed
         config.data.data_dir = data_dir or config.data.data_dir
         return config

@@ -137,10 +137,10 @@ def label(plan: Plan, name: str) -> str:
         name: Of the method. One is called `released` only where the networks, the optimisers and the schedule are
             those of the released code too, not its penalty alone: see `is_released`.
 
-    >>> from robust_gan import recipes
-    >>> from robust_gan.config import Config, PenaltyConfig
-    >>> recipe = lambda choice: recipes.method(Config(penalty=PenaltyConfig(0.1)), recipes.read(choice)[0])
-    >>> label(planning.plan(recipe, "digits", "smoke", "out", methods=["generator"]), "generator")
+    >>> import functools
+    >>> from robust_gan.config import datasets
+    >>> digits = functools.partial(datasets.get_config, "digits")
+    >>> label(planning.plan(digits, "digits", "debug", "out", methods=["generator"]), "generator")
     'image-only generator (+ exact penalty)'
     """
     if name not in ("generator", "released") or (name == "released" and is_released(plan)):

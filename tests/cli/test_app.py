@@ -1,4 +1,4 @@
-"""What the launchers share: flags, recipes, help, exit codes, and a mistake told before jax is loaded."""
+"""What the commands share: flags, configs, help, exit codes, and a mistake told before jax is loaded."""
 
 import ast
 import errno
@@ -19,7 +19,7 @@ from robust_gan.cli import xla_flags
 from robust_gan.config import from_dict
 from robust_gan.errors import CheckpointError, DataError, UserError
 
-RECIPE = "--config=configs/digits.py"
+CONFIG = "--config=configs/digits.py"
 
 
 @pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "launch").glob("*.py")))
@@ -29,7 +29,7 @@ def test_help_fits_a_screen_groups_every_flag_and_shows_an_example(launch, scrip
     assert (ended.code, ended.err) == (0, "")
     source = (ROOT / "robust_gan" / "cli" / f"{script}.py").read_text()
     assert len(ended.out.splitlines()) <= (54 if "pod=True" in source else 45)
-    assert f"python launch/{script}.py" in ended.out
+    assert f"robust-gan-{script.replace('_', '-')} " in ended.out
     if "pod=True" in source:
         source += (ROOT / "robust_gan" / "cli" / "distributed.py").read_text()
     defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
@@ -52,11 +52,11 @@ def test_help_is_at_once_and_loads_no_jax():
 
 
 def test_a_configuration_prints_itself_and_can_be_read_back(launch):
-    ended = launch("train", f"{RECIPE}:pgd", "--config.seed=7", "--config.threat.epsilon=8/256", "--print_config")
+    ended = launch("train", f"{CONFIG}:pgd", "--config.seed=7", "--config.threat.epsilon=8/256", "--print_config")
     assert (ended.code, ended.err) == (0, "")
     config = from_dict(json.loads(ended.out))
     assert (config.seed, config.threat.epsilon, config.adversary.name) == (7, 0.03125, "pgd")
-    ended = launch("train", RECIPE, "--config.batch_size=0", "--print_config")
+    ended = launch("train", CONFIG, "--config.batch_size=0", "--print_config")
     assert (ended.code, ended.out) == (2, "")
 
 
@@ -69,7 +69,7 @@ def test_a_mistake_is_told_before_jax_is_loaded():
     )
     started = time.monotonic()
     ended = subprocess.run(
-        [sys.executable, "-c", program, "launch/train.py", RECIPE, "--workdir=/nosuch", "--config.nosuch=1"],
+        [sys.executable, "-c", program, "launch/train.py", CONFIG, "--workdir=/nosuch", "--config.nosuch=1"],
         capture_output=True, text=True, timeout=60, cwd=ROOT, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (2, "[]\n")
@@ -179,7 +179,7 @@ import json
 from absl import flags
 from ml_collections import config_flags
 from robust_gan import cli, config
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config.")
 _EPSILON = flags.DEFINE_float("epsilon", None, "A number.")
 _NAME = flags.DEFINE_string("name", "", "A text.")
 def main(argv):
@@ -190,24 +190,24 @@ cli.run(main)
 
 @pytest.fixture
 def show(launch, tmp_path):
-    """Runs a launcher that prints its flags; the recipe is given."""
+    """Runs a launcher that prints its flags; the config is given."""
     import json
 
-    (tmp_path / "recipe.py").write_text(SEEN)
+    (tmp_path / "seen.py").write_text(SEEN)
     (tmp_path / "show.py").write_text(SHOW)
 
-    def run(*arguments, recipe="recipe.py"):
-        ended = launch(tmp_path / "show", f"--config={tmp_path}/{recipe}", *arguments)
+    def run(*arguments, config="seen.py"):
+        ended = launch(tmp_path / "show", f"--config={tmp_path}/{config}", *arguments)
         assert (ended.code, ended.err) == (0, "")
         return json.loads(ended.out)
 
     return run
 
 
-def test_fields_are_set_and_what_follows_the_colon_reaches_the_recipe(show):
+def test_fields_are_set_and_what_follows_the_colon_reaches_the_config(show):
     config, epsilon, name = show(
         "--config.batch_size=32", "--config.threat.epsilon", "0.25", "--config.classifier.optimizer.decay_steps=(3, 5)",
-        "-config.adversary.name=none", recipe="recipe.py:abc",
+        "-config.adversary.name=none", config="seen.py:abc",
     )  # fmt: skip
     assert (config["seed"], config["batch_size"], config["threat"]["epsilon"]) == (3, 32, 0.25)
     assert (config["adversary"]["name"], config["classifier"]["optimizer"]["decay_steps"]) == ("none", [3, 5])
@@ -251,7 +251,7 @@ def test_a_file_of_flags_that_cannot_be_read(launch, tmp_path, script, arguments
 
 
 def test_a_field_in_a_file_of_flags_is_checked_like_one_on_the_command_line(launch, tmp_path):
-    (tmp_path / "flags").write_text(f"{RECIPE}\n--config.nosuch=1\n")
+    (tmp_path / "flags").write_text(f"{CONFIG}\n--config.nosuch=1\n")
     ended = launch("train", f"--flagfile={tmp_path}/flags")
     assert ended.code == 2
     assert ended.err.startswith("error: the configuration has no field nosuch: the fields are seed, data, threat,")
@@ -270,7 +270,7 @@ def test_a_field_in_a_file_of_flags_is_checked_like_one_on_the_command_line(laun
     ],
 )
 def test_a_field_that_is_elsewhere_is_named(launch, field, end):
-    ended = launch("train", RECIPE, f"--config.{field}=1")
+    ended = launch("train", CONFIG, f"--config.{field}=1")
     assert ended.code == 2
     assert ended.err.startswith(f"error: the configuration has no field {field}: ")
     assert ended.err.endswith(f"{end}\n")

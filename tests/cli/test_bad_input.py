@@ -39,9 +39,9 @@ def tree(*folders):
 def mistake(launch, tiny_run, tmp_path, capfd):
     """Runs a launcher, holds that it ended as a mistake must, and returns the sentence."""
 
-    def run(script, *arguments, recipe=None):
-        if recipe is not None:
-            (tmp_path / "recipe.py").write_text(recipe)
+    def run(script, *arguments, source=None):
+        if source is not None:
+            (tmp_path / "config.py").write_text(source)
         names = {"tmp": tmp_path, "run": tiny_run, "copy": tmp_path / "copy"}
         before, started = tree(tmp_path, tiny_run), time.monotonic()
         ended = launch(script, *(argument.format(**names) for argument in arguments))
@@ -60,10 +60,10 @@ def mistake(launch, tiny_run, tmp_path, capfd):
     return run
 
 
-RECIPES = {
+CONFIGS = {
     "raises at import": (
         "x = 1\ny = x / 0",
-        r"recipe \S+/recipe.py cannot be run \(line 2\): ZeroDivisionError: division",
+        r"config \S+/config.py cannot be run \(line 2\): ZeroDivisionError: division",
     ),
     "raises": ("def get_config():\n  raise RuntimeError('boom')", r"cannot be run \(line 2\): RuntimeError: boom"),
     "raises a ValueError": ("def get_config():\n  int('a')", r"cannot be run \(line 2\): ValueError: invalid literal"),
@@ -72,10 +72,10 @@ RECIPES = {
         r"cannot be run \(line 2\): FileNotFoundError: .*/nosuch",
     ),
     "raises our error": (
-        "from robust_gan.errors import UserError\ndef get_config():\n  raise UserError('of a recipe')",
-        r"^of a recipe$",
+        "from robust_gan.errors import UserError\ndef get_config():\n  raise UserError('of a config')",
+        r"^of a config$",
     ),
-    "does not parse": ("def get_config(:", r"recipe \S+/recipe.py cannot be run \(line 1\): invalid syntax"),
+    "does not parse": ("def get_config(:", r"config \S+/config.py cannot be run \(line 1\): invalid syntax"),
     "imports what is absent": ("import nosuchmodule", r"ModuleNotFoundError: No module named 'nosuchmodule'"),
     "has no get_config": ("x = 1", r"has no attribute 'get_config'"),
     "takes no method": ("def get_config(a, b): pass", r"missing 2 required positional arguments"),
@@ -92,17 +92,17 @@ RECIPES = {
 }
 
 
-# Of what a recipe returns, a field is set before it is looked at.
-RUN_AT_ONCE = [name for name in RECIPES if not name.startswith(("returns", "has a "))]
+# Of what a config returns, a field is set before it is looked at.
+RUN_AT_ONCE = [name for name in CONFIGS if not name.startswith(("returns", "has a "))]
 
 
 @pytest.mark.parametrize(
     ("name", "further"),
-    [*((name, ()) for name in RECIPES), *((name, ("--config.batch_size=32",)) for name in RUN_AT_ONCE)],
+    [*((name, ()) for name in CONFIGS), *((name, ("--config.batch_size=32",)) for name in RUN_AT_ONCE)],
 )
-def test_a_recipe_that(mistake, name, further):
-    recipe, sentence = RECIPES[name]
-    said = mistake("train", "--config={tmp}/recipe.py", *further, "--workdir={tmp}/run", recipe=recipe)
+def test_a_config_that(mistake, name, further):
+    source, sentence = CONFIGS[name]
+    said = mistake("train", "--config={tmp}/config.py", *further, "--workdir={tmp}/run", source=source)
     assert re.search(sentence, said)
 
 
@@ -129,7 +129,7 @@ def test_a_copy_that_only_tensorflow_can_read(mistake, tmp_path):
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord", "alternativeFileFormats": []}))
     said = mistake("train", *TRAIN, "--config.data.data_dir={tmp}")
     assert re.search(r"is not stored as array_record and cannot be read without TensorFlow, so prepare digits", said)
-    assert "python launch/prepare_data.py --dataset=digits" in said
+    assert "robust-gan-prepare-data --dataset=digits" in said
 
 
 def test_a_damaged_data_set(mistake, tmp_path):
@@ -155,12 +155,12 @@ def test_a_run_of_another_configuration_names_the_fields(mistake):
 
 def test_checkpoints_where_a_file_lies(mistake, tmp_path, tiny_run):
     values = to_dict(read_config(tiny_run))
-    recipe = f"from robust_gan.config import from_dict\ndef get_config(): return from_dict({values!r})"
+    source = f"from robust_gan.config import from_dict\ndef get_config(): return from_dict({values!r})"
     (tmp_path / "copy").mkdir()
     shutil.copy(tiny_run / "config.json", tmp_path / "copy")
     (tmp_path / "copy" / checkpoint.FOLDER).write_text("mine")
     (tmp_path / "copy" / ".lock").write_text("")
-    said = mistake("train", "--config={tmp}/recipe.py", "--workdir={copy}", recipe=recipe)
+    said = mistake("train", "--config={tmp}/config.py", "--workdir={copy}", source=source)
     assert re.search(r"checkpoints cannot be written to \S+/copy/checkpoints", said)
 
 
@@ -288,14 +288,14 @@ def test_a_whole_process_says_one_sentence_and_nothing_else(tmp_path, tiny_run):
 @pytest.mark.slow
 def test_a_run_without_an_adversary_evaluates_with_the_default_attacks(launch, tmp_path):
     """The other side: what is no mistake is not refused. A model without a generator has no figure for it."""
-    recipe = (
+    source = (
         "from robust_gan.config import *\ndef get_config():\n"
         f"  return from_dict({to_dict(dataclasses.replace(Config(), adversary=AdversaryConfig(name='none')))!r})"
     )
-    (tmp_path / "recipe.py").write_text(recipe)
+    (tmp_path / "config.py").write_text(source)
     fields = ["data.train_size=64", "data.validation_size=32", "batch_size=16", "num_steps=1", "validation.pgd_steps=1"]
     arguments = [
-        f"--config={tmp_path}/recipe.py",
+        f"--config={tmp_path}/config.py",
         *(f"--config.{field}" for field in fields),
         f"--workdir={tmp_path}/run",
     ]

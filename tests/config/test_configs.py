@@ -1,4 +1,4 @@
-"""Every recipe builds, and each of its methods takes one step on tiny arrays."""
+"""Every built-in config builds, and each of its methods takes one step on tiny arrays."""
 
 import functools
 import importlib.util
@@ -18,7 +18,7 @@ from robust_gan import networks
 from robust_gan.config import methods
 from robust_gan.types import Batch
 
-RECIPES = sorted((pathlib.Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
+CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1)}
 COUNTS = {
     "mnist": (83_466, 413_504),
@@ -31,24 +31,24 @@ COUNTS = {
 
 
 def load(path):
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_recipes_of_the_paper_are_there():
-    assert {path.stem for path in RECIPES} >= {"digits", "mnist", "svhn", "cifar10", "cifar10_wide", "cifar100"}
+def test_the_configs_of_the_paper_are_there():
+    assert {path.stem for path in CONFIGS} >= {"digits", "mnist", "svhn", "cifar10", "cifar10_wide", "cifar100"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "method"),
-    [(path, name) for path in RECIPES for name in ("none", "pgd", "generator")]
-    + [(path, name) for path in RECIPES if path.stem == "mnist" for name in methods.METHODS],
+    [(path, name) for path in CONFIGS for name in ("none", "pgd", "generator")]
+    + [(path, name) for path in CONFIGS if path.stem == "mnist" for name in methods.METHODS],
     ids=lambda value: getattr(value, "stem", value),
 )
-def test_every_recipe_builds_and_takes_one_step(path, method):
+def test_every_config_builds_and_takes_one_step(path, method):
     config = load(path).get_config(method)
     if config.adversary.name == "ensemble":
         config.adversary.ensemble.sources = ("runs/none",)
@@ -71,8 +71,8 @@ def test_every_recipe_builds_and_takes_one_step(path, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem in ("digits", "mnist")], ids=lambda p: p.stem)
-def test_the_small_recipes_run_a_step_for_real(path):
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in ("digits", "mnist")], ids=lambda p: p.stem)
+def test_the_small_configs_run_a_step_for_real(path):
     config = load(path).get_config()
     config.adversary.generator.steps = 1
     shape = SHAPES[path.stem]
@@ -86,8 +86,8 @@ def test_the_small_recipes_run_a_step_for_real(path):
     assert int(after.step) == 1
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_is_found_from_any_folder(tmp_path, path):
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_file_is_found_from_any_folder(tmp_path, path):
     """It is run to its end, after which a workdir that cannot be is refused."""
     (tmp_path / "file").write_text("mine")
     train = path.parents[1] / "launch" / "train.py"
@@ -97,8 +97,8 @@ def test_a_recipe_is_found_from_any_folder(tmp_path, path):
     assert ended.stderr == f"error: the workdir {tmp_path}/file is a file: give a folder\n"
 
 
-def test_contestants_differ_as_their_authors_do():
-    digits = load(next(path for path in RECIPES if path.stem == "digits"))
+def test_methods_differ_as_their_authors_do():
+    digits = load(next(path for path in CONFIGS if path.stem == "digits"))
     configs = {name: digits.get_config(name) for name in methods.METHODS}
     weights = {name: (c.classifier.clean_weight, c.classifier.adversarial_weight) for name, c in configs.items()}
     assert weights["pgd"] == weights["fgsm"] == weights["n_fgsm"] == weights["cond_generator_adv_only"] == (0.0, 1.0)
@@ -112,8 +112,8 @@ def test_contestants_differ_as_their_authors_do():
     }  # fmt: skip
 
 
-def test_baselines_of_the_papers_recipes_are_those_of_the_released_code():
-    released = {path.stem: load(path).get_config for path in RECIPES if path.stem in ("mnist", "cifar10", "svhn")}
+def test_baselines_of_the_papers_configs_are_those_of_the_released_code():
+    released = {path.stem: load(path).get_config for path in CONFIGS if path.stem in ("mnist", "cifar10", "svhn")}
     for get_config in released.values():
         none, pgd, ensemble = (get_config(name) for name in ("none", "pgd", "ensemble"))
         assert [c.classifier.optimizer.weight_decay for c in (none, pgd, ensemble)] == [1e-4] * 3
@@ -127,14 +127,14 @@ def test_baselines_of_the_papers_recipes_are_those_of_the_released_code():
         assert none.classifier.optimizer.restart_momentum
         assert get_config("released").penalty.decay
         assert not get_config("generator").penalty.decay
-    of_digits = load(next(path for path in RECIPES if path.stem == "digits")).get_config("ensemble")
+    of_digits = load(next(path for path in CONFIGS if path.stem == "digits")).get_config("ensemble")
     assert (of_digits.classifier.clean_weight, of_digits.classifier.adversarial_weight) == (0.5, 1.5)
     assert of_digits.adversary.ensemble.clean_share == 0
-    assert load(next(path for path in RECIPES if path.stem == "mnist")).get_config("pgd/cpu").adversary.pgd.keep_best
+    assert load(next(path for path in CONFIGS if path.stem == "mnist")).get_config("pgd/short").adversary.pgd.keep_best
 
 
 def test_the_constants_are_those_of_the_paper():
-    methods = {path.stem: load(path).get_config() for path in RECIPES}
+    methods = {path.stem: load(path).get_config() for path in CONFIGS}
     cifar, svhn, mnist = methods["cifar10"], methods["svhn"], methods["mnist"]
     assert [c.threat.epsilon for c in (cifar, svhn, mnist)] == [8 / 256, 0.05, 0.3]
     assert [c.classifier.optimizer.learning_rate for c in (cifar, svhn, mnist)] == [0.1, 0.01, 0.01]

@@ -409,7 +409,7 @@ def test_no_test_images(tmp_path):
 def test_unknown_and_unprepared_sets(tiny, monkeypatch):
     monkeypatch.setenv("ROBUST_GAN_DATA_DIR", str(tiny))
     assert refused("imagenet", tiny).endswith("there may be cifar10, cifar100, digits, mnist, svhn_cropped, tiny")
-    assert refused("mnist", None).endswith(f"in {tiny}: run python launch/prepare_data.py --dataset=mnist")
+    assert refused("mnist", None).endswith(f"in {tiny}: run robust-gan-prepare-data --dataset=mnist")
     assert refused("mnist", tiny / "b").endswith(f"--dataset=mnist --data_dir={tiny / 'b'}")
 
 

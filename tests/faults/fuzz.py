@@ -65,7 +65,7 @@ EVALUATE_FLAGS = st.one_of(
     st.sampled_from(["--checkpoint={run}@7", "--checkpoint={run}@best", "--attacks=fgsm,pgd3", "--suite=quick"]),
     TEXT,
 )  # fmt: skip
-METHODS = st.sampled_from(["", ":none", ":pgd", ":generator", ":trades", ":nosuch", ":", ":pgd/cpu"])
+METHODS = st.sampled_from(["", ":none", ":pgd", ":generator", ":trades", ":nosuch", ":", ":pgd/short"])
 PROGRAM = "from robust_gan.config import *\ndef get_config(method=''):\n    {}\n"
 BODIES = st.one_of(
     st.builds("return Config({}={})".format, st.sampled_from([field.name for field in dataclasses.fields(Config)]),

@@ -92,7 +92,7 @@ def write_reproduction(folder):
     values = {
         "schema": reproduction.running.SCHEMA,
         "dataset": "digits",
-        "budget": "smoke",
+        "budget": "debug",
         "seeds": [0, 1],
         "attacks": "fgsm",
         "images": 360,

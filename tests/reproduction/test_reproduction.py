@@ -1,10 +1,10 @@
 """reproduce.py: the plan, the costs, the tables; resumed after a kill, it gives the same."""
 
+import functools
 import json
 import os
 import pathlib
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from robust_gan import reproduction
-from robust_gan.config import AdversaryConfig, Config, GeneratorConfig, methods, to_dict, validate
+from robust_gan.config import AdversaryConfig, Config, GeneratorConfig, datasets, methods, to_dict, validate
 from robust_gan.errors import UserError
 from robust_gan.reproduction import cost, tables
 from robust_gan.reproduction.plan import NETWORK
@@ -22,12 +22,12 @@ from robust_gan.reproduction.plan import NETWORK
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def recipe(dataset="digits"):
-    return runpy.run_path(str(ROOT / "configs" / f"{dataset}.py"))["get_config"]
+def built_in(dataset="digits"):
+    return functools.partial(datasets.get_config, dataset)
 
 
-def test_contestants_are_matched_where_their_authors_do_not_differ():
-    plan = reproduction.plan(recipe(), "digits", "cpu", "out")
+def test_methods_are_matched_where_their_authors_do_not_differ():
+    plan = reproduction.plan(built_in(), "digits", "short", "out")
     alike = {
         (c.num_steps, c.batch_size, str(c.classifier.optimizer), c.classifier.network, str(c.data), str(c.threat))
         for (_, name), c in plan.runs.items()
@@ -38,20 +38,22 @@ def test_contestants_are_matched_where_their_authors_do_not_differ():
 
 
 def test_strangers_differ_in_seed_or_network_and_the_source_comes_before_who_needs_it():
-    plan = reproduction.plan(recipe(), "digits", "cpu", "out", methods=["ensemble", "none"], seeds=[3])
+    plan = reproduction.plan(built_in(), "digits", "short", "out", methods=["ensemble", "none"], seeds=[3])
     names = [name for _, name in plan.runs]
     assert names == ["source", "ensemble", "none", "surrogate", "stranger_network"]
     assert [config.seed for config in plan.runs.values()] == [303, 3, 3, 103, 203]
     assert plan.runs[3, "stranger_network"].classifier.network != plan.runs[3, "none"].classifier.network
     assert plan.runs[3, "ensemble"].adversary.ensemble.sources == ("out/runs/seed-3/source",)
-    assert "source" not in [name for _, name in reproduction.plan(recipe(), "digits", "cpu", "o", methods=["pgd"]).runs]
+    assert "source" not in [
+        name for _, name in reproduction.plan(built_in(), "digits", "short", "o", methods=["pgd"]).runs
+    ]
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "svhn", "cifar10", "cifar10_wide", "cifar100"])
-def test_every_contestant_of_every_recipe_is_a_valid_configuration(dataset):
-    budgets = methods.BUDGETS if dataset in ("digits", "mnist") else ("paper", "smoke")
+def test_every_method_of_every_config_is_a_valid_configuration(dataset):
+    budgets = methods.BUDGETS if dataset in ("digits", "mnist") else ("paper", "debug")
     for budget in budgets:
-        plan = reproduction.plan(recipe(dataset), dataset, budget, "out", methods=list(methods.METHODS))
+        plan = reproduction.plan(built_in(dataset), dataset, budget, "out", methods=list(methods.METHODS))
         assert len({json.dumps(to_dict(config)) for config in plan.runs.values()}) == len(plan.runs)
 
 
@@ -63,25 +65,25 @@ def test_every_contestant_of_every_recipe_is_a_valid_configuration(dataset):
         ({"seeds": []}, "seeds must be whole numbers from 0 to 99"),
         ({"seeds": [100]}, "seeds must be whole numbers from 0 to 99"),
         ({"seeds": [1, 1]}, "a seed is named twice: 1, 1"),
-        ({"budget": "tpu"}, "the budget must be one of paper, cpu, smoke, not 'tpu'"),
+        ({"budget": "tpu"}, "the budget must be one of paper, short, debug, not 'tpu'"),
     ],
 )
 def test_a_plan_that_cannot_be_is_one_sentence(settings, sentence):
     with pytest.raises(UserError, match=sentence):
-        reproduction.plan(recipe(), "digits", settings.pop("budget", "cpu"), "out", **settings)
+        reproduction.plan(built_in(), "digits", settings.pop("budget", "short"), "out", **settings)
 
 
-def test_a_budget_that_a_recipe_does_not_have_is_told(launch, tmp_path):
-    ended = launch("reproduce", "--dataset=cifar10", "--budget=cpu", f"--output={tmp_path}/out")
+def test_a_budget_that_a_config_does_not_have_is_told(launch, tmp_path):
+    ended = launch("reproduce", "--dataset=cifar10", "--budget=short", f"--output={tmp_path}/out")
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == "error: this recipe has no budget 'cpu': it has paper, smoke\n"
+    assert ended.err == "error: this config has no budget 'short': it has paper, debug\n"
     for flag, sentence in (
-        ("--dataset=cifar", "there is no recipe 'cifar': the recipes are cifar10"),
+        ("--dataset=cifar", "there is no built-in config 'cifar': the built-in ones are cifar10"),
         ("--seeds=a", "--seeds must be whole numbers separated by commas, not 'a'"),
         ("--attacks=fgsm,ppd", "unknown attack 'ppd'"),
         ("--attacks=clean,generator", "give an attack that can be made on every method"),
     ):
-        flags = ["--dataset=digits", "--budget=smoke", f"--output={tmp_path}/out", flag]
+        flags = ["--dataset=digits", "--budget=debug", f"--output={tmp_path}/out", flag]
         ended = launch("reproduce", *flags)
         assert ended.code == 2
         assert sentence in ended.err
@@ -89,16 +91,16 @@ def test_a_budget_that_a_recipe_does_not_have_is_told(launch, tmp_path):
 
 
 def test_data_that_are_not_prepared_are_told_before_anything_is_written(launch, tmp_path):
-    flags = ["--dataset=mnist", "--budget=smoke", f"--output={tmp_path}/out", f"--data_dir={tmp_path}/data"]
+    flags = ["--dataset=mnist", "--budget=debug", f"--output={tmp_path}/out", f"--data_dir={tmp_path}/data"]
     ended = launch("reproduce", *flags)
     assert ended.code == 2
-    assert "prepare_data.py --dataset=mnist" in ended.err
+    assert "robust-gan-prepare-data --dataset=mnist" in ended.err
     assert not (tmp_path / "out").exists()
 
 
 def test_gradients_are_counted_by_hand():
     def count(name, **generator):
-        config = methods.method(Config(adversary=AdversaryConfig(generator=GeneratorConfig(**generator))), name)
+        config = methods.apply_method(Config(adversary=AdversaryConfig(generator=GeneratorConfig(**generator))), name)
         config.adversary.ensemble.sources = ("a",)
         validate(config)
         return cost.gradient_evaluations(config)
@@ -127,12 +129,12 @@ def test_losses_are_those_at_the_end(tmp_path):
 
 def test_only_the_released_game_is_called_released():
     def labels(dataset, budget):
-        plan = reproduction.plan(recipe(dataset), dataset, budget, "out")
+        plan = reproduction.plan(built_in(dataset), dataset, budget, "out")
         return [tables.label(plan, name) for name in ("released", "generator")]
 
     exact, difference = "image-only generator (+ exact penalty)", "image-only generator (- finite difference penalty)"
     assert labels("cifar10", "paper") == labels("mnist", "paper") == ["released", exact]
-    assert labels("digits", "cpu") == labels("mnist", "cpu") == labels("cifar100", "paper") == [difference, exact]
+    assert labels("digits", "short") == labels("mnist", "short") == labels("cifar100", "paper") == [difference, exact]
 
 
 def test_figures_by_hand():
@@ -141,7 +143,7 @@ def test_figures_by_hand():
 
 
 def test_the_tables_hold_what_the_reports_say():
-    plan = reproduction.plan(recipe(), "cifar10", "paper", "out", methods=["pgd", "generator"], seeds=[0, 1])
+    plan = reproduction.plan(built_in(), "cifar10", "paper", "out", methods=["pgd", "generator"], seeds=[0, 1])
     makers = ["pgd", "generator", "surrogate", "stranger_network"]
 
     def report_of(base):
@@ -188,7 +190,7 @@ def test_the_tables_hold_what_the_reports_say():
 @pytest.mark.slow
 def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):
     """The whole of it: trained, killed, gone on, attacked, written; and once more with nothing left to do."""
-    flags = ["--dataset=digits", "--budget=smoke", "--methods=ensemble"]
+    flags = ["--dataset=digits", "--budget=debug", "--methods=ensemble"]
 
     def command(output):
         return [sys.executable, ROOT / "launch" / "reproduce.py", *flags, f"--output={output}"]
