@@ -1,18 +1,22 @@
-"""The states of one run, saved in the background: the newest and the best are kept, damaged ones set aside."""
+"""Saves and restores the arrays of checkpoints with Orbax; moves damaged checkpoints to another folder."""
 
 import contextlib
+import gc
+import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from robust_gan.checkpoint import locations, metadata, orbax_io
-from robust_gan.checkpoint.metadata import SELECTION, DamagedError, DataInfo
-from robust_gan.checkpoint.restore import fill
+from robust_gan.checkpoint import metadata
+from robust_gan.checkpoint.metadata import SELECTION, DamagedError, DataInfo, Record
 from robust_gan.config import Config
 from robust_gan.errors import CheckpointError, one_line
 from robust_gan.storage import leaves as leaves_lib
@@ -20,15 +24,20 @@ from robust_gan.storage import paths
 from robust_gan.types import PyTree
 
 _DAMAGED = "checkpoints_damaged"
+_MAX_CHARACTERS = 120
+"""Length of an Orbax error in a sentence."""
+
+_LATE = 0.1
+"""Seconds after a failure in which other threads of Orbax still report errors."""
 
 
 class Writer:
-    """Saves the states of one run, in the background, keeping the newest and the best.
+    """Saves the states of one run in the background, and keeps the newest and the best.
 
     Args:
-        workdir: The run's folder; checkpoints go to `checkpoints/` in it.
-        config: The run's configuration, kept with every step.
-        data: What the networks know of the data.
+        workdir: The workdir; checkpoints are in `checkpoints/` below it.
+        config: The configuration, saved with every step.
+        data: Name, shapes and classes of the data.
 
     Raises:
         CheckpointError: The folder cannot be written.
@@ -39,41 +48,40 @@ class Writer:
     """
 
     def __init__(self, workdir: epath.PathLike, config: Config, data: DataInfo) -> None:
-        """Opens the folder, making it where there is none, and clears what a killed save left."""
         self._config, self._data = config, data
-        self._directory = paths.locate(workdir) / locations.FOLDER
-        self._selection = {step: _selection(self._directory, step) for step in locations.steps(self._directory)}
+        self._directory = paths.locate(workdir) / metadata.FOLDER
+        self._selection = {step: _selection(self._directory, step) for step in metadata.list_steps(self._directory)}
         # Creating directories in the background would hang the process for minutes where the folder is not writable.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(config.max_to_keep, self._selection),
             cleanup_tmp_directories=True,
             create=False,  # Not with `multiprocessing_options`.
-            multiprocessing_options=orbax_io.alone(),
+            multiprocessing_options=_single_process(),
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         with contextlib.ExitStack() as stack:
-            stack.enter_context(orbax_io.late_reports_dropped())
+            stack.enter_context(_ignore_late_errors())
             with self._writing():
                 self._directory.mkdir(parents=True, exist_ok=True)
                 self._manager = ocp.CheckpointManager(self._directory, options=options)
             self._closed = stack.pop_all()
 
     def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
-        """Saves a state in the background; returns when its arrays are copied to the host.
+        """Saves a state in the background, after its arrays are copied to the host.
 
         Args:
-            step: Classifier steps taken; a step that is saved already is left alone.
+            step: Steps taken; a step that is saved already is skipped.
             state: Any pytree of arrays; typed keys are stored as their data.
-            metrics: Validation figures; `SELECTION` among them chooses the best step, where one that is not finite
-                counts as the worst.
+            metrics: Validation metrics, including `SELECTION`, which selects the best step; a value that is not finite
+                is saved as -1.
 
         Raises:
-            CheckpointError: It cannot be written, or the one before could not.
+            CheckpointError: It, or the previous one, cannot be written.
         """
         if step in self._manager.all_steps():
             return
         leaves = {name: leaves_lib.to_host(leaf) for name, leaf in leaves_lib.named(state).items()}
-        # JSON has no NaN, and no comparison finds a best among NaNs.
+        # JSON has no NaN, and NaN has no order.
         metrics = {name: float(value) if math.isfinite(value) else -1.0 for name, value in metrics.items()}
         self._selection[step] = metrics[SELECTION]
         record = metadata.to_json(step, self._config, self._data, metrics, leaves)
@@ -85,19 +93,19 @@ class Writer:
             self._manager.save(step, args=items, force=True)
 
     def restore_latest(self, like: PyTree, warn: Callable[[str], Any] = print) -> tuple[PyTree, int] | None:
-        """Restores the newest step that is whole; sets damaged newer ones aside and says so.
+        """Restores the newest undamaged step; moves damaged newer ones to `checkpoints_damaged/`.
 
         Args:
             like: A state of the run: its structure, shapes and dtypes.
-            warn: Called with one sentence for every damaged step.
+            warn: Called with a sentence for each damaged step.
 
         Returns:
-            The state, of NumPy arrays and typed keys, and its step; None where there is no step.
+            The state, of NumPy arrays and typed keys, and its step; None if there is no step.
 
         Raises:
-            CheckpointError: There are steps but none is whole, or they are of another configuration or format.
+            CheckpointError: All steps are damaged, or of another configuration or format.
         """
-        steps = locations.steps(self._directory)
+        steps = metadata.list_steps(self._directory)
         for step in reversed(steps):
             try:
                 return fill(like, metadata.read_step(self._directory, step)), step
@@ -116,13 +124,13 @@ class Writer:
         return None
 
     def best(self) -> tuple[int | None, float | None]:
-        """Returns the best step so far, the newest of equals, and its metric; None where nothing was saved."""
+        """Returns the best step, the newest of equals, and its metric; None if nothing is saved."""
         known = {step: value for step, value in self._selection.items() if value is not None}
         step = max(known, key=lambda step: (known[step], step), default=None)
         return step, None if step is None else known[step]
 
     def close(self) -> None:
-        """Waits for the last save and releases the folder.
+        """Waits for the last save.
 
         Raises:
             CheckpointError: The last save failed.
@@ -136,25 +144,25 @@ class Writer:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            with orbax_io.quiet():
+            with _quiet():
                 try:
                     yield
                 except Exception:
-                    time.sleep(orbax_io.LATE)
+                    time.sleep(_LATE)
                     raise
         except Exception as error:
             raise CheckpointError(
-                f"checkpoints cannot be written to {self._directory} ({one_line(error)[:120]}): make room there, "
-                "or give a workdir that can be written; finished checkpoints are as they were"
+                f"checkpoints cannot be written to {self._directory} ({one_line(error)[:_MAX_CHARACTERS]}): make room "
+                "there, or give a workdir that can be written; finished checkpoints are as they were"
             ) from error
 
 
 class _NewestAndBest:
-    """Which steps Orbax keeps: its own `max_to_keep` with `best_fn` would drop the newest.
+    """Preservation policy of Orbax; its own `max_to_keep` with `best_fn` would delete the newest.
 
     Args:
-        count: How many of the newest.
-        selection: The metric of each step, None where it cannot be read: nobody knows whether that is the best.
+        count: Number of newest steps to keep.
+        selection: The metric of each step, None if it cannot be read: such a step is kept.
     """
 
     def __init__(self, count: int, selection: dict[int, float | None]) -> None:
@@ -175,3 +183,106 @@ def _selection(folder: epath.Path, step: int) -> float | None:
         return metadata.read_step(folder, step).metrics.get(SELECTION)
     except CheckpointError:
         return None
+
+
+def fill(like: PyTree, record: Record) -> PyTree:
+    """Restores a pytree from a step and compares names, shapes, dtypes and digests.
+
+    Args:
+        like: Structure, shapes and dtypes; the step may hold further arrays.
+        record: The record of the step.
+
+    Returns:
+        NumPy arrays and typed keys, in the structure of `like`.
+
+    Raises:
+        DamagedError: An array differs from the saved one.
+        CheckpointError: An array is missing, or has another shape or dtype.
+
+    Guarantees:
+        `test_a_flipped_byte_is_found_or_changes_nothing`.
+    """
+    where = f"the checkpoint {record.directory / str(record.step)}"
+    wanted = leaves_lib.named(like)
+    for name, leaf in wanted.items():
+        saved = record.leaves.get(name)
+        expected = leaves_lib.layout(leaf)
+        if saved is None:
+            raise CheckpointError(f"{where} is of another architecture: it has no array {name}")
+        if {"shape": saved["shape"], "dtype": saved["dtype"]} != expected:
+            raise CheckpointError(
+                f"{where} is of another architecture: {name} is {saved['dtype']}{saved['shape']} there and "
+                f"{expected['dtype']}{expected['shape']} here"
+            )
+    try:
+        found = _read_arrays(record.directory / str(record.step) / "state", record.leaves)
+    except Exception as error:
+        raise DamagedError(record.directory, record.step, f"its arrays cannot be read: {error}") from error
+    for name in wanted:
+        if name not in found or leaves_lib.digest(found[name]) != record.leaves[name]["sha256"]:
+            raise DamagedError(record.directory, record.step, f"the array {name} is not what was saved")
+    leaves = [leaves_lib.from_host(leaf, found[name]) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _single_process() -> ocp.options.MultiprocessingOptions:
+    """Returns options by which Orbax waits for no other process: one alone reads or writes replicated arrays."""
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"process_{number}"
+    )
+
+
+def _read_arrays(item: epath.Path, layouts: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Reads arrays by name, given the `shape` and `dtype` of each; Orbax does not verify their bytes.
+
+    Raises:
+        ValueError: They cannot be read; the message is the first line of the Orbax error.
+    """
+    target = {name: np.empty(layout["shape"], layout["dtype"]) for name, layout in layouts.items()}
+    args = ocp.args.StandardRestore(traverse_util.unflatten_dict(target, sep="/"))
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=_single_process())
+    restored, failure = None, ""
+    with _quiet(), _ignore_late_errors():
+        try:
+            with ocp.Checkpointer(handler, multiprocessing_options=_single_process()) as reader:
+                restored = reader.restore(item, args=args)
+        except Exception as error:
+            failure = one_line(error)[:_MAX_CHARACTERS]
+        if failure:
+            # Other reads report later; unawaited ones when they are garbage collected.
+            time.sleep(_LATE)
+            gc.collect()
+    if failure:
+        raise ValueError(failure)
+    return {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(restored, sep="/").items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the logs of Orbax, whose exceptions hold the error."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _ignore_late_errors() -> Iterator[None]:
+    """Ignores errors of other reads and writes after one has failed: C++ threads report them to a closed loop."""
+    before = sys.unraisablehook
+
+    def hook(late: Any) -> None:
+        if str(late.exc_value) != "Event loop is closed":
+            before(late)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

@@ -1,10 +1,12 @@
-"""What a step says of itself: written, signed with a digest, and read again without its arrays."""
+"""The location and the record of a checkpoint: written, signed with a digest, and read without its arrays."""
 
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import math
+import os
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -13,24 +15,28 @@ from etils import epath
 
 from robust_gan import config as config_lib
 from robust_gan import networks
-from robust_gan.checkpoint import locations
 from robust_gan.config import Config
 from robust_gan.errors import CheckpointError, UserError
 from robust_gan.storage import leaves as leaves_lib
+from robust_gan.storage import paths
 from robust_gan.version import __version__
 
+FOLDER = "checkpoints"
+
 FORMAT = 2
-"""Raised when what is written changes; no other format is read, and none before it was released."""
+"""Increased with every change of the saved files; no other format is read."""
 
 SELECTION = "selection"
-"""The metric by which the best step is chosen; see `training`."""
+"""The metric that selects the best step, see `training.evaluator`."""
 
+_FINISHED = "commit_success.txt"
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 _DIGEST = "sha256"
-_DROPPING = 0.1  # Seconds in which a run that drops a step is done with it.
+_DELETING = 0.1  # Seconds within which a training process deletes a step.
 
 
 class DataInfo(NamedTuple):
-    """What a network must know of its data.
+    """The data of a network.
 
     Attributes:
         name: The data set.
@@ -47,16 +53,16 @@ class DataInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a step says of itself, without its arrays.
+    """The record of a step.
 
     Attributes:
         directory: The folder of the checkpoints.
-        step: Classifier steps taken.
-        config: The run's configuration.
-        data: What the networks know of the data.
-        metrics: The validation figures at that step.
+        step: Steps taken.
+        config: The configuration of the run.
+        data: The data of the run.
+        metrics: The validation metrics at that step.
         versions: Versions of the libraries that wrote it.
-        leaves: For each array its shape, dtype and SHA-256 digest.
+        leaves: Shape, dtype and SHA-256 digest of each array.
     """
 
     directory: epath.Path
@@ -69,31 +75,93 @@ class Record:
 
 
 class DamagedError(CheckpointError):
-    """A step whose files are not what was written.
+    """A step whose files differ from the saved ones.
 
     Args:
         folder: The folder of the checkpoints.
-        step: Which.
-        why: What was found.
+        step: The step.
+        why: The damage.
     """
 
     def __init__(self, folder: epath.Path, step: int, why: str) -> None:
-        """Makes the sentence, which names the other steps."""
         self.finding = f"the checkpoint {folder / str(step)} is damaged ({why})"
-        others = ", ".join(str(number) for number in locations.steps(folder) if number != step)
+        others = ", ".join(str(number) for number in list_steps(folder) if number != step)
         super().__init__(self.finding + (f": name another step, of {others}" if others else ""))
+
+
+def parse_location(text: str) -> tuple[str, str | int]:
+    """Splits `DIR[@STEP]` into the folder and the step: a number, `last`, or `best`, the default.
+
+    The name of the folder may contain `@`.
+
+    Raises:
+        UserError: The text after the last `@` is no step, and there is no folder of that name.
+
+    >>> parse_location("runs/a@1000"), parse_location("runs/a"), parse_location("me@home/runs/a")
+    (('runs/a', 1000), ('runs/a', 'best'), ('me@home/runs/a', 'best'))
+    """
+    directory, _, step = text.rpartition("@")
+    if directory and step in ("best", "last"):
+        return directory, step
+    if directory and _NUMBER.fullmatch(step):
+        return directory, int(step)
+    if "@" not in os.path.basename(text) or paths.exists(paths.locate(text)):
+        return text, "best"
+    raise UserError(f"the step of a checkpoint is a number, best or last, not {step!r} (in {text!r})")
+
+
+def find_folder(directory: epath.PathLike) -> epath.Path:
+    """Returns the absolute path of the folder of the checkpoints.
+
+    Args:
+        directory: A run's workdir, or its `checkpoints` folder.
+
+    Raises:
+        CheckpointError: There is no such folder.
+
+    >>> workdir = getfixture("tmp_path")
+    >>> (workdir / FOLDER).mkdir()
+    >>> find_folder(workdir) == find_folder(workdir / FOLDER)
+    True
+    """
+    path = paths.locate(directory)
+    if not paths.exists(path):
+        raise CheckpointError(f"there is no folder {path}: give the workdir of a run")
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file: give the workdir of a run, which is a folder")
+    nested = path / FOLDER
+    return nested if nested.exists() else path
+
+
+def list_steps(folder: epath.Path) -> list[int]:
+    """Returns the finished steps of a folder, the newest last.
+
+    Orbax renames a finished step; in an object store, where that is not atomic, it writes a file into it.
+
+    >>> folder = epath.Path(getfixture("tmp_path"))
+    >>> for name in ("20", "3", "40.orbax-checkpoint-tmp"):
+    ...     (folder / name).mkdir()
+    >>> list_steps(folder)
+    [3, 20]
+    """
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NUMBER.fullmatch(path.name) and path.is_dir()]
+    if paths.is_remote(folder):
+        found = [path for path in found if (path / _FINISHED).exists()]
+    return sorted(int(path.name) for path in found)
 
 
 def to_json(
     step: int, config: Config, data: DataInfo, metrics: dict[str, float], leaves: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Returns what is written of a step, signed.
+    """Returns the signed record of a step.
 
     Args:
-        step: Classifier steps taken.
-        config: The run's configuration.
-        data: What the networks know of the data.
-        metrics: The validation figures, all finite: JSON has no NaN.
+        step: Steps taken.
+        config: The configuration of the run.
+        data: The data of the run.
+        metrics: The validation metrics, all finite: JSON has no NaN.
         leaves: The arrays by name.
 
     >>> info = DataInfo("digits", (8, 8, 1), 10, tuple("0123456789"))
@@ -128,7 +196,7 @@ def signed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
-    """Reads what a step says of itself, without reading its arrays.
+    """Reads the record of a step, without its arrays.
 
     Args:
         directory: A run's workdir, or its `checkpoints` folder.
@@ -140,8 +208,8 @@ def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
     Raises:
         CheckpointError: The folder or the step is missing, empty, damaged or of another format.
     """
-    folder = locations.find(directory)
-    steps = locations.steps(folder)
+    folder = find_folder(directory)
+    steps = list_steps(folder)
     if not steps:
         raise CheckpointError(f"{folder} holds no finished checkpoint: train first, or name another folder")
     if step == "best":
@@ -150,9 +218,9 @@ def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
             try:
                 records[number] = read_step(folder, number)
             except DamagedError:
-                time.sleep(_DROPPING)
+                time.sleep(_DELETING)
                 if (folder / str(number)).exists() or number == steps[-1]:
-                    raise  # Else a run that goes on has just dropped it.
+                    raise  # Else a training process has just deleted it.
         return records[best({number: record.metrics.get(SELECTION) for number, record in records.items()})]
     wanted = steps[-1] if step == "last" else step
     if wanted not in steps:
@@ -161,15 +229,15 @@ def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
 
 
 def read_step(folder: epath.Path, step: int) -> Record:
-    """Reads what a step says of itself.
+    """Reads the record of a step.
 
     Args:
         folder: The folder of the checkpoints.
-        step: Which.
+        step: The step.
 
     Raises:
-        DamagedError: It is not what was written.
-        CheckpointError: It is of another format, or its configuration or one of its networks is of another version.
+        DamagedError: It differs from the saved one.
+        CheckpointError: The format, the configuration or a network is of another version.
     """
     where = f"the checkpoint {folder / str(step)}"
     try:
@@ -211,7 +279,7 @@ def best(selection: dict[int, float | None]) -> int:
     """Returns the step of the largest metric; the newest of equals.
 
     Args:
-        selection: The metric of each step, None where it has none; at least one step.
+        selection: The metric of each step, None if it has none; at least one step.
 
     >>> best({1: 0.25, 2: 0.5, 3: 0.5, 4: None})
     3

@@ -1,4 +1,4 @@
-"""The networks of a checkpoint, rebuilt with nothing else given."""
+"""Loads the networks of a checkpoint, without any other information."""
 
 from collections.abc import Callable
 
@@ -7,42 +7,40 @@ import numpy as np
 from etils import epath
 
 from robust_gan import adversaries, networks, prng
+from robust_gan.checkpoint.manager import fill
 from robust_gan.checkpoint.metadata import Record, read_record
-from robust_gan.checkpoint.restore import fill
 from robust_gan.errors import CheckpointError
 from robust_gan.networks import inference
 from robust_gan.types import Attack, LogitsFn, Network, PyTree
 
 
 def load_classifier(directory: epath.PathLike, step: str | int = "best") -> LogitsFn:
-    """Rebuilds the classifier of a checkpoint, with nothing else given.
+    """Loads the classifier of a checkpoint.
 
     Args:
         directory: A run's workdir, or its `checkpoints` folder.
         step: A number, `best` (by validation) or `last`.
 
     Returns:
-        Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`, with running BatchNorm statistics, and with the
-        averaged weights where the run kept such: a `jax.tree_util.Partial`, so it can be called, or passed to jitted
-        functions as an argument.
+        Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`, with running BatchNorm statistics, and averaged
+        weights if the run has them: a `jax.tree_util.Partial`, which jitted functions take as an argument.
 
     Raises:
-        CheckpointError: The checkpoint is missing, damaged, or of another architecture than its configuration says.
+        CheckpointError: The checkpoint is missing, damaged, or does not match the architecture in its configuration.
     """
     return get_classifier(read_record(directory, step))
 
 
 def load_generator(directory: epath.PathLike, step: str | int = "best") -> Callable[[jax.Array], jax.Array]:
-    """Rebuilds the generator of a checkpoint.
+    """Loads the generator of a checkpoint.
 
     Args:
         directory: A run's workdir, or its `checkpoints` folder.
         step: A number, `best` (by validation) or `last`.
 
     Returns:
-        Images `[B, H, W, C]` in [0, 1] to noise `[B, H, W, C]` in [-1, 1], with running BatchNorm statistics. Where
-        the generator sees more than the image, it takes all that it sees, `[B, H, W, C']`
-        (`attacks.generator.generator_inputs`).
+        Images `[B, H, W, C]` in [0, 1] to noise `[B, H, W, C]` in [-1, 1], with running BatchNorm statistics. A
+        generator with further inputs takes `[B, H, W, C']`, see `attacks.generator.generator_inputs`.
 
     Raises:
         CheckpointError: As for `load_classifier`, or the run had no generator.
@@ -51,14 +49,14 @@ def load_generator(directory: epath.PathLike, step: str | int = "best") -> Calla
 
 
 def load_attack(directory: epath.PathLike, step: str | int = "best") -> Attack:
-    """Rebuilds the generator of a checkpoint as an attack: what it sees, its hops and its last step included.
+    """Loads the generator of a checkpoint as an attack, with its inputs, refinements and final FGSM step.
 
     Args:
         directory: A run's workdir, or its `checkpoints` folder.
         step: A number, `best` (by validation) or `last`.
 
     Returns:
-        `(logits_fn, key, images, labels, threat) -> images`, on any classifier of the same images and classes.
+        `(logits_fn, key, images, labels, threat) -> images`, against any classifier of the same images and classes.
 
     Raises:
         CheckpointError: As for `load_generator`.
@@ -67,10 +65,10 @@ def load_attack(directory: epath.PathLike, step: str | int = "best") -> Attack:
 
 
 def get_classifier(record: Record, *, use_batch_stats: bool = False) -> LogitsFn:
-    """Rebuilds the classifier of a record that is read already; see `load_classifier`.
+    """Loads the classifier of a record; see `load_classifier`.
 
     Args:
-        record: Which checkpoint.
+        record: The record.
         use_batch_stats: See `networks.inference.classify`.
     """
     name, data = record.config.classifier.network, record.data
@@ -82,14 +80,14 @@ def get_classifier(record: Record, *, use_batch_stats: bool = False) -> LogitsFn
 
 
 def get_generator(record: Record) -> Callable[[jax.Array], jax.Array]:
-    """Rebuilds the generator of a record that is read already; see `load_generator`."""
+    """Loads the generator of a record; see `load_generator`."""
     name, channels = record.config.adversary.generator.network, record.data.image_shape[-1]
     filled = _generator(record)
     return jax.tree_util.Partial(inference.generate(name, channels), filled["params"], filled["batch_stats"])
 
 
 def get_attack(record: Record) -> Attack:
-    """Rebuilds the generator of a record that is read already as an attack; see `load_attack`."""
+    """Loads the generator of a record as an attack; see `load_attack`."""
     attack = adversaries.get_attack(
         record.config.adversary.generator, record.data.image_shape[-1], record.data.num_classes
     )  # fmt: skip
@@ -98,7 +96,7 @@ def get_attack(record: Record) -> Attack:
 
 
 def has_generator(record: Record) -> bool:
-    """Tells whether the run trained a generator."""
+    """Returns whether the run trained a generator."""
     return record.config.adversary.name == "generator"
 
 
@@ -109,8 +107,8 @@ def _generator(record: Record) -> dict[str, PyTree]:
         )
     config, data = record.config.adversary.generator, record.data
     height, width, channels = data.image_shape
-    seen = (height, width, adversaries.get_design(config).channels(channels, data.num_classes))
-    return fill({"adversary": _shapes(networks.build_generator(config.network, channels), seen)}, record)["adversary"]
+    inputs = (height, width, adversaries.get_design(config).channels(channels, data.num_classes))
+    return fill({"adversary": _shapes(networks.build_generator(config.network, channels), inputs)}, record)["adversary"]
 
 
 def _shapes(network: Network, image_shape: tuple[int, ...]) -> PyTree:

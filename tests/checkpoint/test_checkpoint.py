@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from robust_gan import LinfThreat, checkpoint, networks, parallel, perturb
 from robust_gan import game as game_lib
 from robust_gan.checkpoint import metadata
-from robust_gan.checkpoint.restore import fill
+from robust_gan.checkpoint.manager import fill
 from robust_gan.config import AdversaryConfig, Config
 from robust_gan.errors import CheckpointError, UserError
 from robust_gan.training import evaluator, setup

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from robust_gan import checkpoint, parallel, training
-from robust_gan.checkpoint import metadata, restore
+from robust_gan.checkpoint import manager, metadata
 from robust_gan.errors import CheckpointError
 from robust_gan.storage import leaves
 
@@ -93,7 +93,7 @@ def come_out(run, like):
     """What a resume and an evaluation get."""
     record = metadata.read_step(run / checkpoint.FOLDER, 10)
     classifier, generator = checkpoint.get_classifier(record), checkpoint.get_generator(record)
-    return restore.fill(like, record), classifier.args, generator.args, record.config, record.metrics
+    return manager.fill(like, record), classifier.args, generator.args, record.config, record.metrics
 
 
 def same(left, right):

@@ -14,7 +14,7 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from robust_gan import checkpoint, data
-from robust_gan.checkpoint import locations
+from robust_gan.checkpoint import metadata
 from robust_gan.config import Config
 from robust_gan.data import mirroring
 from robust_gan.errors import CheckpointError, DataError, UserError
@@ -108,11 +108,11 @@ def test_a_step_in_a_store_is_finished_when_its_last_file_is_there(store):
     for step in ("20", "3"):
         (folder / step / "commit_success.txt").write_text("")
     (folder / "40" / "config" / "metadata").write_text("")
-    assert locations.steps(folder) == [3, 20]
-    assert locations.find("gs://bucket/run") == folder
-    assert locations.parse_location("gs://bucket/run@20") == ("gs://bucket/run", 20)
+    assert metadata.list_steps(folder) == [3, 20]
+    assert metadata.find_folder("gs://bucket/run") == folder
+    assert metadata.parse_location("gs://bucket/run@20") == ("gs://bucket/run", 20)
     with pytest.raises(CheckpointError, match="there is no folder gs://bucket/nosuch"):
-        locations.find("gs://bucket/nosuch")
+        metadata.find_folder("gs://bucket/nosuch")
 
 
 def test_findings_and_reports_are_kept_in_a_store(store):

@@ -10,7 +10,7 @@ import pytest
 
 from robust_gan import checkpoint, parallel, training
 from robust_gan import game as game_lib
-from robust_gan.checkpoint import restore
+from robust_gan.checkpoint import manager
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, DataConfig, GeneratorConfig, ValidationConfig
 from robust_gan.errors import NotFiniteError, UserError
 from robust_gan.game import TrainState, Variables
@@ -143,7 +143,7 @@ def test_no_state_that_is_not_finite_is_ever_saved(tmp_path, monkeypatch, name):
     kept = checkpoint.read_record(tmp_path / "run" / nonfinite.FOLDER)
     assert kept.step == AT
     like = sound.state._replace(key=jax.random.key(0))
-    state = restore.fill(like, kept)
+    state = manager.fill(like, kept)
     assert same(state, like._replace(key=state.key))
     found = json.loads((tmp_path / "run" / nonfinite.FOLDER / "nonfinite.json").read_text())
     assert (found["player"], found["step"]) == (POISONS[name][1], AT + 1)
