@@ -1,11 +1,5 @@
 """What people bring themselves: a classifier by the name of a function, images and labels as an `.npz` file."""
 
-import difflib
-import importlib
-import importlib.util
-import os
-import sys
-import types
 from typing import NamedTuple
 
 import jax
@@ -13,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from robust_gan.errors import DataError, UserError, one_line
+from robust_gan.config import imports
+from robust_gan.config.imports import describe
+from robust_gan.errors import DataError, UserError
 from robust_gan.storage import files
 from robust_gan.types import LogitsFn
 
@@ -51,69 +47,16 @@ def load_model(name: str) -> LogitsFn:
 
     >>> load_model("os.path:join")
     Traceback (most recent call last):
-    robust_gan.errors.UserError: os.path:join cannot be called without arguments (join() missing 1 required positional \
-argument: 'a'): give a function that returns a classifier
+    robust_gan.errors.UserError: os.path:join cannot be called without arguments (missing a required argument: 'a'): \
+give a function that returns a classifier
     """
-    module_name, colon, function_name = name.partition(":")
-    if not (module_name and colon and function_name):
-        raise UserError(f"a model is given as package.module:function, not {name!r}")
-    if module_name.endswith(".py"):
-        raise UserError(f"a model is given as package.module:function, without .py, not {name!r}")
-    try:
-        module = _import(module_name)
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(
-            f"the module {module_name} of the model cannot be imported: {one_line(error)} (looked for in {os.getcwd()} "
-            "and where Python looks)"
-        ) from error
-    except Exception as error:  # It is the user's own program, and may raise anything.
-        raise UserError(f"the module {module_name} of the model fails: {_told(error)}") from error
-    try:
-        function = getattr(module, function_name)
-    except AttributeError as error:
-        close = difflib.get_close_matches(function_name, dir(module), 1)
-        raise UserError(
-            f"the module {module_name} has no function {function_name!r}" + (f"; is it {close[0]}?" if close else "")
-        ) from error
-    try:
-        logits_fn = function()
-    except TypeError as error:
-        raise UserError(
-            f"{name} cannot be called without arguments ({error}): give a function that returns a classifier"
-        ) from error
-    except Exception as error:  # It is the user's own program, and may raise anything.
-        raise UserError(f"{name} fails: {_told(error)}") from error
+    logits_fn = imports.call_function(name, "model", "a classifier")
     if not callable(logits_fn):
         raise UserError(
             f"{name} must return a function of images, not {type(logits_fn).__name__}: it is called once, and what it "
             "returns is called with images"
         )
     return logits_fn
-
-
-def _import(name: str) -> types.ModuleType:
-    """Imports a module; one in the working directory goes before any other of its name, imported already or not."""
-    here = os.getcwd()
-    sys.path[:] = [here, *(folder for folder in sys.path if folder != here)]
-    importlib.invalidate_caches()  # The file may be younger than what Python knows of its folder.
-    top, _, rest = name.partition(".")
-    other = sys.modules.get(top)
-    places = [getattr(other, "__file__", None) or "", *getattr(other, "__path__", ())]
-    if other is None or any(os.path.realpath(place).startswith(os.path.realpath(here) + os.sep) for place in places):
-        return importlib.import_module(name)
-    file = os.path.join(here, f"{top}.py")
-    if os.path.isfile(file) and not rest:
-        spec = importlib.util.spec_from_file_location(f"{top}_of_the_working_directory", file)
-        assert spec is not None  # It is a Python file.
-        assert spec.loader is not None
-        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    if os.path.isfile(os.path.join(here, top, "__init__.py")):
-        raise UserError(f"there is another module {top}, {places[0] or 'of Python itself'}: rename the folder {top}")
-    return importlib.import_module(name)
 
 
 def check_model(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int) -> None:
@@ -140,7 +83,7 @@ def check_model(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes:
         found = logits_fn(batch())
     except Exception as error:  # It is the user's own program, and may raise anything.
         raise UserError(
-            f"{name} fails on float32 images of shape {shape}: {_told(error)}{_in_training(error)}"
+            f"{name} fails on float32 images of shape {shape}: {describe(error)}{_in_training(error)}"
         ) from error
     if not hasattr(found, "dtype") or not hasattr(found, "shape"):
         hint = ", model(images).logits" if hasattr(found, "logits") else ""
@@ -151,9 +94,9 @@ def check_model(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes:
         jax.eval_shape(lambda x: logits_fn(x), jax.ShapeDtypeStruct(shape, jnp.float32))
     except Exception as error:
         if hint := _in_training(error):
-            raise UserError(f"{name} changes its own state when it is called ({_told(error)}){hint}") from error
+            raise UserError(f"{name} changes its own state when it is called ({describe(error)}){hint}") from error
         raise UserError(
-            f"{name} cannot be traced by JAX, so that nothing can attack it ({_told(error)}): write it in JAX, see "
+            f"{name} cannot be traced by JAX, so that nothing can attack it ({describe(error)}): write it in JAX, see "
             "the question on PyTorch in docs/faq.md"
         ) from error
     logits = np.asarray(found)
@@ -265,7 +208,3 @@ def _in_training(error: Exception) -> str:
     if "immutable" in str(error) or "ModifyScopeVariableError" in type(error).__name__:
         return " (in training mode? evaluate with use_running_average=True)"
     return ""
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
