@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Runs a launcher as N processes of this machine, over loopback: what many machines do, to try and to test.
+# Runs a command as N processes on this machine, over loopback, to test what runs on several machines.
 #
 #     bash launch/local_pod.sh 2 -- python launch/train.py --config=configs/digits.py --workdir=runs/pod
 #
 # Each process gets --coordinator, --num_processes and --process_id, and its lines begin with [process_id]. SIGTERM and
-# Ctrl-C are passed on to all. Ends when all have, with the first exit code that is not 0. --dry_run, before the --,
-# prints the commands.
+# Ctrl-C are forwarded to all. The exit code is the first that is not 0. --dry_run, before the --, prints the commands.
 set -uo pipefail
 
 usage() {
@@ -22,13 +21,13 @@ fi
 [ "${1:-}" = -- ] && [ $# -gt 1 ] || usage "there is no command"
 shift
 
-# A port that nobody listens on.
+# A free port.
 port=$((20000 + RANDOM % 12000))
 while (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do
   port=$((20000 + RANDOM % 12000))
 done
 
-# Process groups of their own: what the terminal sends reaches this script alone, and each process once.
+# Separate process groups: a signal of the terminal reaches only this script, which forwards it once.
 set -m
 pids=() signalled=
 # shellcheck disable=SC2317,SC2329 # Called by the trap.

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv beside setup.cfg, installs robust_gan with the extras in $1, sets $python.
-# With ROBUST_GAN_PYTHON that interpreter is used as it is, and nothing is installed.
+# Sourced by the other scripts: creates .venv, installs robust_gan with the extras in $1, sets $python. With
+# ROBUST_GAN_PYTHON that interpreter is used, and nothing is installed.
 
 if [ -n "${ROBUST_GAN_PYTHON:-}" ]; then
   python=$ROBUST_GAN_PYTHON
@@ -21,7 +21,7 @@ else
     echo "Making .venv with $("$base" --version)"
     "$base" -m venv .venv
   fi
-  # The stamp changes with setup.cfg, so that a second start does not ask the package index again.
+  # The stamp depends on setup.cfg, so that pip runs again only after a change.
   stamp=.venv/installed-$1-$(cksum < setup.cfg | cut -d ' ' -f 1)
   if ! [ -e "$stamp" ]; then
     echo "Installing robust_gan[$1] into .venv"

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Submits a launcher to SLURM as one run over several nodes. Before its time is up, or it is preempted, the run saves;
-# SLURM starts a preempted one again, and the same command submitted again goes on.
+# Submits a command to SLURM as one run over several nodes. The run saves a checkpoint before its time limit and before
+# a preemption. SLURM requeues a preempted run; after the time limit, submit the same command again to resume.
 #
 #     bash launch/slurm.sh --nodes=2 --gpus_per_node=8 --partition=gpu -- \
 #         .venv/bin/python launch/train.py --config=configs/cifar10.py --workdir=/shared/runs/cifar10
 #
 #   --nodes=N           nodes [1]
-#   --gpus_per_node=N   GPUs of each; 0 for none [0]
-#   --per=node|gpu      a process for each node, with all its GPUs, or for each GPU [node]
-#   --name=NAME         of the job, and of its log NAME-JOB.log [robust_gan]
-#   --time=LIMIT        as sbatch takes it [24:00:00]
-#   --grace=SECONDS     before the limit or the preemption, in which the run saves [120]
+#   --gpus_per_node=N   GPUs per node [0]
+#   --per=node|gpu      one process per node, with all its GPUs, or per GPU [node]
+#   --name=NAME         name of the job and of its log NAME-JOB.log [robust_gan]
+#   --time=LIMIT        time limit in the format of sbatch [24:00:00]
+#   --grace=SECONDS     time between SIGTERM and the limit or preemption [120]
 #   --dry_run           print the commands
 #
-# Any other flag before the -- goes to sbatch as it is: --partition, --account, --qos, --cpus-per-task, ... The workdir
-# and the data must lie where every node sees them; the first process alone writes.
+# Other flags before the -- are passed to sbatch: --partition, --account, --qos, --cpus-per-task, ... The workdir and the
+# data must be on a file system that all nodes share; only the first process writes.
 set -euo pipefail
 
 mistake() {
@@ -52,7 +52,7 @@ case $per in
   *) mistake "--per must be node or gpu, not '$per'" ;;
 esac
 
-# All tasks of a node see all its GPUs: JAX takes the one of the task's local number, or those it is told here.
+# All tasks of a node have access to all its GPUs: JAX uses the GPU of the task's local number, or the GPUs given here.
 environment=()
 if [ "$per" = node ] && [ "$gpus" -gt 1 ]; then
   environment=(env "JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((gpus - 1)))")

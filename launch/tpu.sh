@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Runs a launcher on a Cloud TPU: makes the VMs, copies and installs this code, runs on all workers, collects, deletes.
+# Runs a command on a Cloud TPU: creates the VMs, copies and installs this code, runs on all workers, collects, deletes.
 #
 #     bash launch/tpu.sh --name=gan --zone=us-central2-b --type=v4-16 -- \
 #         python launch/train.py --config=configs/cifar10.py --workdir=gs://BUCKET/runs/cifar10 \
 #         --config.data.data_dir=gs://BUCKET/data
 #
-#   --name=NAME       of the TPU VM
-#   --zone=ZONE       where, such as us-central2-b
+#   --name=NAME       name of the TPU VM
+#   --zone=ZONE       zone, such as us-central2-b
 #   --type=TYPE       the accelerator, such as v4-8 (one worker) or v4-16 (two)
 #   --version=NAME    the runtime [tpu-ubuntu2204-base]
-#   --project=ID      of Google Cloud [that of gcloud's configuration]
-#   --spot            a cheaper TPU that may be taken away; then it is made again and the run goes on
-#   --retries=N       how often [10]
-#   --collect=DIR     copy this folder of the first worker, relative to the code, into the same one here at the end
-#   --keep            leave the TPU VM running
+#   --project=ID      Google Cloud project [gcloud's default]
+#   --spot            a cheaper, preemptible TPU; after a preemption it is created again and the run resumes
+#   --retries=N       maximal number of preemptions [10]
+#   --collect=DIR     copy this folder of the first worker, relative to the code, to the same folder here at the end
+#   --keep            keep the TPU VM
 #   --dry_run         print the commands
 #
-# The TPU is deleted however this ends, unless --keep says otherwise. A workdir on gs:// outlives it, and so should be
-# used with --spot; gcloud must be logged in. The last commit is what runs, not what is uncommitted.
+# The TPU is deleted at the end, also after an error, unless --keep is given. With --spot use a workdir on gs://, which
+# outlives the TPU. gcloud must be logged in. The last commit runs, without uncommitted changes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -96,7 +96,7 @@ install="tar -xzf robust_gan.tar.gz && cd robust_gan && { [ -x .venv/bin/pip ] |
   { sudo apt-get update -q && sudo apt-get install -qy python3.11-venv && python3.11 -m venv .venv; }; } &&
   .venv/bin/pip install -q -e \".[tpu,gcs]\""
 run=$(printf '%q ' "$@")
-# The first word is the interpreter, which is that of the environment there.
+# PATH starts with the environment on the workers, so that the command finds its python.
 run="cd robust_gan && PATH=\$PWD/.venv/bin:\$PATH ${run% } --distributed"
 for ((attempt = 0; ; attempt++)); do
   made=1
@@ -110,8 +110,8 @@ for ((attempt = 0; ; attempt++)); do
   [ -n "$dry_run" ] && break
   [ "$code" -ne 0 ] && [ -n "$spot" ] && [ "$attempt" -lt "$retries" ] || break
   found=$(state)
-  [ "$found" != READY ] || break # It failed by itself, and would again.
-  echo "$name was taken away (its state is $found): making it again" >&2
+  [ "$found" != READY ] || break # The command failed, and would fail again.
+  echo "$name was preempted (its state is $found): creating it again" >&2
   delete || true
 done
 if [ -n "$collect" ]; then

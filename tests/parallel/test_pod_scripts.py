@@ -75,7 +75,7 @@ def test_a_tpu_is_made_filled_run_on_emptied_and_deleted(cluster):
 def test_a_tpu_that_was_taken_away_is_made_again(cluster):
     ended, calls = cluster("tpu.sh", *TPU, "--spot", *COMMAND, failures=1, state="PREEMPTED")
     assert ended.returncode == 0
-    assert ended.stderr == "gan was taken away (its state is PREEMPTED): making it again\n"
+    assert ended.stderr == "gan was preempted (its state is PREEMPTED): creating it again\n"
     assert verbs(calls) == [
         "create",
         "scp",
