@@ -31,13 +31,13 @@ from robust_gan.networks import inference
 from robust_gan.threat_model import LinfThreat
 
 PARTS = {"apgd_ce": (100, 20), "apgd_t": (100, 8), "fab_t": (100, 8), "square": (5000, 400)}
-"""Steps or queries of each part in AutoAttack, and how many are taken here."""
+"""Steps or queries of each part in AutoAttack, and the number measured here."""
 UNMOVED = 1e-6
-"""A radius in which nothing falls."""
+"""A radius so small that no image is misclassified."""
 
 
 def passes(part: str, steps: int, num_targets: int = 9) -> float:
-    """Returns how many forward passes a part costs for an image that stands; a backward pass counts as one too.
+    """Returns how many forward passes a part costs for a robust image; a backward pass counts as one too.
 
     >>> passes("apgd_ce", 100), passes("square", 5000), passes("fab_t", 100)
     (203, 5000, 2710)
@@ -79,7 +79,7 @@ def prepare(network: str, num_images: int):
         began = time.perf_counter()
         compiled = jax.jit(run).lower(*arguments).compile()
         compile_seconds = time.perf_counter() - began
-        standing = float(compiled(*arguments))
+        robust_accuracy = float(compiled(*arguments))
         times = [measuring.timed(lambda: compiled(*arguments).block_until_ready()) for _ in range(2)]
         seconds, cpu = (min(measured[key] for measured in times) for key in ("seconds", "cpu_seconds"))
         share = passes(part, full) / passes(part, taken) / num_images
@@ -88,7 +88,7 @@ def prepare(network: str, num_images: int):
             "cpu_seconds_per_image": cpu * share,
             "compile_seconds": compile_seconds,
             "measured_seconds": seconds,
-            "standing": standing,
+            "robust_accuracy": robust_accuracy,
         }
         if "flops_of_a_forward_pass" in facts:
             achieved = facts["flops_of_a_forward_pass"] * passes(part, taken) * num_images / seconds
@@ -104,13 +104,13 @@ def whole(report: measuring.Report, given: argparse.Namespace) -> None:
     from robust_gan.attacks.autoattack import VERSIONS
     from robust_gan.evaluation import loading
 
-    (entrant,) = loading.from_checkpoints([given.checkpoint])
-    chosen = loading.choose_data([entrant], dataset="", split="test", data_dir="", count=given.images)
+    (evaluated,) = loading.from_checkpoints([given.checkpoint])
+    chosen = loading.choose_data([evaluated], dataset="", split="test", data_dir="", count=given.images)
     threat = LinfThreat(given.epsilon)
     for run in ("with compilation", "without"):
         cpu = time.process_time()
         _, results = evaluation.evaluate_sequential(
-            entrant.model, chosen.images, chosen.labels, threat, attacks=VERSIONS["standard"]
+            evaluated.model, chosen.images, chosen.labels, threat, attacks=VERSIONS["standard"]
         )
         for result in results:
             report.add(f"{result.attack}, {run}", **result._asdict())

@@ -17,8 +17,8 @@ import step
 
 HERE = Path(__file__).parent
 ITERATIONS = 200_000
-STANDING = {"apgd_ce": 0.85, "apgd_t": 0.52, "fab_t": 0.50, "square": 0.50}
-"""Share of the images that each part of AutoAttack meets with a robust ResNet-18 on CIFAR-10: an assumption."""
+REMAINING = {"apgd_ce": 0.85, "apgd_t": 0.52, "fab_t": 0.50, "square": 0.50}
+"""Share of the images that each part of AutoAttack attacks, for a robust ResNet-18 on CIFAR-10: an assumption."""
 GRAPHS = "--xla_gpu_enable_command_buffer=+CONVOLUTION --xla_gpu_graph_min_graph_size=1"
 LOOPS = "--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE,+CONDITIONAL --xla_gpu_graph_min_graph_size=1"
 """XLA records convolutions, and whole loops, as CUDA graphs, which the host launches at once (jaxlib 0.10 and 0.11)."""
@@ -80,7 +80,7 @@ class Bench:
         return serving.Peer("autoattack", command, self.logs / "autoattack.log")
 
     def run(self) -> None:
-        """Measures row after row; what fails or is late is said, and the next one tried."""
+        """Measures row after row; reports a row that fails or is late, and continues with the next."""
         for row in self.rows:
             try:
                 getattr(self, row, lambda row=row: self.alone(row))()
@@ -122,7 +122,7 @@ class Bench:
         """AutoAttack by its parts, and what 10,000 images would take."""
         peer = self.prepare("autoattack")
         everybody = robust = 0.0
-        for part, share in STANDING.items():
+        for part, share in REMAINING.items():
             answer = peer.ask(self.left(), part=part)
             self.report.add(f"autoattack {part}", **answer)
             everybody += 10_000 * answer["seconds_per_image"]

@@ -27,7 +27,7 @@ NUM_IMAGES = 50_000
 
 
 def read_config(given: argparse.Namespace) -> Config:
-    """Returns the recipe of `configs/cifar10.py` with what was given."""
+    """Returns the config of `configs/cifar10.py` with what was given."""
     form = "exact" if given.penalty == "none" else given.penalty
     config = methods.resnet_game(
         "generator",

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --devices 4          # fake devices on the cores of this machine, the game on digits
     python benchmarks/scaling.py --volume             # what a step of the CIFAR-10 game sends; nothing is run
 
-The same global batch is played on one device and on several. They share the cores here, so the difference is what the
+The same global batch is computed on one device and on several. They share the cores here, so the difference is what the
 mapping, the all-reduces and the smaller shares cost; it says nothing of how fast real devices would be.
 """
 

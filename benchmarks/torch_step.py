@@ -131,8 +131,8 @@ def check(given: argparse.Namespace) -> float:
     from robust_gan.types import Batch
 
     config = jax_step.read_config(given)
-    played = game.from_config(config, num_classes=10, channels=3)
-    state = jax_step.initial_state(played)
+    own_game = game.from_config(config, num_classes=10, channels=3)
+    state = jax_step.initial_state(own_game)
     twin = build(given, aligned=True)
     for module, player in ((twin.generator, state.adversary), (twin.classifier, state.classifier)):
         torch_networks.load(module, *jax.device_get((player.params, player.batch_stats)))
@@ -145,14 +145,14 @@ def check(given: argparse.Namespace) -> float:
     theirs_labels = torch.from_numpy(labels)
 
     def loss_fn(phi, images):
-        attacked = objective.attacked_classifier(played, state.classifier, None)
+        attacked = objective.attacked_classifier(own_game, state.classifier, None)
         player = state.adversary._replace(params=phi)
-        adversarial = played.adversary.perturb(player, attacked, Batch(images, batch.labels), None)
+        adversarial = own_game.adversary.perturb(player, attacked, Batch(images, batch.labels), None)
         return jax.numpy.mean(losses.generator_loss(attacked(adversarial), batch.labels))
 
     loss, gradient = jax.jit(jax.value_and_grad(loss_fn))(state.adversary.params, batch.images)
     of_classifier, _, measured = jax.jit(
-        lambda classifier, adversary: game.classifier_gradient(played, classifier, adversary, batch, None)
+        lambda classifier, adversary: game.classifier_gradient(own_game, classifier, adversary, batch, None)
     )(state.classifier, state.adversary)
     differences = [abs(float(loss) - float(twin.cond_generator(theirs_images, theirs_labels)))]
     differences += torch_networks.differences(twin.generator, gradient)

@@ -77,7 +77,7 @@ class Trainer:
             points = torch.minimum(torch.maximum(points, images - train.RADIUS), images + train.RADIUS).clamp(0, 1)
         return points
 
-    def hops(self, images, labels):
+    def refined(self, images, labels):
         """Asks the generator twice, and takes the last step; differentiable in the generator's weights."""
 
         def gradient_at(points):
@@ -167,8 +167,8 @@ def check(given: argparse.Namespace) -> float:
     from robust_gan.game import objective
     from robust_gan.types import Batch
 
-    played = game.from_config(jax_train.read_config(given), num_classes=10, channels=3)
-    state = jax_step.initial_state(played)
+    own_game = game.from_config(jax_train.read_config(given), num_classes=10, channels=3)
+    state = jax_step.initial_state(own_game)
     trainer = Trainer(given, aligned=True)
     torch_networks.load(trainer.classifier, *jax.device_get((state.classifier.params, state.classifier.batch_stats)))
     rng = np.random.default_rng(0)
@@ -185,15 +185,15 @@ def check(given: argparse.Namespace) -> float:
         player = state.adversary
         torch_networks.load(trainer.generator, *jax.device_get((player.params, player.batch_stats)))
         keys = game.image_keys(jax.random.key(0), given.batch)
-        attacked = objective.attacked_classifier(played, state.classifier, None)
+        attacked = objective.attacked_classifier(own_game, state.classifier, None)
 
-        moved = jax.jit(lambda player: attacked(played.adversary.perturb(player, attacked, batch, keys)))(player)
+        moved = jax.jit(lambda player: attacked(own_game.adversary.perturb(player, attacked, batch, keys)))(player)
         loss = float(jax.numpy.mean(losses.generator_loss(moved, batch.labels)))
         differences.append(abs(loss - trainer.improve(theirs, labels).item()) / abs(loss) / 100)
-    given_images = played.adversary._replace(perturb=lambda *given, **named: adversarial)
-    played = dataclasses.replace(played, adversary=given_images)
+    given_images = own_game.adversary._replace(perturb=lambda *given, **named: adversarial)
+    own_game = dataclasses.replace(own_game, adversary=given_images)
     gradient, _, measured = jax.jit(
-        lambda classifier: objective.classifier_gradient(played, classifier, state.adversary, batch, None)
+        lambda classifier: objective.classifier_gradient(own_game, classifier, state.adversary, batch, None)
     )(state.classifier)
     trainer.optimizer.zero_grad(set_to_none=True)
     loss = trainer.loss(theirs, theirs_adversarial, labels)
