@@ -1,7 +1,4 @@
-"""The only package that names devices and processes: which ones, what lies where, and how they agree.
-
-One process alone is the ordinary case: then nothing of `processes` communicates, and all that it asks is answered here.
-"""
+"""Devices and processes; a single process, the usual case, communicates nothing."""
 
 from robust_gan.parallel.connection import connect, disconnect, leave
 from robust_gan.parallel.devices import (
@@ -29,26 +26,8 @@ from robust_gan.parallel.multihost import (
 )
 
 __all__ = [
-    "AXIS",
-    "StopConsensus",
-    "assert_equal_across_processes",
-    "broadcast_bytes_from_primary",
-    "broadcast_from_primary",
-    "broadcast_state_from_primary",
-    "check_batch_size",
-    "compile_step",
-    "connect",
-    "disconnect",
-    "find_devices",
-    "gather",
-    "is_lost",
-    "is_primary",
-    "leave",
-    "map_batch",
-    "map_step",
-    "process_index_and_count",
-    "replicate",
-    "run_on_all_processes",
-    "shard",
-    "shard_tree",
+    "AXIS", "StopConsensus", "assert_equal_across_processes", "broadcast_bytes_from_primary",
+    "broadcast_from_primary", "broadcast_state_from_primary", "check_batch_size", "compile_step", "connect",
+    "disconnect", "find_devices", "gather", "is_lost", "is_primary", "leave", "map_batch", "map_step",
+    "process_index_and_count", "replicate", "run_on_all_processes", "shard", "shard_tree",
 ]  # fmt: skip

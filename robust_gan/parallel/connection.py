@@ -1,4 +1,4 @@
-"""How a process joins the others of its run, and how it leaves them: in time, and with a sentence."""
+"""Connects a process to the others of its run, and disconnects it with a sentence and within seconds."""
 
 import os
 import re
@@ -13,37 +13,37 @@ import jax
 from robust_gan.errors import UserError, one_line
 
 HEARTBEAT = 30
-"""Seconds after which a process that is silent counts as lost; one whose connections close is lost at once."""
+"""Seconds of silence after which a process counts as lost; one whose connections close is lost at once."""
 
 _ADDRESS = re.compile(r"\[?[\w.:-]+\]?:(\d{1,5})", re.ASCII)
-_LEAVING = 5.0  # Seconds that a process which failed waits for the others to fail alike.
-_FINISHING = 600  # And one that is done for the first, which may still be saving.
+_LEAVE_SECONDS = 5.0  # A failed process waits for the others to fail likewise.
+_FINISH_SECONDS = 600  # A finished process waits for the primary one, which may still be saving.
 
-# Where another process is lost while this one is not in the middle of talking to it, JAX aborts the process from a
-# thread of its own, with a stack trace for its last words. The herald outlives that, and says a sentence.
-_HERALD = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr, flush=True)"
+# If another process is lost between two collectives, a thread of JAX aborts this process with a stack trace. This
+# program outlives it and prints one sentence.
+_REPORTER = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr, flush=True)"
 
-_herald: subprocess.Popen | None = None
+_reporter: subprocess.Popen | None = None
 
 
 def connect(
     coordinator: str = "", num_processes: int | None = None, process_id: int | None = None, *, timeout: int = 300
 ) -> None:
-    """Joins the processes of a run; called before anything asks for a device.
+    """Connects the processes of a run, before the first use of a device.
 
     Args:
-        coordinator: HOST:PORT where the first process listens; empty to be detected, with the two numbers (Cloud TPU,
-            SLURM, Kubernetes, Open MPI).
-        num_processes: How many there are.
-        process_id: Which this is, from 0.
-        timeout: Seconds to wait for all to come. After that the process ends, with code 2 and a sentence.
+        coordinator: HOST:PORT of process 0; empty to detect it and the two numbers (Cloud TPU, SLURM, Kubernetes, Open
+            MPI).
+        num_processes: Number of processes.
+        process_id: Index of this process, from 0.
+        timeout: Seconds to wait for all processes; then this one exits with code 2 and a sentence.
 
     Raises:
-        UserError: Only some of the three are given, one of them is wrong, or there is nothing to detect.
+        UserError: Some of the three are missing, one is invalid, or no cluster is detected.
     """
-    global _herald
+    global _reporter
     _check(coordinator, num_processes, process_id, timeout)
-    # It would take SIGTERM for itself, and never act on it before the first step.
+    # It would intercept SIGTERM and not act on it before the first step.
     jax.config.update("jax_enable_preemption_service", False)
     watchdog = threading.Timer(timeout, _give_up, (coordinator, num_processes, process_id, timeout))
     watchdog.daemon = True
@@ -53,12 +53,12 @@ def connect(
             coordinator or None,
             num_processes,
             process_id,
-            # JAX ends the process at its own timeout without a word that a user understands.
+            # At its own timeout JAX aborts the process with a stack trace.
             initialization_timeout=timeout + 60,
             heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=_FINISHING,
+            shutdown_timeout_seconds=_FINISH_SECONDS,
         )
-        jax.devices()  # All wait here for each other's devices.
+        jax.devices()  # Waits for the devices of all processes.
     except (ValueError, RuntimeError) as error:
         if not coordinator:
             raise UserError(
@@ -72,11 +72,11 @@ def connect(
         ) from error
     finally:
         watchdog.cancel()
-    _herald = subprocess.Popen(
+    _reporter = subprocess.Popen(
         [
-            sys.executable, "-I", "-S", "-c", _HERALD,
+            sys.executable, "-I", "-S", "-c", _REPORTER,
             f"error: process {jax.process_index()} of {jax.process_count()} ended before its run did: it was killed, "
-            "or another process of the run was lost; start all of them again, and the run goes on from its last "
+            "or another process of the run was lost; start all of them again, and the run resumes from its last "
             "checkpoint",
         ],
         stdin=subprocess.PIPE,
@@ -85,39 +85,39 @@ def connect(
 
 
 def disconnect() -> None:
-    """Leaves the others when all is done; returns when all of them are done.
+    """Disconnects at the end of a run, after all processes have finished.
 
-    >>> disconnect()  # Nothing to leave.
+    >>> disconnect()  # Without effect: nothing is connected.
     """
     if jax.distributed.is_initialized():
-        _dismiss()
+        _stop_reporter()
         jax.distributed.shutdown()
 
 
 def leave(code: int, *, lost: bool = False) -> NoReturn:
-    """Ends the process after a failure that has been told, without waiting for others who wait for this one.
+    """Exits after a failure, without waiting for processes that wait for this one.
 
     Args:
         code: The exit code.
-        lost: Whether another process is known to be gone; else all may be failing alike, and get a moment for it.
+        lost: Whether another process is lost; otherwise all may be failing likewise, and get a few seconds for it.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    _dismiss()
+    _stop_reporter()
     if not lost:
         leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         leaving.start()
-        leaving.join(_LEAVING)
+        leaving.join(_LEAVE_SECONDS)
     os._exit(code)
 
 
-def _dismiss() -> None:
-    global _herald
-    if _herald is not None and _herald.stdin is not None:
-        _herald.stdin.write(b"done")
-        _herald.stdin.close()
-        _herald.wait()
-    _herald = None
+def _stop_reporter() -> None:
+    global _reporter
+    if _reporter is not None and _reporter.stdin is not None:
+        _reporter.stdin.write(b"done")
+        _reporter.stdin.close()
+        _reporter.wait()
+    _reporter = None
 
 
 def _check(coordinator: str, num_processes: int | None, process_id: int | None, timeout: int) -> None:
@@ -138,7 +138,7 @@ def _check(coordinator: str, num_processes: int | None, process_id: int | None, 
 
 
 def _give_up(coordinator: str, num_processes: int | None, process_id: int | None, timeout: int) -> None:
-    """Ends the process where not all have come in time; JAX, which is in C++ then, aborts it with a stack trace."""
+    """Exits at the timeout, before JAX aborts the process with a stack trace."""
     who = f"process {process_id} of {num_processes}" if coordinator else "this process"
     where = coordinator or "that the cluster names"
     if process_id and not _answers(coordinator):

@@ -1,11 +1,11 @@
-"""Which devices there are, what lies where, and the mapped functions.
+"""Devices, placement of arrays, and functions mapped over devices.
 
-Steps are written per device over the axis `AXIS` and mapped with `jax.pmap` in its present form: the train state is
-unstacked and replicated, the batch is sharded over its leading axis.
+Steps are written per device over the axis `AXIS` and mapped with `jax.pmap`: the train state is replicated, the batch
+is sharded over its leading axis.
 
-Where there are several processes, `devices` are those of all of them, the first process's first. Every process calls
-the same functions in the same order, holds what lies on its own devices, and gives its own shares: so N processes of M
-devices are one process of N x M.
+With several processes, `devices` are those of all processes, in the order of the processes. Every process calls the
+same functions in the same order, on the shards of its own devices: N processes of M devices compute what one process
+of N x M devices computes.
 """
 
 import collections
@@ -27,24 +27,21 @@ _RUN_AHEAD = 8
 
 
 def find_devices(platform: str = "", num_devices: int = 0) -> list[jax.Device]:
-    """Returns the devices to compute on.
+    """Returns the devices of all processes, in the order of the processes.
 
     Args:
-        platform: `cpu`, `gpu` or `tpu`; empty for the best there is.
-        num_devices: How many of each process; 0 for all.
-
-    Returns:
-        Those of all processes, in the order of the processes.
+        platform: `cpu`, `gpu` or `tpu`; empty for the best available.
+        num_devices: Number of devices of each process; 0 for all.
 
     Raises:
-        UserError: The platform is absent, or has fewer devices than asked for.
+        UserError: The platform is not available, or has fewer devices.
 
     >>> len(find_devices(num_devices=1))
     1
     """
     try:
         devices = jax.local_devices(backend=platform or None)
-    except (RuntimeError, AssertionError) as error:  # jax asserts that it found something.
+    except (RuntimeError, AssertionError) as error:  # jax asserts that there is a device.
         if not platform:
             named = os.environ.get("JAX_PLATFORMS", "")
             raise UserError(
@@ -69,7 +66,7 @@ def find_devices(platform: str = "", num_devices: int = 0) -> list[jax.Device]:
 
 
 def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Returns those of the devices that are this process's own.
+    """Returns the devices of this process.
 
     >>> local(find_devices()) == find_devices()
     True
@@ -80,10 +77,10 @@ def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
 
 
 def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
-    """Refuses a batch that the devices cannot share evenly.
+    """Checks that the devices can share a batch evenly.
 
     Raises:
-        UserError: It is not divisible by their number.
+        UserError: The batch size is not divisible by the number of devices.
 
     >>> check_batch_size(64, find_devices(num_devices=1))
     """
@@ -96,7 +93,7 @@ def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """Places a whole copy of every array on each device of this process; the arrays keep their shapes.
+    """Copies every array to each device of this process; the shapes stay the same.
 
     >>> replicate(np.zeros(3), find_devices(num_devices=1)).shape
     (3,)
@@ -106,26 +103,25 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
 
 
 def shard(array: np.ndarray, devices: Sequence[jax.Device], axis: int = 0) -> np.ndarray:
-    """Cuts a batch into equal contiguous shares, one per device, on a new leading axis.
+    """Splits a batch into equal contiguous shards, one per device, on a new leading axis.
 
     Args:
-        array: The whole batch `[B, ...]`; every process gives the same.
-        devices: D, of all processes.
-        axis: Which to cut.
+        array: The whole batch `[B, ...]`, the same in every process.
+        devices: The D devices of all processes.
+        axis: The axis to split.
 
     Returns:
-        The shares of this process's d devices, `[d, B / D, ...]`.
+        The shards of the d devices of this process, `[d, B / D, ...]`.
 
-    >>> split(np.arange(4), find_devices(num_devices=1)).shape
+    >>> shard(np.arange(4), find_devices(num_devices=1)).shape
     (1, 4)
     """
-    shares = np.split(array, len(devices), axis=axis)
-    ours = set(local(devices))
-    return np.stack([share for share, device in zip(shares, devices, strict=True) if device in ours])
+    shards, ours = np.split(array, len(devices), axis=axis), set(local(devices))
+    return np.stack([part for part, device in zip(shards, devices, strict=True) if device in ours])
 
 
 def shard_tree(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """Cuts every array of a tree with `split`.
+    """Splits every array of a pytree with `shard`.
 
     >>> shard_tree((np.zeros(4), np.zeros((4, 2))), find_devices(num_devices=1))[1].shape
     (1, 4, 2)
@@ -134,14 +130,14 @@ def shard_tree(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
 
 
 def map_step(step: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Callable[..., PyTree]:
-    """Compiles `step(state, data, share) -> (state, metrics)` over the devices.
+    """Compiles `step(state, data, batch) -> (state, metrics)` over the devices.
 
-    State and data are replicated, the share is each device's own (`split`), and what comes out is the same on all. The
-    state is donated: use only the returned one. At most a few steps run ahead of the host on several CPU devices,
-    where an unlimited lead aborts the process.
+    State and data are replicated, each device has its own shard of the batch, and the outputs are equal on all devices.
+    The state is donated: only the returned one may be used. On several CPU devices at most a few steps run ahead of the
+    host, since XLA aborts the process if too many do.
 
     >>> devices = find_devices(num_devices=1)
-    >>> mapped = map_step(lambda state, data, share: (state + data, share[0]), devices)
+    >>> mapped = map_step(lambda state, data, batch: (state + data, batch[0]), devices)
     >>> mapped(*replicate((np.zeros(3), np.ones(3)), devices), np.ones((1, 2)))[0].tolist()
     [1.0, 1.0, 1.0]
     """
@@ -151,8 +147,8 @@ def map_step(step: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Call
     ahead: collections.deque[PyTree] = collections.deque()
 
     @functools.wraps(step)
-    def bounded(state, data, share):
-        state, metrics = mapped(state, data, share)
+    def bounded(state, data, batch):
+        state, metrics = mapped(state, data, batch)
         ahead.append(metrics)
         if len(ahead) == _RUN_AHEAD:
             jax.block_until_ready(ahead.popleft())
@@ -162,18 +158,18 @@ def map_step(step: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Call
 
 
 def compile_step(step: Callable[..., PyTree], devices: Sequence[jax.Device], *arguments: PyTree) -> jax.stages.Compiled:
-    """Compiles what `map_step` compiles, at once: to ask what it needs, and to call it with nothing left to compile.
+    """Compiles as `map_step` does, ahead of time.
 
     Args:
-        step: `(state, data, share) -> (state, metrics)`.
-        devices: Where.
-        *arguments: State, data and share, placed as for the call.
+        step: `(state, data, batch) -> (state, metrics)`.
+        devices: The devices.
+        *arguments: State, data and batch, placed as for the call.
 
     >>> devices = find_devices(num_devices=1)
     >>> state, data = replicate((np.zeros(3), np.ones(3)), devices)
-    >>> share = np.ones((1, 2))
-    >>> compiled = compile_step(lambda state, data, share: (state + data, share[0]), devices, state, data, share)
-    >>> compiled(state, data, share)[0].tolist()
+    >>> batch = np.ones((1, 2))
+    >>> compiled = compile_step(lambda state, data, batch: (state + data, batch[0]), devices, state, data, batch)
+    >>> compiled(state, data, batch)[0].tolist()
     [1.0, 1.0, 1.0]
     """
     return _mapped_step(step, devices).lower(*arguments).compile()
@@ -186,43 +182,47 @@ def _mapped_step(step, devices):
 
 
 def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) -> Callable[..., PyTree]:
-    """Compiles `function(replicated, share) -> rows` over the devices; the rows stay where they are (see `join`).
+    """Compiles `function(replicated, batch) -> rows` over the devices; the rows stay on them (see `gather`).
 
-    What is compiled belongs to the returned function: it is traced anew at each call of `map_batch`, and let go with
-    what it holds when the returned function is.
+    The compiled code belongs to the returned function: each call of `map_batch` traces anew, and the code and its
+    constants are freed with the returned function.
 
     Args:
-        function: Each row of its result depends on the same row of the share alone.
-        devices: Of all processes; each maps its own.
+        function: Each row of its result depends on the same row of the batch alone.
+        devices: The devices of all processes; each process maps over its own.
 
     >>> devices = find_devices(num_devices=1)
-    >>> join(map_batch(lambda scale, share: scale * share, devices)(2.0, split(np.arange(2.0), devices))).tolist()
+    >>> gather(map_batch(lambda scale, batch: scale * batch, devices)(2.0, shard(np.arange(2.0), devices))).tolist()
     [0.0, 2.0]
     """
     mesh = Mesh(np.asarray(local(devices)), (AXIS,))
-    everywhere, along = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    replicated_sharding, batch_sharding = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
 
-    def one_device(replicated, share):
-        rows = function(replicated, jax.tree.map(lambda array: array[0], share))
+    def one_device(replicated, batch):
+        rows = function(replicated, jax.tree.map(lambda array: array[0], batch))
         return jax.tree.map(lambda array: array[None], rows)
 
-    # Not jax.pmap, whose caches keep the arrays that a function closes over (jax 0.10 and 0.11).
+    # Not jax.pmap, whose caches keep the arrays of closures alive (jax 0.10 and 0.11).
     mapped = jax.jit(
         jax.shard_map(
-            one_device, mesh=mesh, in_specs=(everywhere.spec, along.spec), out_specs=along.spec, check_vma=False
+            one_device,
+            mesh=mesh,
+            in_specs=(replicated_sharding.spec, batch_sharding.spec),
+            out_specs=batch_sharding.spec,
+            check_vma=False,
         )
     )
 
-    def call(replicated, share):
-        return mapped(jax.device_put(replicated, everywhere), jax.device_put(share, along))
+    def call(replicated, batch):
+        return mapped(jax.device_put(replicated, replicated_sharding), jax.device_put(batch, batch_sharding))
 
     return call
 
 
 def gather(rows: jax.Array | np.ndarray) -> np.ndarray:
-    """Joins the devices' rows again on the host: `[D, B / D, ...]` to `[B, ...]`, those of all processes in all.
+    """Returns the rows of all devices on the host, in all processes: `[D, B / D, ...]` to `[B, ...]`.
 
-    >>> join(np.zeros((2, 3, 4))).shape
+    >>> gather(np.zeros((2, 3, 4))).shape
     (6, 4)
     """
     joined = np.asarray(rows).reshape(-1, *rows.shape[2:])

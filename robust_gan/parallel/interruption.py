@@ -1,4 +1,4 @@
-"""How a run ends early: at a signal, or at an exception while files are open."""
+"""Signals, and exceptions while files are open."""
 
 import contextlib
 import signal
@@ -7,15 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 
 _TOGETHER = 0.5
-"""Seconds within which two signals are one."""
+"""Seconds within which two signals count as one, as some supervisors send two."""
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects the first SIGTERM or SIGINT, so that the loop can end its step; a second one acts as ever.
-
-    Two that come run_on_all_processes, as some supervisors send them, are one.
-    """
+    """Collects the first SIGTERM or SIGINT, so that the loop can finish its step; a second one ends the process."""
     received: list[int] = []
     arrived = 0.0
     try:
@@ -27,13 +24,13 @@ def signals() -> Iterator[list[int]]:
                 arrived = time.monotonic()
                 received.append(number)
             elif time.monotonic() - arrived > _TOGETHER:
-                # Not before: Python complains of a signal that was on its way when its handler was taken away.
+                # Not earlier: Python reports a pending signal whose handler was removed.
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
 
         for number in before:
             signal.signal(number, handle)
-    except ValueError:  # Only the main thread may set handlers; elsewhere the caller handles signals.
+    except ValueError:  # Only the main thread may set handlers.
         before = {}
     try:
         yield received
@@ -44,7 +41,7 @@ def signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def closed(close: Callable[[], None]) -> Iterator[None]:
-    """Closes at the end; where that fails after a failure, the first one goes on, with the second as a note."""
+    """Closes at the end; an exception in closing becomes a note of an earlier exception, if there is one."""
     try:
         yield
     except BaseException as first:
@@ -58,9 +55,9 @@ def closed(close: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_at_sigterm() -> Iterator[None]:
-    """Ends the program at the first SIGTERM as an exception does, so that what is open is written; a second one kills.
+    """Raises SystemExit at the first SIGTERM, so that open files are written; a second one kills the process.
 
-    Inside other handlers than the system's, and outside the main thread, whoever set them knows better.
+    Without effect outside the main thread, or if another handler is set.
     """
 
     def handle(number, frame):
@@ -68,13 +65,13 @@ def exit_at_sigterm() -> Iterator[None]:
         sys.exit(128 + number)
 
     try:
-        usual = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        if usual:
+        is_default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        if is_default:
             signal.signal(signal.SIGTERM, handle)
     except ValueError:  # Only the main thread may set handlers.
-        usual = False
+        is_default = False
     try:
         yield
     finally:
-        if usual:
+        if is_default:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

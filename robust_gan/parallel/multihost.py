@@ -1,7 +1,7 @@
-"""How the processes of one run find each other, agree, and leave; JAX's own coordination service does the work.
+"""Communication between the processes of a run.
 
-Every process plays the same steps on its own devices. What only one may do (write the workdir) the first does, and what
-it read or found out it tells the others, failures included: nobody waits for one that has given up.
+Every process runs the same steps on its own devices. Only the primary process writes the workdir; the others receive
+its results and its errors, so that no process waits for one that has failed.
 """
 
 import json
@@ -24,11 +24,11 @@ T = TypeVar("T")
 _LOST = re.compile(
     r"gloo|nccl|coordination|heartbeat|unavailable|connection (reset|closed|refused)|socket closed", re.I
 )
-_EXACT = 1 << 20
+_MAX_EXACT_BYTES = 1 << 20
 
 
 def process_index_and_count() -> tuple[int, int]:
-    """Returns which process this is, and of how many: `(0, 1)` for one alone.
+    """Returns the index of this process and the number of processes: `(0, 1)` for a single one.
 
     >>> process_index_and_count()
     (0, 1)
@@ -37,7 +37,7 @@ def process_index_and_count() -> tuple[int, int]:
 
 
 def is_primary() -> bool:
-    """Tells whether this process is the one that writes; one alone is.
+    """Returns whether this process is the one that writes files.
 
     >>> is_primary()
     True
@@ -45,70 +45,70 @@ def is_primary() -> bool:
     return process_index_and_count()[0] == 0
 
 
-def run_on_all_processes(make: Callable[[], T]) -> T:
-    """Runs a function in every process, and fails in all where it fails in one.
+def run_on_all_processes(fn: Callable[[], T]) -> T:
+    """Runs a function in every process, and raises in all if it raises in one.
 
     Args:
-        make: What to run; each process has its own result.
+        fn: The function; each process returns its own result.
 
     Raises:
-        UserError: It was raised in a process; in the others with the number of that one.
-        RuntimeError: It failed otherwise in another process.
+        UserError: It was raised in one process; the others add the index of that process.
+        RuntimeError: Another exception was raised in another process.
 
     >>> run_on_all_processes(lambda: 3)
     3
     """
     count = process_index_and_count()[1]
     if count == 1:
-        return make()
+        return fn()
     result, failure = None, None
     try:
-        result = make()
+        result = fn()
     except Exception as error:
         failure = error
     sentence = "" if failure is None else f"{failure}" or type(failure).__name__
-    told = _gather(json.dumps([isinstance(failure, UserError), sentence]).encode())
+    failures = _gather(json.dumps([isinstance(failure, UserError), sentence]).encode())
     if failure is not None:
         raise failure
-    for process, (is_users, sentence) in enumerate(map(json.loads, told)):
+    for process, (is_users, sentence) in enumerate(map(json.loads, failures)):
         if sentence:
             raise (UserError if is_users else RuntimeError)(f"process {process} of {count}: {sentence}")
     return result  # type: ignore[return-value]
 
 
-def broadcast_from_primary(make: Callable[[], Any]) -> Any:
-    """Runs a function in the first process and returns its result in all.
+def broadcast_from_primary(fn: Callable[[], Any]) -> Any:
+    """Runs a function in the primary process and returns its result in all.
 
     Args:
-        make: Returns what JSON can hold.
+        fn: Returns a JSON-able value.
 
     Raises:
-        UserError: It was raised in the first process.
+        UserError: It was raised in the primary process.
 
     >>> broadcast_from_primary(lambda: [1, None])
     [1, None]
     """
     if process_index_and_count()[1] == 1:
-        return make()
-    return json.loads(broadcast_bytes_from_primary(lambda: json.dumps(make()).encode()))
+        return fn()
+    return json.loads(broadcast_bytes_from_primary(lambda: json.dumps(fn()).encode()))
 
 
-def broadcast_state_from_primary(make: Callable[[], tuple[PyTree, int]], like: PyTree) -> tuple[PyTree, int]:
-    """Runs a function that makes a train state in the first process and returns its result in all, bit for bit.
+def broadcast_state_from_primary(fn: Callable[[], tuple[PyTree, int]], like: PyTree) -> tuple[PyTree, int]:
+    """Runs a function that returns a train state in the primary process, and returns its result in all, bit for bit.
 
     Args:
-        make: Returns the state and a number.
+        fn: Returns the state and a step.
         like: A state of the same structure, shapes and dtypes.
 
     >>> broadcast_state_from_primary(lambda: ({"x": np.ones(2)}, 3), {"x": np.zeros(2)})[1]
     3
     """
     if process_index_and_count()[1] == 1:
-        return make()
+        return fn()
 
-    state, step = run_on_all_processes(lambda: make() if is_primary() else (like, 0))
+    state, step = run_on_all_processes(lambda: fn() if is_primary() else (like, 0))
     leaves = [leaves_lib.to_host(leaf) for leaf in jax.tree.leaves(state)]
-    # As bytes: what adds arrays up, as the broadcast does, loses the sign of a zero.
+    # As bytes, since the broadcast is a sum, which loses the sign of zero.
     sent = [leaf.reshape(-1).view(np.uint8) for leaf in (*leaves, np.int64(step).reshape(1))]
     *arrived, at = (np.asarray(leaf) for leaf in multihost_utils.broadcast_one_to_all(sent))
     received = [
@@ -119,61 +119,60 @@ def broadcast_state_from_primary(make: Callable[[], tuple[PyTree, int]], like: P
 
 
 def assert_equal_across_processes(values: dict[str, Any]) -> None:
-    """Refuses processes that were told different things.
+    """Checks that values are equal in all processes.
 
     Args:
-        values: What JSON can hold; nested dictionaries are compared field by field.
+        values: JSON-able; nested dictionaries are compared field by field.
 
     Raises:
-        UserError: Two differ; the sentence names the field and both values.
+        UserError: Two processes differ; the error names the field and both values.
 
     >>> assert_equal_across_processes({"seed": 3})
     """
     count = process_index_and_count()[1]
     if count == 1:
         return
-    told = [flatten(json.loads(text)) for text in _gather(json.dumps(values).encode())]
-    for process, there in enumerate(told):
-        for name in sorted(told[0].keys() | there.keys()):
-            if told[0].get(name) != there.get(name):
+    everywhere = [flatten(json.loads(text)) for text in _gather(json.dumps(values).encode())]
+    for process, there in enumerate(everywhere):
+        for name in sorted(everywhere[0].keys() | there.keys()):
+            if everywhere[0].get(name) != there.get(name):
                 raise UserError(
-                    f"processes 0 and {process} of {count} disagree on {name} ({told[0].get(name)!r} != "
+                    f"processes 0 and {process} of {count} disagree on {name} ({everywhere[0].get(name)!r} != "
                     f"{there.get(name)!r}): start all processes with the same command, code and data"
                 )
 
 
 class StopConsensus:
-    """Whether any process wants to end: all of them end at the same step.
+    """Lets all processes stop at the same step, as soon as one of them requests it.
 
-    Where there are several, an answer comes one question late, so that no device waits for it.
+    With several processes the answer is one call late, so that no device waits for it.
 
     Args:
-        devices: Of the run.
+        devices: The devices of the run.
 
     >>> StopConsensus([]).reached(True)
     True
     """
 
     def __init__(self, devices: Sequence[jax.Device]) -> None:
-        """Compiles nothing where there is one process."""
-        self._asked: jax.Array | None = None
+        self._previous: jax.Array | None = None
         self._any = None
         if process_index_and_count()[1] > 1:
             self._count = sum(device.process_index == jax.process_index() for device in devices)
             self._any = jax.pmap(
-                lambda wants: jax.lax.pmax(wants, AXIS), axis_name=AXIS, out_axes=None, devices=devices
+                lambda requested: jax.lax.pmax(requested, AXIS), axis_name=AXIS, out_axes=None, devices=devices
             )
 
-    def reached(self, wants: bool) -> bool:
-        """Asks all processes, each of which must call this between the same steps, and returns what is agreed."""
+    def reached(self, requested: bool) -> bool:
+        """Returns whether to stop; every process calls this between the same steps."""
         if self._any is None:
-            return wants
-        before, self._asked = self._asked, self._any(np.full(self._count, wants, np.int32))
+            return requested
+        before, self._previous = self._previous, self._any(np.full(self._count, requested, np.int32))
         return before is not None and bool(leaves_lib.to_host(before))
 
 
 def is_lost(error: BaseException) -> bool:
-    """Tells whether an exception says that another process is gone: each transport has its own words for it.
+    """Returns whether an exception is caused by the loss of another process, judged by the words of each transport.
 
     >>> is_lost(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
     False
@@ -181,15 +180,15 @@ def is_lost(error: BaseException) -> bool:
     return process_index_and_count()[1] > 1 and bool(_LOST.search(str(error)))
 
 
-def broadcast_bytes_from_primary(make: Callable[[], bytes]) -> bytes:
-    """Runs a function in the first process and returns the bytes that it makes in all; see `broadcast_from_primary`.
+def broadcast_bytes_from_primary(fn: Callable[[], bytes]) -> bytes:
+    """Runs a function that returns bytes in the primary process, and returns them in all.
 
     >>> broadcast_bytes_from_primary(lambda: b"abc")
     b'abc'
     """
     if process_index_and_count()[1] == 1:
-        return make()
-    content = run_on_all_processes(lambda: make() if is_primary() else b"")
+        return fn()
+    content = run_on_all_processes(lambda: fn() if is_primary() else b"")
     length = max(int(text) for text in _gather(str(len(content)).encode()))
     return np.asarray(multihost_utils.broadcast_one_to_all(_padded(content, length))).tobytes()[:length]
 
@@ -201,7 +200,7 @@ def _gather(content: bytes) -> list[bytes]:
 
 
 def _padded(content: bytes, length: int) -> np.ndarray:
-    """Below `_EXACT` bytes to a power of two, so that few shapes are compiled."""
-    padded = np.zeros(length if length > _EXACT else 1 << max(length - 1, 0).bit_length(), np.uint8)
+    """Pads small contents to a power of two bytes, so that few shapes are compiled."""
+    padded = np.zeros(length if length > _MAX_EXACT_BYTES else 1 << max(length - 1, 0).bit_length(), np.uint8)
     padded[: len(content)] = np.frombuffer(content, np.uint8)
     return padded
