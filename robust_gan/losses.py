@@ -13,7 +13,7 @@ import numpy as np
 
 from robust_gan.errors import UserError
 from robust_gan.threat_model import known
-from robust_gan.types import wide_dtype
+from robust_gan.types import get_compute_dtype
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
@@ -274,7 +274,7 @@ def check_logits(logits: jax.Array) -> jax.Array:
     if not real or logits.ndim != 2:
         raise UserError(f"logits must be numbers [B, K], not {logits.dtype} {logits.shape}")
     logits = jnp.asarray(logits)
-    return logits.astype(wide_dtype(logits.dtype))
+    return logits.astype(get_compute_dtype(logits.dtype))
 
 
 def check_labels(labels: jax.Array, shape: tuple[int, ...], name: str = "labels", *, refuse: bool = True) -> jax.Array:

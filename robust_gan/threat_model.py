@@ -13,7 +13,7 @@ import numpy as np
 from robust_gan import prng
 from robust_gan.config import ThreatConfig
 from robust_gan.errors import UserError
-from robust_gan.types import ThreatModel, wide_dtype
+from robust_gan.types import ThreatModel, get_compute_dtype
 
 
 class _Ball:
@@ -292,7 +292,7 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
     check_images(images, threat)
     if adversarial.shape != images.shape:
         raise UserError(f"what is projected must have the shape of the images, {images.shape}, not {adversarial.shape}")
-    compute_dtype = wide_dtype(images.dtype)
+    compute_dtype = get_compute_dtype(images.dtype)
     centre, moved = images.astype(compute_dtype), adversarial.astype(compute_dtype)
     epsilon = jnp.asarray(threat.epsilon, compute_dtype)
     if threat.norm == "linf":
@@ -335,7 +335,7 @@ def perturb(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Arr
     >>> perturb(jnp.array([[0.5, 0.0]]), jnp.array([[1.0, -1.0]]), LinfThreat(0.25)).tolist()
     [[0.75, 0.0]]
     """
-    compute_dtype = wide_dtype(images.dtype)
+    compute_dtype = get_compute_dtype(images.dtype)
     noise = noise.astype(compute_dtype)
     if threat.norm == "l2":
         noise = noise / _expand(jnp.maximum(l2_norm(noise), 1.0), noise)
@@ -364,7 +364,7 @@ def perturb_rescaled(images: jax.Array, noise: jax.Array, threat: ThreatModel) -
     """
     if threat.norm != "linf":
         raise ValueError(f"perturb_rescaled needs an L-infinity threat model, not {threat.norm!r}")
-    compute_dtype = wide_dtype(images.dtype)
+    compute_dtype = get_compute_dtype(images.dtype)
     centre, epsilon = images.astype(compute_dtype), jnp.asarray(threat.epsilon, compute_dtype)
     low, high = jnp.maximum(centre - epsilon, threat.bounds[0]), jnp.minimum(centre + epsilon, threat.bounds[1])
     return project(low + 0.5 * (high - low) * (1 + noise.astype(compute_dtype)), images, threat)
@@ -392,7 +392,7 @@ def random_start(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax
     check_threat(threat)
     check_images(images, threat)
     keys = prng.per_image_keys(keys, images.shape[0])
-    shape, compute_dtype = images.shape[1:], wide_dtype(images.dtype)
+    shape, compute_dtype = images.shape[1:], get_compute_dtype(images.dtype)
     if threat.norm == "linf":
         delta = prng.uniform_per_image(keys, shape, compute_dtype, -1.0, 1.0)
     else:
@@ -417,7 +417,7 @@ def steepest_ascent(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
     >>> steepest_ascent(jnp.array([[3.0, -4.0]]), L2Threat(1.0)).tolist()
     [[0.6000000238418579, -0.800000011920929]]
     """
-    compute_dtype = wide_dtype(gradient.dtype)
+    compute_dtype = get_compute_dtype(gradient.dtype)
     gradient = jnp.nan_to_num(gradient.astype(compute_dtype), posinf=1e30, neginf=-1e30)
     if threat.norm == "linf":
         return jnp.sign(gradient)
@@ -436,7 +436,7 @@ def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> 
     >>> distance(jnp.array([[0.3, 0.4]]), jnp.zeros((1, 2)), L2Threat(1.0)).tolist()
     [0.5]
     """
-    compute_dtype = wide_dtype(images.dtype)
+    compute_dtype = get_compute_dtype(images.dtype)
     delta = adversarial.astype(compute_dtype) - images.astype(compute_dtype)
     axes = tuple(range(1, delta.ndim))
     size = jnp.max(jnp.abs(delta), axis=axes) if threat.norm == "linf" else l2_norm(delta)

@@ -1,4 +1,4 @@
-"""The protocols everyone speaks.
+"""Types and protocols of the library.
 
 Letters in shapes: B images in a batch, H height, W width, C channels, K classes.
 Images are float arrays `[B, H, W, C]` in [0, 1]; labels are int32 `[B]` in 0..K-1.
@@ -15,26 +15,26 @@ Params = PyTree
 BatchStats = PyTree
 
 LogitsFn = Callable[[jax.Array], jax.Array]
-"""Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`. Normalisation of the pixels lives inside."""
+"""Images `[B, H, W, C]` in [0, 1] to logits `[B, K]`. The classifier normalises the pixels itself."""
 
 LossFn = Callable[..., jax.Array]
 """Logits `[B, K]`, labels `[B]` and the attack's `loss_args`, arrays `[B, ...]`, to unreduced losses `[B]`."""
 
 
-def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
-    """Returns the dtype in which values of a dtype are computed: itself where it is float32 or wider, else float32.
+def get_compute_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
+    """Returns the dtype in which values of a dtype are computed: at least float32.
 
-    `jnp.promote_types` answers the same, except under `jax_numpy_dtype_promotion=strict`, where it raises.
+    `jnp.promote_types` returns the same, except under `jax_numpy_dtype_promotion=strict`, where it raises.
 
-    >>> wide_dtype(jnp.bfloat16), wide_dtype(jnp.int32), wide_dtype(jnp.float64)
-    (dtype('float32'), dtype('float32'), dtype('float64'))
+    >>> [get_compute_dtype(dtype).name for dtype in (jnp.bfloat16, jnp.int32, jnp.float64)]
+    ['float32', 'float32', 'float64']
     """
     floating = jnp.issubdtype(dtype, jnp.floating)
     return jnp.dtype(dtype) if floating and jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
 class Batch(NamedTuple):
-    """One minibatch (of one device, where there are several).
+    """One batch, or one device's share of it.
 
     Attributes:
         images: `[B, H, W, C]`, float32 in [0, 1].
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network as two pure functions, so that nothing but `networks/` knows which library it is written in.
+    """A network as two pure functions; only `networks/` knows the library in which it is written.
 
     Attributes:
         init: `(key, images) -> (params, batch_stats)`. Only the shape of `images` matters.
@@ -61,7 +61,7 @@ class Network(NamedTuple):
 
 
 class ThreatModel(Protocol):
-    """What the attacker may do: a ball of radius epsilon around each image, within the range of valid pixels."""
+    """The allowed perturbations: a ball of radius epsilon around each image, within the range of valid pixels."""
 
     @property
     def norm(self) -> str:
@@ -80,19 +80,30 @@ class ThreatModel(Protocol):
 
 
 class Attack(Protocol):
-    """Makes adversarial images. Pure and jit-able; every source of randomness is the explicit key."""
+    """An attack: a pure, jit-able function from images and true labels to adversarial images.
+
+    These arguments are common to all attacks of `robust_gan.attacks`; further settings are keyword arguments, fixed
+    with `functools.partial`.
+    """
 
     def __call__(
         self, logits_fn: LogitsFn, key: jax.Array, images: jax.Array, labels: jax.Array, threat: ThreatModel
     ) -> jax.Array:
-        """Returns adversarial images of the shape of `images`, inside the ball and the range.
+        """Computes adversarial images of the shape of `images`, inside the ball and the range.
 
         Args:
-            logits_fn: The classifier under attack.
-            key: One key, or one key per image (`[B]` typed keys); see `robust_gan.prng.per_image_keys`.
-            images: `[B, H, W, C]` in the range of the threat model.
-            labels: `[B]`, the true labels.
+            logits_fn: The classifier under attack; differentiable for a white-box attack.
+            key: The only source of randomness: one key, or one key per image (`[B]` typed keys), which makes the result
+                independent of the batch size; see `robust_gan.prng.per_image_keys`.
+            images: `[B, H, W, C]`, floats in the range of the threat model.
+            labels: int32 `[B]`, the true labels.
             threat: The threat model.
+
+        Returns:
+            Adversarial images `[B, H, W, C]`.
+
+        Raises:
+            UserError: An argument has a wrong type or shape, or (outside compiled code) an invalid value.
         """
         ...
 
@@ -101,20 +112,20 @@ Metrics = dict[str, jax.Array]
 
 
 class Adversary(NamedTuple):
-    """The maximising player, as three pure functions; a new defence is a new one of these and a config.
+    """The maximising player of the game, as three or four pure functions.
 
-    `classifier_fn` is the classifier as it stands, with its parameters closed over. `keys` holds one key per image.
-    With `axis_name` the functions run per device of a mapped axis and average their gradients over it.
+    `classifier_fn` is the current classifier, `LogitsFn`. `keys` holds one key per image. With `axis_name` the
+    functions run per device of a mapped axis and average their gradients over it.
 
     Attributes:
         init: `(key, images) -> state`. The state is a pytree of arrays; `()` for an adversary that does not learn.
-        improve: `(state, classifier_fn, batch, keys, *, axis_name=None) -> (state, metrics)`. Learns to raise the
-            classifier's loss on the batch; the classifier stays as it is.
-        perturb: `(state, classifier_fn, batch, keys, *, axis_name=None) -> images [B, H, W, C]`, inside the threat
-            model.
+        improve: `(state, classifier_fn, batch, keys, *, axis_name=None) -> (state, metrics)`. Updates the
+            adversary so that the classifier's loss on the batch rises.
+        perturb: `(state, classifier_fn, batch, keys, *, axis_name=None) -> images [B, H, W, C]`, the adversarial
+            images, inside the threat model.
         response: `(state, classifier_fn, batch, keys, *, axis_name=None) -> (params, images_fn)` where
-            `images_fn(params)` is what `perturb` returns, differentiable in `params`; None for an adversary without
-            parameters. The gradient penalty of the game needs it.
+            `images_fn(params)` returns what `perturb` returns and is differentiable in `params`; None for an adversary
+            without parameters. The gradient penalty needs it.
     """
 
     init: Callable[[jax.Array, jax.Array], PyTree]
@@ -123,15 +134,32 @@ class Adversary(NamedTuple):
     response: Callable[..., tuple[Params, Callable[[Params], jax.Array]]] | None = None
 
 
-class PlayerState(NamedTuple):
-    """What a player that is a network carries from step to step.
+class Variables(NamedTuple):
+    """The arrays with which a network computes.
 
     Attributes:
         params: Its parameters.
         batch_stats: Running statistics of its BatchNorm layers; `{}` where it has none.
-        opt_state: State of its optimiser.
+    """
+
+    params: Params
+    batch_stats: BatchStats
+
+
+class PlayerState(NamedTuple):
+    """State of a player that is a network: its variables and its optimizer's state.
+
+    Attributes:
+        params: As `Variables`.
+        batch_stats: As `Variables`.
+        opt_state: State of the optimizer.
     """
 
     params: Params
     batch_stats: BatchStats
     opt_state: PyTree
+
+    @property
+    def variables(self) -> Variables:
+        """The parameters and the running statistics."""
+        return Variables(self.params, self.batch_stats)

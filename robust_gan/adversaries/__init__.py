@@ -1,4 +1,4 @@
-"""Adversaries: the maximising player, one file each, each built of pure functions (`types.Adversary`)."""
+"""Adversaries: the maximising players of the game, as pure functions (`types.Adversary`)."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,7 +27,7 @@ def from_config(
     sources: Sequence[LogitsFn] = (),
     precision: str = "float32",
 ) -> Adversary:
-    """Builds the adversary of a configuration.
+    """Returns the adversary of a configuration.
 
     Args:
         config: Validated already.
@@ -35,7 +35,7 @@ def from_config(
         channels: C of the images.
         num_classes: K of the data.
         sources: The classifiers of `config.ensemble.sources`, for the adversary `ensemble`.
-        precision: In what a generator's inner layers are computed.
+        precision: Dtype of the generator's inner layers.
 
     Raises:
         UserError: The generator's name is unknown.
@@ -77,7 +77,7 @@ def from_config(
 
 
 def get_design(config: GeneratorConfig) -> Design:
-    """Returns how the generator of a configuration attacks.
+    """Returns the design of the generator of a configuration.
 
     >>> get_design(GeneratorConfig(inputs=("gradient",), num_refinements=2)).num_refinements
     2
@@ -88,13 +88,13 @@ def get_design(config: GeneratorConfig) -> Design:
 
 
 def get_attack(config: GeneratorConfig, channels: int, num_classes: int) -> Callable[..., jax.Array]:
-    """Returns how a trained generator attacks.
+    """Returns the attack of a trained generator.
 
     It is called as `(params, batch_stats, logits_fn, key, images, labels, threat)`; see `attacks.generator.trained`.
-    The same arguments give the same object, so that what is compiled for it is found again.
+    The same arguments return the same object, so that compiled functions are reused.
 
     Args:
-        config: Of its training.
+        config: The configuration of its training.
         channels: C of the images.
         num_classes: K of the data.
 

@@ -1,4 +1,4 @@
-"""Frozen, trained classifiers as the adversary: ensemble adversarial training, of the released code and as it began."""
+"""Ensemble adversarial training: attacks on frozen, trained classifiers, as in the released code or in Tramer et al."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from robust_gan.types import Adversary, LogitsFn, PyTree, ThreatModel
 
 
 class EnsembleState(NamedTuple):
-    """What the ensemble carries.
+    """State of the ensemble.
 
     Attributes:
-        sources: The arrays of each frozen classifier; never changed.
-        key: Of the draw of a source for each batch: the same on all devices.
+        sources: The arrays of each frozen classifier; constant.
+        key: For the draw of a source for each batch; the same on all devices.
         count: int32 `[]`, batches so far.
     """
 
@@ -34,20 +34,20 @@ def ensemble(
     keep_best: bool = True,
     clean_share: float = 0.0,
 ) -> Adversary:
-    """Builds the adversary that attacks other, frozen classifiers, so that the attack does not weaken as ours trains.
+    """Returns the adversary that attacks frozen classifiers, so that the attack does not weaken during training.
 
     Args:
-        sources: Trained classifiers, as `checkpoint.load_classifier` returns them. A `jax.tree_util.Partial` has its
-            arrays in the adversary's state; another function is taken as it is.
+        sources: Trained classifiers, as `checkpoint.load_classifier` returns them. The arrays of a
+            `jax.tree_util.Partial` become the adversary's state.
         threat: The threat model.
-        scheme: `paper`: on the first source, each image in one of three ways, drawn at random: FGSM on the label that
-            the source predicts, PGD on the true label, a step towards the least likely class. `tramer`: each batch by
-            FGSM on a classifier drawn from the sources and the one that is trained.
-        num_steps: Of PGD in `paper`.
-        keep_best: PGD's best point seen, otherwise its last.
+        scheme: `paper`: on the first source, for each image one of three attacks, drawn at random: FGSM on the
+            predicted label, PGD on the true label, a step towards the least likely class. `tramer`: for each batch
+            FGSM on a classifier drawn from the sources and the one in training.
+        num_steps: Steps of PGD in `paper`.
+        keep_best: PGD returns its best iterate, otherwise its last.
         clean_share: Share of the images that stay clean, drawn image by image. With 1/4, `clean_weight` 0 and
-            `adversarial_weight` 1 the classifier learns from the mean loss over one mixed batch, which its BatchNorm
-            sees as one, like the released code.
+            `adversarial_weight` 1 the classifier's loss is the mean over one mixed batch, also for its BatchNorm, as in
+            the released code.
 
     Returns:
         The adversary; its state is an `EnsembleState`.
@@ -78,7 +78,7 @@ def ensemble(
     def init(key, images):
         del images
         arrays = tuple((source.args, dict(source.keywords)) for source in frozen)
-        # Copies: a step may donate its state, and the sources are not ours to give away.
+        # Copies: a step may donate its state, but not the caller's sources.
         return EnsembleState(jax.tree.map(jnp.array, arrays), key, jnp.zeros((), jnp.int32))
 
     def logits_fns(state):
@@ -103,7 +103,7 @@ def ensemble(
 
     def attack(state, classifier_fn, batch, keys):
         if scheme == "paper":
-            return _three_ways(logits_fns(state)[0], keys, batch.images, batch.labels, threat, num_steps, keep_best)
+            return _paper_attack(logits_fns(state)[0], keys, batch.images, batch.labels, threat, num_steps, keep_best)
 
         def single(logits_fn):
             return lambda images, labels: attacks.fgsm(logits_fn, None, images, labels, threat)
@@ -115,17 +115,17 @@ def ensemble(
     return Adversary(init, improve, perturb)
 
 
-def _three_ways(logits_fn, keys, images, labels, threat, num_steps, keep_best):
-    way_keys, pgd_keys = prng.split_per_image(prng.per_image_keys(keys, images.shape[0]), 2)
+def _paper_attack(logits_fn, keys, images, labels, threat, num_steps, keep_best):
+    choice_keys, pgd_keys = prng.split_per_image(prng.per_image_keys(keys, images.shape[0]), 2)
     logits = logits_fn(images)
     predicted, least_likely = jnp.argmax(logits, axis=-1), jnp.argmin(logits, axis=-1)
-    # Both single steps are one gradient: up from the predicted label, or down to the least likely class.
-    ways = jax.vmap(lambda key: jax.random.randint(key, (), 0, 3))(way_keys)
-    away = ways == 0
+    # One gradient for both single steps: up from the predicted label, or down to the least likely class.
+    choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, 3))(choice_keys)
+    away = choice == 0
     single = attacks.fgsm(
         logits_fn, None, images, jnp.where(away, predicted, least_likely), threat,
         loss_fn=lambda logits, labels, away: jnp.where(away, 1.0, -1.0) * cross_entropy(logits, labels),
         loss_args=(away,),
     )  # fmt: skip
     many = attacks.pgd(logits_fn, pgd_keys, images, labels, threat, num_steps=num_steps, keep_best=keep_best)
-    return jnp.where((ways == 2)[:, None, None, None], many, single)
+    return jnp.where((choice == 2)[:, None, None, None], many, single)

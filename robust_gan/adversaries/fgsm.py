@@ -1,4 +1,4 @@
-"""One gradient step as the adversary, in two forms that do not collapse into catastrophic overfitting at once."""
+"""FGSM with a random start as the adversary, in two forms against catastrophic overfitting."""
 
 import jax.numpy as jnp
 
@@ -10,13 +10,13 @@ NOISE = 2.0
 
 
 def fgsm(threat: ThreatModel, *, start: str = "random", step_size: float = 1.25) -> Adversary:
-    """Builds the adversary that takes one step along the sign of the gradient, from a start that is not the image.
+    """Returns the adversary that takes one step along the sign of the gradient from a random start.
 
     Args:
         threat: The threat model.
-        start: `random`: from a uniform point of the ball, and the step ends inside the ball; `noise`: from noise of
-            twice epsilon, and nothing is clipped to the ball, only to valid pixels (N-FGSM), so that in training the
-            perturbation may be up to 2 + `step_size` times epsilon.
+        start: `random`: a uniform point of the ball; the result is projected onto the ball. `noise` (N-FGSM): uniform
+            noise of twice epsilon; the result is clipped to valid pixels only, so that the perturbation in training is
+            up to 2 + `step_size` times epsilon.
         step_size: In units of epsilon; 1.25 is usual for `random`, 1 for `noise`.
 
     Returns:
@@ -37,7 +37,7 @@ def fgsm(threat: ThreatModel, *, start: str = "random", step_size: float = 1.25)
 
     def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
         del state, axis_name
-        # From a start in a wider ball, or none, the same projection does for both.
+        # N-FGSM's projection onto a ball of 2 + step_size times epsilon only clips to valid pixels.
         scale = NOISE if start == "noise" else 1.0
         reach = NOISE + step_size if start == "noise" else 1.0
         keys = prng.per_image_keys(keys, batch.images.shape[0])

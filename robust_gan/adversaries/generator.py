@@ -1,4 +1,4 @@
-"""A generator network as the adversary: the game of Wang and Yu, and what was added to it since."""
+"""A generator network as the adversary: the game of Wang and Yu, with later extensions."""
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +21,25 @@ def generator(
     diversity: float = 0.0,
     num_classes: int = 0,
 ) -> Adversary:
-    """Builds the adversary that is a network: image in, noise in [-1, 1] out.
+    """Returns the adversary that is a network from images to noise in [-1, 1].
 
-    While it trains, its BatchNorm uses the statistics of the batch; as an attack after training, the running ones.
+    In training its BatchNorm uses the statistics of the batch; as an attack after training, the running ones.
 
     Args:
-        network: The generator; outputs noise of the shape of the images for what `design` lets it see.
-        optimizer: How it moves, weight decay included.
+        network: The generator: from the inputs of `design` to noise of the shape of the images.
+        optimizer: Its optimizer, weight decay included.
         threat: The threat model.
-        steps: Optimiser steps on each batch, k.
-        design: What it sees, how often it is asked, how its noise becomes a perturbation.
+        steps: Optimizer steps on each batch, k.
+        design: Its inputs, number of refinements, and parametrization.
         diversity: Reward for the mean distance between two perturbations of an image, in units of epsilon, over the
             mean distance between their random inputs.
-        num_classes: K; used only where the design sees the label.
+        num_classes: K; used only where the label is an input.
 
     Returns:
         The adversary; its state is a `PlayerState`.
 
     Raises:
-        ValueError: A reward for diversity without a random input.
+        ValueError: There is a reward for diversity, but no random input.
 
     Guarantees:
         `test_a_generator_step_raises_the_frozen_classifiers_loss_and_leaves_it_alone`.
@@ -65,15 +65,13 @@ def generator(
         return PlayerState(params, batch_stats, optimizer.init(params))
 
     def adversarial_images(params, batch_stats, classifier_fn, batch, latent, axis_name):
-        def apply(batch_stats, seen):
-            return network.apply(params, batch_stats, seen, train=True, axis_name=axis_name)
+        def apply(batch_stats, inputs):
+            return network.apply(params, batch_stats, inputs, train=True, axis_name=axis_name)
 
         images, labels = batch
-        return generate(
-            apply, batch_stats, classifier_fn, latent, images, labels, threat, design, num_classes
-        )  # fmt: skip
+        return generate(apply, batch_stats, classifier_fn, latent, images, labels, threat, design, num_classes)
 
-    def latent_of(keys):
+    def draw(keys):
         return draw_latent(keys, design) if design.latent_size else None
 
     def improve(state, classifier_fn, batch, keys, *, axis_name=None):
@@ -85,7 +83,9 @@ def generator(
                 others, batch_stats = adversarial_images(
                     params, batch_stats, classifier_fn, batch, latents[1], axis_name
                 )
-                objective = loss - diversity * jnp.mean(distinctness(images, others, latents[0], latents[1], threat))
+                objective = loss - diversity * jnp.mean(
+                    mode_seeking_ratio(images, others, latents[0], latents[1], threat)
+                )
             return objective, (loss, batch_stats)
 
         def step(state, index):
@@ -93,19 +93,19 @@ def generator(
             if design.latent_size:
                 step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
                 pairs = prng.split_per_image(step_keys, 2) if diversity else [step_keys]
-                latents = [latent_of(key) for key in pairs]
+                latents = [draw(key) for key in pairs]
             gradient, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, latents)
             loss, gradient = mean_over(axis_name, (loss, gradient))
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             state = PlayerState(optax.apply_updates(state.params, updates), batch_stats, opt_state)
             return state, {"generator_loss": loss, "generator_gradient_norm": optax.tree.norm(gradient)}
 
-        # One step or many, it is the same compiled body; see networks/convolution.py for why a loop is fast on CPU.
+        # One compiled body for any number of steps; networks/convolution.py says why a loop is fast on a CPU.
         state, metrics = jax.lax.scan(step, state, jnp.arange(steps))
         return state, {name: values[-1] for name, values in metrics.items()}
 
     def response(state, classifier_fn, batch, keys, *, axis_name=None):
-        latent = latent_of(keys)
+        latent = draw(keys)
 
         def images_fn(params):
             return adversarial_images(params, state.batch_stats, classifier_fn, batch, latent, axis_name)[0]
@@ -119,23 +119,23 @@ def generator(
     return Adversary(init, improve, perturb, response)
 
 
-def distinctness(
+def mode_seeking_ratio(
     images: jax.Array, others: jax.Array, latent: jax.Array, other_latent: jax.Array, threat: ThreatModel
 ) -> jax.Array:
-    """Returns how far apart two perturbations of each image are for random inputs so far apart: `[B]`.
+    """Computes the distance of two perturbations of each image over the distance of their random inputs: `[B]`.
 
-    Both distances are means of absolute differences, that of the images in units of epsilon.
+    Both distances are mean absolute differences, of the images in units of epsilon.
 
     Args:
         images: `[B, H, W, C]`.
         others: `[B, H, W, C]`, for the same clean images.
         latent: `[B, L]`, the random inputs of `images`.
-        other_latent: `[B, L]`, those of `others`.
+        other_latent: `[B, L]`, the random inputs of `others`.
         threat: The threat model.
 
     >>> from robust_gan import LinfThreat
     >>> x = jnp.zeros((1, 2, 2, 1))
-    >>> distinctness(x, x + 0.25, jnp.zeros((1, 3)), jnp.full((1, 3), 0.5), LinfThreat(0.25)).item()
+    >>> mode_seeking_ratio(x, x + 0.25, jnp.zeros((1, 3)), jnp.full((1, 3), 0.5), LinfThreat(0.25)).item()
     2.0
     """
     apart = jnp.mean(jnp.abs(images - others), axis=(1, 2, 3)) / jnp.asarray(threat.epsilon, images.dtype)

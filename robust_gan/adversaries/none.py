@@ -4,7 +4,7 @@ from robust_gan.types import Adversary
 
 
 def none() -> Adversary:
-    """Builds the adversary that leaves the images as they are.
+    """Returns the adversary that does not perturb.
 
     >>> adversary = none()
     >>> adversary.init(None, None)

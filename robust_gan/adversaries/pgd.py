@@ -20,15 +20,14 @@ def pgd(
     loss: str = "cross_entropy",
     keep_best: bool = True,
 ) -> Adversary:
-    """Builds the adversary that attacks each batch afresh, from one random start, and learns nothing.
+    """Returns the adversary that attacks each batch with PGD from one random start; it has no parameters.
 
     Args:
         threat: The threat model.
         num_steps: Gradient steps.
         step_size: In the unit of epsilon; by default 2.5 epsilon / num_steps.
-        loss: What it ascends: `cross_entropy`, `margin`, or `kl`, the divergence of the prediction from the clean one,
-            as TRADES does.
-        keep_best: Train on the best point seen, otherwise on the last, as Madry et al. and the released code do.
+        loss: `cross_entropy`, `margin`, or `kl`, the divergence from the clean prediction, as in TRADES.
+        keep_best: Train on the best iterate, otherwise on the last, as Madry et al. and the released code do.
 
     Returns:
         The adversary; its state is empty.
@@ -44,7 +43,7 @@ def pgd(
     def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
         del state, axis_name
         loss_args = (jax.lax.stop_gradient(classifier_fn(batch.images)),) if loss == "kl" else ()
-        # Each image is attacked by itself; the collectives are those inside the classifier.
+        # Each image is attacked by itself: there are no collectives but those of the classifier.
         return attacks.pgd(
             classifier_fn,
             keys,

@@ -1,13 +1,13 @@
 """Attacks: pure, jit-able functions from images and true labels to adversarial images inside the threat model.
 
-Each is called as `attack(logits_fn, key, images, labels, threat)`; further settings are keyword arguments, fixed with
-`functools.partial` where an `Attack` is wanted. `by_name` gives the attacks of the command line, `autoattack` those of
+The arguments `(logits_fn, key, images, labels, threat)` are described in `types.Attack`; further settings are keyword
+arguments, fixed with `functools.partial`. `by_name` returns the attacks of the command line, `autoattack` those of
 AutoAttack in their order, for `run_sequential`.
 """
 
 from robust_gan.attacks._eot import randomised
 from robust_gan.attacks.apgd import apgd, apgd_targeted
-from robust_gan.attacks.autoattack import VERSIONS, Outcome, autoattack, run_sequential
+from robust_gan.attacks.autoattack import VERSIONS, SequentialResult, autoattack, run_sequential
 from robust_gan.attacks.fab import fab, fab_targeted
 from robust_gan.attacks.generator import generator
 from robust_gan.attacks.noise import transfer, uniform_noise
@@ -19,7 +19,7 @@ from robust_gan.attacks.square import square
 
 __all__ = [
     "VERSIONS",
-    "Outcome",
+    "SequentialResult",
     "apgd",
     "apgd_targeted",
     "autoattack",

@@ -1,19 +1,21 @@
-"""The best point that an attack has seen of each image: misclassified first, and among equals of the highest loss."""
+"""The best iterate of an attack for each image: a misclassified one first, then the one of the highest loss."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from robust_gan import threat_model
 from robust_gan.losses import is_correct
+from robust_gan.types import ThreatModel, get_compute_dtype
 
 
 class Best(NamedTuple):
-    """What an attack would return if it ended now.
+    """The best points so far.
 
     Attributes:
         images: `[B, H, W, C]`, inside the ball and the range.
-        losses: `[B]`, of these images; -inf before any was looked at.
+        losses: `[B]`, of these images; -inf before the first.
         fooled: bool `[B]`, whether they are misclassified.
     """
 
@@ -23,12 +25,12 @@ class Best(NamedTuple):
 
 
 def init_best(images: jax.Array, losses: jax.Array) -> Best:
-    """Returns the state before the first point: any point is better.
+    """Returns the state before the first iterate: any point is better.
 
     Args:
         images: `[B, H, W, C]`, the clean images.
-        losses: `[B]`, losses of a real evaluation, for their dtype and sharding only: those of what a loop carries
-            must be those that it computes, whatever `logits_fn` returns.
+        losses: `[B]`, computed losses; only their dtype and sharding matter, which must be those of the losses that a
+            loop computes later.
 
     >>> init_best(jnp.zeros((2, 1, 1, 1)), jnp.zeros(2)).fooled.tolist()
     [False, False]
@@ -38,12 +40,12 @@ def init_best(images: jax.Array, losses: jax.Array) -> Best:
 
 
 def update_best(best: Best, images: jax.Array, losses: jax.Array, logits: jax.Array, labels: jax.Array) -> Best:
-    """Replaces the points of those images for which the new one is better, so that no success is lost again.
+    """Returns the better one of the best and the new point of each image.
 
     Args:
         best: The best so far.
         images: The new points, `[B, H, W, C]`.
-        losses: Their losses, `[B]`; NaN is no better than anything.
+        losses: Their losses, `[B]`; NaN is never better.
         logits: Their logits, `[B, K]`.
         labels: int32 `[B]`.
 
@@ -58,9 +60,22 @@ def update_best(best: Best, images: jax.Array, losses: jax.Array, logits: jax.Ar
 
 
 def where(mask: jax.Array, chosen: jax.Array, other: jax.Array) -> jax.Array:
-    """Chooses image by image: `jnp.where` of a mask `[B]` over arrays `[B, ...]`.
+    """Returns `jnp.where` of a mask `[B]` over arrays `[B, ...]`: chooses image by image.
 
     >>> where(jnp.array([True, False]), jnp.ones((2, 2)), jnp.zeros((2, 2))).tolist()
     [[1.0, 1.0], [0.0, 0.0]]
     """
     return jnp.where(mask.reshape(mask.shape + (1,) * (chosen.ndim - mask.ndim)), chosen, other)
+
+
+def project_input(points: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
+    """Returns the points in the dtype of the images, still inside the ball and the range: the classifier's input.
+
+    Iterates are at least float32: a short step would be lost in the rounding of bfloat16.
+
+    >>> from robust_gan import LinfThreat
+    >>> project_input(jnp.full((1, 2), 0.3), jnp.zeros((1, 2), jnp.bfloat16), LinfThreat(0.5)).dtype.name
+    'bfloat16'
+    """
+    same = images.dtype == get_compute_dtype(images.dtype)
+    return points if same else threat_model.project(points, images, threat)

@@ -1,7 +1,7 @@
-"""Attacking again only the images that still stand, inside one compiled function.
+"""Attacking only the remaining images, inside one compiled function.
 
-A compiled function has fixed shapes, so a mask alone would not save any work. Here the images that stand are gathered
-to the front and attacked in chunks, as many as are needed: the number of chunks is data, their size is not.
+A compiled function has fixed shapes, so a mask alone would not save any work. Here the remaining images are gathered
+and attacked in chunks of a fixed size; the number of chunks is data.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,9 @@ from robust_gan.types import PyTree
 
 
 def chunk_size(count: int) -> int:
-    """Returns how many images are attacked at once.
+    """Returns the number of images in a chunk.
 
-    On average half a chunk is wasted, but an accelerator needs many images to be busy, where 64 are enough for the
-    cores of a processor.
+    On average half a chunk is wasted, but an accelerator needs many images to be busy; for a CPU 64 are enough.
 
     >>> chunk_size(10), chunk_size(1000) >= 64
     (10, True)
@@ -26,29 +25,29 @@ def chunk_size(count: int) -> int:
 
 
 def update_remaining(
-    update: Callable[[PyTree, PyTree], PyTree], standing: jax.Array, state: PyTree, inputs: PyTree
+    update: Callable[[PyTree, PyTree], PyTree], remaining: jax.Array, state: PyTree, inputs: PyTree
 ) -> PyTree:
-    """Replaces the state of the images that stand, and leaves that of the others as it is.
+    """Updates the state of the remaining images alone.
 
     Args:
         update: `(state, inputs) -> state` of a chunk of images, each independent of the others.
-        standing: bool `[B]`, which images to update.
+        remaining: bool `[B]`, the images to update.
         state: A pytree of arrays `[B, ...]`.
         inputs: A pytree of arrays `[B, ...]`, typed keys included, that `update` reads.
 
     Returns:
-        The new state. Its cost is that of the images that stand, rounded up to whole chunks.
+        The new state. The cost is that of the remaining images, rounded up to whole chunks.
 
     >>> update = lambda state, inputs: state + inputs
     >>> update_remaining(update, jnp.array([True, False]), jnp.zeros(2), jnp.ones(2)).tolist()
     [1.0, 0.0]
     """
-    count = standing.shape[0]
+    count = remaining.shape[0]
     size = chunk_size(count)
-    inputs = jax.tree.map(jnp.asarray, inputs)  # A traced index reads no NumPy array.
-    # Whole chunks of positions; those beyond the images, and those of images that fell, are written nowhere.
-    order = jnp.concatenate([jnp.argsort(~standing, stable=True), jnp.full((-count % size,), count)])
-    total = jnp.sum(standing)
+    inputs = jax.tree.map(jnp.asarray, inputs)  # A traced index cannot read a NumPy array.
+    # Whole chunks of positions; those beyond the remaining images are dropped when written.
+    order = jnp.concatenate([jnp.argsort(~remaining, stable=True), jnp.full((-count % size,), count)])
+    total = jnp.sum(remaining)
 
     def one_chunk(index, state):
         positions = jax.lax.dynamic_slice(order, (index * size,), (size,))
@@ -63,16 +62,16 @@ def update_remaining(
 
 
 def run_restarts(run: Callable[..., Best], num_rounds: int, best: Best, inputs: tuple[PyTree, ...]) -> Best:
-    """Attacks in rounds, each on the images that no round before has broken: restarts, or target classes.
+    """Runs an attack several times (restarts, or target classes), each time on the images that are not fooled yet.
 
     Args:
-        run: `(round, best, *inputs) -> best` of a chunk of images; the round is a traced integer.
-        num_rounds: How many.
-        best: The best points so far; an image that is fooled is not attacked.
+        run: `(index, best, *inputs) -> best` of a chunk of images; the index is a traced integer.
+        num_rounds: The number of runs.
+        best: The best points so far.
         inputs: Pytrees of arrays `[B, ...]` that `run` reads.
 
     Returns:
-        The best points after the last round.
+        The best points of all runs.
 
     >>> run = lambda index, best, shift: best._replace(images=best.images + shift)
     >>> best = Best(jnp.zeros(2), jnp.zeros(2), jnp.array([False, True]))

@@ -1,8 +1,7 @@
-"""Gradients of a classifier's loss, in expectation over the classifier's own randomness (EoT) where it has some.
+"""Gradients of a classifier's loss, in expectation over its randomness (EoT) if it is randomised.
 
-A randomised classifier is a `LogitsFn` that also takes `keys`, one per image, as a keyword, and says so by
-`randomised`: what an argument is called says nothing. All others are functions of the images alone: they are asked
-once, whatever the number of samples.
+A randomised classifier is a `LogitsFn` that takes `keys`, one per image, as a keyword, and is marked by `randomised`.
+All others are functions of the images alone and are evaluated once, whatever the number of samples.
 """
 
 import functools
@@ -17,7 +16,7 @@ from robust_gan.types import LogitsFn
 
 
 def randomised(logits_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Marks a classifier as randomised: attacks that can then give it fresh keys at every pass.
+    """Marks a classifier as randomised: `apgd` and `apgd_targeted` give it fresh keys at every pass.
 
     Args:
         logits_fn: `(images [B, H, W, C], keys=keys [B]) -> logits [B, K]`. A `jax.tree_util.Partial` stays one.
@@ -41,7 +40,7 @@ def randomised(logits_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def is_randomised(logits_fn: Callable[..., jax.Array]) -> bool:
-    """Tells whether a classifier was marked by `randomised`; an argument of the name `keys` alone is no mark.
+    """Returns whether a classifier was marked by `randomised`; an argument `keys` alone is no mark.
 
     >>> is_randomised(lambda images, keys=None: images), is_randomised(functools.partial(randomised(max), 0))
     (False, True)
@@ -52,7 +51,7 @@ def is_randomised(logits_fn: Callable[..., jax.Array]) -> bool:
 
 
 def needs_keys(logits_fn: Callable[..., jax.Array]) -> bool:
-    """Tells whether a classifier cannot be called without `keys`, and was not marked by `randomised`.
+    """Returns whether a classifier needs the argument `keys` but was not marked by `randomised`.
 
     >>> needs_keys(lambda images, keys: images), needs_keys(lambda images, keys=None: images)
     (True, False)
@@ -63,12 +62,12 @@ def needs_keys(logits_fn: Callable[..., jax.Array]) -> bool:
         parameters = inspect.signature(logits_fn).parameters
     except (TypeError, ValueError):
         return False
-    # The first argument is the images, whatever it is called.
+    # The first argument is the images, whatever its name.
     return "keys" in [*parameters][1:] and parameters["keys"].default is inspect.Parameter.empty
 
 
 def apply_logits(logits_fn: LogitsFn, points: jax.Array, keys: jax.Array) -> jax.Array:
-    """Returns the logits of one pass: with keys where the classifier is randomised, `[B, K]`.
+    """Computes the logits of one pass, `[B, K]`, with keys if the classifier is randomised.
 
     >>> images, keys = jnp.zeros((2, 1, 1, 3)), jax.random.split(jax.random.key(0), 2)
     >>> apply_logits(lambda images: images[:, 0, 0], images, keys).shape
@@ -85,13 +84,13 @@ def loss_gradient(
     *,
     num_samples: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the gradient of each image's loss, the losses and the logits, each the mean over samples.
+    """Computes the gradient of each image's loss, the losses and the logits, each the mean over samples.
 
     Args:
         logits_fn: The classifier, differentiable.
         loss_fn: Logits `[B, K]` to losses `[B]`.
         points: `[B, H, W, C]`.
-        keys: One key per image; used only where the classifier takes keys.
+        keys: One key per image; used only by a randomised classifier.
         num_samples: Passes through a randomised classifier.
 
     Returns:

@@ -1,4 +1,4 @@
-"""AutoAttack: four attacks of different kinds in turn, each on the images that still stand, with nothing to tune."""
+"""AutoAttack: an ensemble of four attacks without hyperparameters, run sequentially on the remaining images."""
 
 import functools
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from robust_gan import prng
 from robust_gan.attacks._best import where
+from robust_gan.attacks._checks import check_batch, checked_logits
 from robust_gan.attacks._compaction import update_remaining
 from robust_gan.attacks._eot import apply_logits
 from robust_gan.attacks.apgd import apgd
-from robust_gan.attacks.checking import check_batch, checked_logits
 from robust_gan.attacks.registry import by_name, classes_needed
 from robust_gan.errors import UserError
 from robust_gan.losses import cross_entropy, dlr, is_correct
@@ -26,24 +26,24 @@ VERSIONS = {
 """The attacks of each version in their order; those of `rand` take 20 samples of a randomised classifier's gradient."""
 
 _SAMPLES = 20
-# Cached by being here: the same component is the same object, so that compiled functions are found again.
+# The same component is the same object, so that compiled functions are reused.
 _RAND = {
     "apgd_ce": functools.partial(apgd, loss_fn=cross_entropy, num_samples=_SAMPLES),
     "apgd_dlr": functools.partial(apgd, loss_fn=dlr, num_samples=_SAMPLES),
 }
 
 
-class Outcome(NamedTuple):
-    """What attacks in turn achieved.
+class SequentialResult(NamedTuple):
+    """Result of a sequential attack.
 
     Attributes:
-        images: `[B, H, W, C]`: where an attack broke an image, its adversarial image; otherwise the clean one.
-        standing: bool `[1 + attacks, B]`: which images were right clean, and which still stood after each attack; the
-            mean of a row is the robust accuracy after that attack, of the last row that of all.
+        images: `[B, H, W, C]`: the first misclassified adversarial image, otherwise the clean one.
+        remaining: bool `[1 + attacks, B]`: which images are classified correctly, clean and after each attack; the mean
+            of a row is the robust accuracy after that attack.
     """
 
     images: jax.Array
-    standing: jax.Array
+    remaining: jax.Array
 
 
 def autoattack(version: str | Sequence[str] = "standard") -> tuple[tuple[str, Attack], ...]:
@@ -84,35 +84,32 @@ def run_sequential(
     images: jax.Array,
     labels: jax.Array,
     threat: ThreatModel,
-) -> Outcome:
-    """Attacks with one after the other, each only what still stands; an image that is broken keeps its point.
+) -> SequentialResult:
+    """Runs attacks one after the other, each on the remaining images, which none before it has fooled.
 
-    Pure and jit-able: it saves work by attacking chunks of images, as many as still stand.
+    Pure and jit-able; the cost of an attack is proportional to the number of remaining images, in chunks.
 
     Args:
         components: Pairs (name, attack), as `autoattack` returns them.
-        logits_fn: The classifier; one that is `attacks.randomised` is asked once whether an attack broke an image.
-        key: One key, or one per image.
-        images: `[B, H, W, C]`.
-        labels: int32 `[B]`.
-        threat: The threat model.
+        logits_fn: This and the four arguments after it as in `types.Attack`. A classifier that is
+            `attacks.randomised` classifies each adversarial image once.
 
     Returns:
-        The images, and which stood after each attack.
+        The adversarial images, and which images remain after each attack.
 
     Raises:
-        UserError: Too few classes for one of the attacks: 3 are needed for the DLR loss, 4 for the targeted one; or an
-            argument cannot be meant, see `checking`.
+        UserError: There are too few classes for one of the attacks (the DLR loss needs 3, the targeted one 4), or
+            another argument is invalid, see `_checks`.
 
     Guarantees:
-        `test_a_broken_image_keeps_its_point`, `test_attacks_in_turn_are_the_worst_case_of_each_alone`.
+        `test_a_misclassified_image_keeps_its_point`, `test_sequential_attacks_are_the_worst_case_of_each_alone`.
 
     >>> from robust_gan import LinfThreat
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1) - jnp.array([1.0, 0.0])
     >>> x = jnp.array([0.7, 0.9]).reshape(2, 1, 1, 1)
-    >>> outcome = run_sequential(autoattack(["fgsm", "square10"]), logits_fn, jax.random.key(0), x, jnp.array([0, 0]),
-    ...                       LinfThreat(0.25))
-    >>> outcome.standing.tolist()
+    >>> result = run_sequential(autoattack(["fgsm", "square10"]), logits_fn, jax.random.key(0), x, jnp.array([0, 0]),
+    ...                         LinfThreat(0.25))
+    >>> result.remaining.tolist()
     [[True, True], [False, True], [False, True]]
     """
     images, labels = check_batch(images, labels, threat)
@@ -121,24 +118,24 @@ def run_sequential(
     clean = apply_logits(logits_fn, images, keys)
     _check_classes(components, clean.shape[-1])
     state = images, is_correct(clean, labels)
-    standing = [state[1]]
+    remaining = [state[1]]
     for index, (_, attack) in enumerate(components):
 
         def update(_, inputs, attack=attack, index=index):
             images, labels, keys = inputs
             keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-            attack_keys, judge_keys = prng.split_per_image(keys, 2)
+            attack_keys, logits_keys = prng.split_per_image(keys, 2)
             adversarial = attack(logits_fn, attack_keys, images, labels, threat)
-            holds = is_correct(apply_logits(logits_fn, adversarial, judge_keys), labels)
-            return where(holds, images, adversarial), holds
+            correct = is_correct(apply_logits(logits_fn, adversarial, logits_keys), labels)
+            return where(correct, images, adversarial), correct
 
         state = update_remaining(update, state[1], state, (images, labels, keys))
-        standing.append(state[1])
-    return Outcome(state[0], jnp.stack(standing))
+        remaining.append(state[1])
+    return SequentialResult(state[0], jnp.stack(remaining))
 
 
 def _check_classes(components, num_classes):
-    """Says before anything runs what a later attack could not do."""
+    """Refuses, before anything runs, attacks that need more classes."""
     for name, _ in components:
         if num_classes < (needed := classes_needed(name)):
             raise UserError(f"{name} needs at least {needed} classes, but the classifier has {num_classes}")

@@ -1,7 +1,6 @@
-"""A trained generator as an attack: what it sees, how often it looks, and how its noise becomes a perturbation.
+"""A trained generator as an attack: its inputs, its refinement steps, and the parametrization of its perturbation.
 
-The generator of Wang and Yu sees the image alone, once. What later work adds are options of `Design`, off by
-default.
+The input of the generator of Wang and Yu is the image, and it is applied once. Later work adds the options of `Design`.
 """
 
 import functools
@@ -12,28 +11,28 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan import prng, threat_model
-from robust_gan.attacks.checking import checked
+from robust_gan.attacks._checks import checked
 from robust_gan.attacks.pgd import input_gradient
 from robust_gan.networks import inference
 from robust_gan.types import LogitsFn, PyTree, ThreatModel
 
-SIGHTS = ("gradient", "perturbation", "label")
-"""What a generator can see beside the image."""
+INPUTS = ("gradient", "perturbation", "label")
+"""The inputs that a generator can have beside the image."""
 
 
 class Design(NamedTuple):
-    """How a generator attacks. The default sees the image alone.
+    """How a generator attacks.
 
     Attributes:
-        inputs: Any of `SIGHTS`: the gradient of the classifier's loss in the pixels at the point reached so far, the
-            perturbation so far, the label.
-        num_refinements: How often the generator is asked; it sees where its last answer led and replaces it by a new
-            one.
-        latent_size: Random channels that it sees too, so that one image has many perturbations.
-        final_fgsm_step: Length, in units of epsilon, of a last step along the sign of the gradient from where the
-            generator led; 0 for none.
-        box: `project`: epsilon times the noise, clipped to valid pixels; or `map`: noise of -1 to 1 is mapped onto the
-            box of valid pixels within epsilon of each pixel, so that no noise is lost to clipping (L-infinity only).
+        inputs: Its inputs beside the image, any of `INPUTS`: the gradient of the classifier's loss in the pixels at the
+            current point, the current perturbation, the label.
+        num_refinements: How often it is applied; each time conditioned on the current point, whose perturbation the new
+            one replaces.
+        latent_size: Random input channels, so that one image has many perturbations.
+        final_fgsm_step: Length, in units of epsilon, of a last gradient step (FGSM) from the generator's point; 0 for
+            none.
+        parametrization: `clip`: epsilon times the noise, clipped to valid pixels; or `rescale`: noise in [-1, 1] is
+            mapped onto the valid pixels within epsilon of each pixel, so that none is clipped (L-infinity only).
     """
 
     inputs: tuple[str, ...] = ()
@@ -43,7 +42,7 @@ class Design(NamedTuple):
     parametrization: str = "clip"
 
     def channels(self, image_channels: int, num_classes: int) -> int:
-        """Returns how many channels the generator sees.
+        """Returns the number of input channels of the generator.
 
         >>> Design().channels(3, 10), Design(inputs=("gradient", "label"), latent_size=4).channels(3, 10)
         (3, 20)
@@ -71,19 +70,15 @@ def generator(
     """Perturbs images with the noise of a trained generator.
 
     Args:
-        logits_fn: The classifier; looked at only where the design sees its gradient or takes a final step.
-        key: One key, or one per image; used only where the design has latent channels.
-        images: `[B, H, W, C]`.
-        labels: int32 `[B]`, the true labels; used only where the classifier is looked at or the label is seen.
-        threat: The threat model.
-        noise_fn: What the generator sees `[B, H, W, C']` to noise in [-1, 1] `[B, H, W, C]`, as
-            `checkpoint.load_generator` returns it; for the image-only design it sees the images, in [0, 1] whatever the
-            bounds of the threat model are.
+        logits_fn: Used, as the labels are, only by a design with the gradient or a final step; the key only by one with
+            latent channels. This and the four arguments after it as in `types.Attack`.
+        noise_fn: Inputs `[B, H, W, C']` in [0, 1] (`generator_inputs`) to noise `[B, H, W, C]` in [-1, 1], as
+            `checkpoint.load_generator` returns it.
         design: How it attacks.
-        num_classes: K; used only where the label is seen.
+        num_classes: K; used only where the label is an input.
 
     Returns:
-        Adversarial images `[B, H, W, C]`; clean where the noise is NaN: a diverged generator fools nobody.
+        Adversarial images `[B, H, W, C]`; the clean pixels where the noise is NaN.
 
     Raises:
         ValueError: The design has latent channels and there is no key.
@@ -97,8 +92,8 @@ def generator(
     [0.75, 0.75]
     """
 
-    def apply(carry, seen):
-        noise = noise_fn(seen)
+    def apply(carry, inputs):
+        noise = noise_fn(inputs)
         return jnp.where(jnp.isnan(noise), 0, noise), carry
 
     latent = None
@@ -115,11 +110,11 @@ def trained(
 ) -> Callable[..., jax.Array]:
     """Returns the attack of a network: `(params, batch_stats, logits_fn, key, images, labels, threat) -> images`.
 
-    With the network's arrays bound by `jax.tree_util.Partial` it is an `Attack`. The same arguments give the same
-    object, so that compiled functions are found again.
+    With the network's arrays bound by `jax.tree_util.Partial` it is an `Attack`. The same arguments return the same
+    object, so that compiled functions are reused.
 
     Args:
-        noise_fn: `(params, batch_stats, seen) -> noise`, as `networks.inference.generate` returns it.
+        noise_fn: `(params, batch_stats, inputs) -> noise`, as `networks.inference.generate` returns it.
         design: How it attacks.
         num_classes: K.
 
@@ -158,48 +153,49 @@ def generate(
     design: Design,
     num_classes: int,
 ) -> tuple[jax.Array, PyTree]:
-    """Lets a generator attack, in training as after it.
+    """Computes a generator's adversarial images, in training and after it.
 
-    Differentiable in the generator's parameters: through the perturbation that a later hop sees, but not through the
-    classifier's gradient, which counts as data.
+    Differentiable in the generator's parameters: through the perturbation that is the input of a later refinement, but
+    not through the classifier's gradient, which is a constant.
 
     Args:
-        apply: `(carry, seen [B, H, W, C']) -> (noise [B, H, W, C], carry)`, once for each hop.
-        carry: What it carries from hop to hop: running statistics in training.
-        logits_fn: The classifier, or None where the design does not look at it.
+        apply: `(carry, inputs [B, H, W, C']) -> (noise [B, H, W, C], carry)`, called for each refinement.
+        carry: State of `apply`: the running statistics in training.
+        logits_fn: The classifier, or None where the design does not use it.
         latent: `[B, latent_size]` in [0, 1], or None.
         images: `[B, H, W, C]`.
-        labels: int32 `[B]`, or None where nothing looks at them.
+        labels: int32 `[B]`, or None where the design does not use them.
         threat: The threat model.
         design: How it attacks.
-        num_classes: K; used only where the label is seen.
+        num_classes: K; used only where the label is an input.
 
     Returns:
         Adversarial images `[B, H, W, C]`, and the last carry.
 
     References:
-        Jiang, Chen, Shi, Dai and Zhao, "Learning to Defend by Learning to Attack" (L2L), AISTATS 2021 (gradient, hops).
+        Jiang, Chen, Shi, Dai and Zhao, "Learning to Defend by Learning to Attack" (L2L), AISTATS 2021
+            (gradient, refinements).
         Jia, Zhang, Wu, Wang, Cao, "Boosting Fast Adversarial Training with Learnable Adversarial Initialization"
             (FGSM-SDI), IEEE Transactions on Image Processing 2022 (the final step).
 
     >>> from robust_gan import LinfThreat
     >>> x = jnp.full((1, 1, 1, 1), 0.5)
-    >>> half = lambda carry, seen: (0.5 * jnp.ones_like(seen), carry + 1)
+    >>> half = lambda carry, inputs: (0.5 * jnp.ones_like(inputs), carry + 1)
     >>> adversarial, count = generate(half, 0, None, None, x, None, LinfThreat(0.25), Design(num_refinements=3), 0)
     >>> adversarial.item(), count
     (0.625, 3)
     """
     point = images
     for _ in range(design.num_refinements):
-        seen = generator_inputs(logits_fn, latent, images, point, labels, threat, design, num_classes)
-        noise, carry = apply(carry, seen)
+        inputs = generator_inputs(logits_fn, latent, images, point, labels, threat, design, num_classes)
+        noise, carry = apply(carry, inputs)
         if design.parametrization == "rescale":
             point = threat_model.perturb_rescaled(images, noise, threat)
         else:
             point = threat_model.perturb(images, noise, threat)
     if design.final_fgsm_step:
         if logits_fn is None or labels is None:
-            raise ValueError("a design with a final step needs the classifier and the labels")
+            raise ValueError("a design with a final FGSM step needs the classifier and the labels")
         direction = threat_model.steepest_ascent(input_gradient(logits_fn, point, labels), threat)
         length = design.final_fgsm_step * jnp.asarray(threat.epsilon, direction.dtype)
         point = threat_model.project(point + length * direction, images, threat)
@@ -216,17 +212,17 @@ def generator_inputs(
     design: Design,
     num_classes: int,
 ) -> jax.Array:
-    """Returns what the generator sees: a stack of channels in [0, 1], the image first.
+    """Computes the generator's inputs: channels in [0, 1], the image first, `[B, H, W, C']`.
 
-    The gradient is divided by its root mean square over the image and squashed by tanh, so that its sign and relative
-    size are seen whatever the confidence of the classifier; it and the perturbation (in units of epsilon) are moved
-    from [-1, 1] to [0, 1], as pixels are.
+    The gradient is divided by its root mean square over the image and passed through tanh, so that its scale does not
+    depend on the confidence of the classifier. It and the perturbation (in units of epsilon) are moved from [-1, 1] to
+    [0, 1].
 
     >>> from robust_gan import LinfThreat
     >>> x = jnp.full((1, 1, 1, 1), 0.5)
-    >>> seen = generator_inputs(None, None, x, x + 0.25, jnp.array([1]), LinfThreat(0.25),
-    ...                Design(inputs=("perturbation", "label")), num_classes=2)
-    >>> seen.ravel().tolist()
+    >>> inputs = generator_inputs(None, None, x, x + 0.25, jnp.array([1]), LinfThreat(0.25),
+    ...                           Design(inputs=("perturbation", "label")), num_classes=2)
+    >>> inputs.ravel().tolist()
     [0.5, 1.0, 0.0, 1.0]
     """
     low, high = threat.bounds
@@ -240,19 +236,18 @@ def generator_inputs(
             epsilon = jnp.asarray(threat.epsilon, images.dtype)
             stack.append(0.5 + 0.5 * (point - images) / jnp.where(epsilon > 0, epsilon, 1.0))
         else:
-            stack.append(_everywhere(jax.nn.one_hot(labels, num_classes), images))
+            stack.append(_broadcast(jax.nn.one_hot(labels, num_classes), images))
     if latent is not None:
-        stack.append(_everywhere(latent, images))
+        stack.append(_broadcast(latent, images))
     return jnp.concatenate([part.astype(images.dtype) for part in stack], axis=-1)
 
 
 def _unit_gradient(logits_fn, point, labels):
     gradient = input_gradient(logits_fn, point, labels)
-    # The tiny gradients of a confident classifier would underflow when squared.
-    # A maximum over many numbers loses NaN on a CPU (jaxlib 0.10), and all that is beside it.
+    # Tiny gradients would underflow when squared. A maximum over many numbers loses NaN on a CPU (jaxlib 0.10).
     largest = jnp.max(jnp.where(jnp.isnan(gradient), 0.0, jnp.abs(gradient)), axis=(1, 2, 3), keepdims=True)
     return jnp.nan_to_num(gradient / jnp.where(largest > 0, largest, 1.0))
 
 
-def _everywhere(vectors, images):
+def _broadcast(vectors, images):
     return jnp.broadcast_to(vectors[:, None, None, :], (*images.shape[:3], vectors.shape[-1]))

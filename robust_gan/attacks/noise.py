@@ -1,4 +1,4 @@
-"""Attacks that do not look at the classifier under attack: random noise, and transfer from another one."""
+"""Attacks that do not use the classifier under attack: random noise, and transfer from a surrogate model."""
 
 from collections.abc import Callable
 
@@ -6,27 +6,22 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan import prng, threat_model
-from robust_gan.attacks.checking import checked
-from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
+from robust_gan.attacks._checks import checked
+from robust_gan.types import LogitsFn, ThreatModel, get_compute_dtype
 
 
 @checked(optional=("logits_fn", "labels"))
 def uniform_noise(
     logits_fn: LogitsFn, key: jax.Array, images: jax.Array, labels: jax.Array, threat: ThreatModel
 ) -> jax.Array:
-    """Draws a point uniformly from the ball: the floor that every real attack must beat.
+    """Draws a point uniformly from the ball, the baseline of all attacks.
 
     Args:
-        logits_fn: Not used.
-        key: One key, or one per image.
-        images: `[B, H, W, C]`.
-        labels: Not used.
-        threat: The threat model.
+        logits_fn: Not used, nor are the labels; this and the four arguments after it as in `types.Attack`.
 
     Returns:
         Images `[B, H, W, C]`.
 
-    >>> import jax.numpy as jnp
     >>> from robust_gan import LinfThreat
     >>> x = jnp.full((1, 2, 2, 1), 0.5)
     >>> noisy = uniform_noise(None, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25))
@@ -54,7 +49,7 @@ def sphere_noise(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax
     >>> print(f"{jnp.max(jnp.abs(noise)):.4f}")
     1.0000
     """
-    compute_dtype = wide_dtype(images.dtype)
+    compute_dtype = get_compute_dtype(images.dtype)
     if threat.norm != "linf":
         return threat_model.steepest_ascent(prng.normal_per_image(keys, images.shape[1:], compute_dtype), threat)
     noise = prng.uniform_per_image(keys, images.shape[1:], compute_dtype, -1.0, 1.0)
@@ -70,18 +65,14 @@ def transfer(
     threat: ThreatModel,
     *,
     attack: Callable[..., jax.Array],
-    source_logits_fn: LogitsFn,
+    surrogate_logits_fn: LogitsFn,
 ) -> jax.Array:
-    """Makes adversarial images on a source model, to be tried on another one: the black-box attack of Wang and Yu.
+    """Computes adversarial images on a surrogate model: the black-box (transfer) attack of Wang and Yu.
 
     Args:
-        logits_fn: Not used: the target is not looked at.
-        key: One key, or one per image; handed to `attack`.
-        images: `[B, H, W, C]`.
-        labels: int32 `[B]`, the true labels.
-        threat: The threat model.
-        attack: The attack to make on the source.
-        source_logits_fn: The source model.
+        logits_fn: Not used; this and the four arguments after it as in `types.Attack`.
+        attack: The attack on the surrogate model.
+        surrogate_logits_fn: The surrogate model.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
@@ -90,13 +81,12 @@ def transfer(
         Papernot, McDaniel and Goodfellow, "Transferability in Machine Learning", 2016,
         https://arxiv.org/abs/1605.07277
 
-    >>> import jax.numpy as jnp
     >>> from robust_gan import LinfThreat, attacks
-    >>> source = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> surrogate = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
     >>> x = jnp.full((1, 2, 1, 1), 0.5)
     >>> transfer(None, None, x, jnp.array([0]), LinfThreat(0.25), attack=attacks.fgsm,
-    ...          source_logits_fn=source).ravel().tolist()
+    ...          surrogate_logits_fn=surrogate).ravel().tolist()
     [0.25, 0.25]
     """
     del logits_fn
-    return attack(source_logits_fn, key, images, labels, threat)
+    return attack(surrogate_logits_fn, key, images, labels, threat)

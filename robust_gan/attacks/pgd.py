@@ -1,15 +1,15 @@
-"""White-box attacks that follow the gradient: FGSM and PGD, in L-infinity and L2."""
+"""FGSM and PGD, in L-infinity and L2."""
 
 import jax
 import jax.numpy as jnp
 
 from robust_gan import prng, threat_model
-from robust_gan.attacks._best import init_best, update_best
+from robust_gan.attacks._best import init_best, project_input, update_best
+from robust_gan.attacks._checks import check_counts, check_size, checked, checked_logits, checked_loss
 from robust_gan.attacks._compaction import run_restarts
-from robust_gan.attacks.checking import check_counts, check_size, checked, checked_logits, checked_loss
 from robust_gan.errors import UserError
 from robust_gan.losses import check_labels, cross_entropy
-from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, wide_dtype
+from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, get_compute_dtype
 
 
 def input_gradient(
@@ -20,14 +20,14 @@ def input_gradient(
     loss_fn: LossFn = cross_entropy,
     loss_args: tuple[PyTree, ...] = (),
 ) -> jax.Array:
-    """Returns the gradient of each image's loss in its pixels, as data: nothing is differentiated through it.
+    """Computes the gradient of each image's loss in its pixels, as a constant: no gradient flows through it.
 
     Args:
         logits_fn: The classifier, differentiable.
         images: `[B, H, W, C]`.
         labels: int32 `[B]`.
         loss_fn: Unreduced: `loss_fn(logits, labels, *loss_args)`.
-        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`.
+        loss_args: Further arguments of the loss, arrays `[B, ...]`.
 
     Returns:
         `[B, H, W, C]`.
@@ -63,22 +63,19 @@ def fgsm(
     loss_fn: LossFn = cross_entropy,
     loss_args: tuple[PyTree, ...] = (),
 ) -> jax.Array:
-    """Fast gradient sign method: one step of length epsilon from the image along the steepest ascent of the loss.
+    """Fast gradient sign method: one step of length epsilon along the steepest ascent of the loss.
 
     Args:
-        logits_fn: The classifier, differentiable.
-        key: Not used; the attack is deterministic.
-        images: `[B, H, W, C]`.
-        labels: int32 `[B]`.
-        threat: The threat model; in L2 the step is along g / ||g||.
-        loss_fn: What to ascend, unreduced: `loss_fn(logits, labels, *loss_args)`.
-        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`.
+        logits_fn: Differentiable; this and the four arguments after it as in `types.Attack`. The key is not used. In L2
+            the step is along g / ||g||.
+        loss_fn: The unreduced loss: `loss_fn(logits, labels, *loss_args)`.
+        loss_args: Further arguments of the loss, arrays `[B, ...]`.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
 
     Raises:
-        UserError: An argument cannot be meant; see `checking`.
+        UserError: An argument is invalid, see `_checks`.
 
     Guarantees:
         `test_fgsm_is_the_optimum_on_a_linear_classifier`.
@@ -114,37 +111,31 @@ def pgd(
     loss_fn: LossFn = cross_entropy,
     loss_args: tuple[PyTree, ...] = (),
 ) -> jax.Array:
-    """Projected gradient descent with random starts; the best point seen is returned.
+    """Projected gradient descent with random starts; returns the best iterate.
 
-    For each image the best is, of all iterates, a misclassified one before a correctly classified one, and among equals
-    the one of the highest loss. So an iterate that fools the classifier is never lost again. A restart attacks only the
-    images that none before it has broken: robust accuracy is the same, and costs what still stands.
+    For each image the best iterate is a misclassified one before a correctly classified one, then the one of the
+    highest loss. A restart attacks only the images that are still classified correctly. The iterates are at least
+    float32, and the classifier gets them in the dtype of the images.
 
     Args:
-        logits_fn: The classifier, differentiable.
-        key: One key, or one per image.
-        images: `[B, H, W, C]`; where they are narrower than float32, as bfloat16 is, the iterates are float32 all the
-            same and the classifier sees them rounded: a short step would be lost in the rounding.
-        labels: int32 `[B]`.
-        threat: The threat model.
+        logits_fn: Differentiable; this and the four arguments after it as in `types.Attack`.
         num_steps: Gradient steps of each restart.
-        step_size: Length of a step in the unit of epsilon; by default 2.5 epsilon / num_steps, which for 10 steps is
-            the released code's epsilon / 4.
-        num_restarts: Independent runs, until one has broken the image; the best over all is kept. With more than one
-            the classifier must treat each image for itself, so no statistics of the batch.
+        step_size: In the unit of epsilon; by default 2.5 epsilon / num_steps, which for 10 steps is the released
+            code's epsilon / 4.
+        num_restarts: Independent runs. With more than one the logits of an image must not depend on its batch.
         random_start: Start uniformly in the ball, otherwise at the image.
-        keep_best: Return the best point seen, otherwise the last, as Madry et al. do; with one restart only.
-        loss_fn: What to ascend, unreduced: `losses.cross_entropy`, `losses.margin`, ..., called as
+        keep_best: Return the best iterate, otherwise the last, as Madry et al. do (with one restart only).
+        loss_fn: The unreduced loss, `losses.cross_entropy`, `losses.margin`, ..., called as
             `loss_fn(logits, labels, *loss_args)`.
-        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`: target classes, or the clean
-            logits. A restart gathers them with the images, which a closure over them would escape.
+        loss_args: Further arguments of the loss, arrays `[B, ...]`: target classes, or the clean logits. A restart
+            gathers them with the images; a closure over them is not gathered.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
 
     Raises:
-        UserError: A count is below 1, several restarts come without `keep_best`, with restarts the loss closes
-            over an array of all images, or an argument cannot be meant; see `checking`.
+        UserError: A count is below 1, there are several restarts without `keep_best`, with restarts the loss closes
+            over an array of all images, or another argument is invalid, see `_checks`.
 
     Guarantees:
         `test_pgd_reaches_the_optimum_on_a_linear_classifier`, `test_pgd_returns_the_best_iterate`,
@@ -165,13 +156,10 @@ def pgd(
         check_size("step_size", step_size)
     if num_restarts > 1 and not keep_best:
         raise UserError(f"of {num_restarts} restarts the best point is returned: set keep_best, or num_restarts to 1")
-    compute_dtype = wide_dtype(images.dtype)
-    size = (
-        2.5 * jnp.asarray(threat.epsilon, compute_dtype) / num_steps
-        if step_size is None
-        else jnp.asarray(step_size, compute_dtype)
-    )
-    # `[B, restarts]`, so that they are gathered with their images.
+    compute_dtype = get_compute_dtype(images.dtype)
+    epsilon = jnp.asarray(threat.epsilon, compute_dtype)
+    size = 2.5 * epsilon / num_steps if step_size is None else jnp.asarray(step_size, compute_dtype)
+    # `[B, restarts]`: a restart gathers them with the images.
     keys = jax.vmap(lambda key: jax.random.split(key, num_restarts))(prng.per_image_keys(key, images.shape[0]))
 
     logits = logits_fn(images)
@@ -185,22 +173,21 @@ def pgd(
             losses = loss_fn(logits, labels, *loss_args)
             return jnp.sum(losses), (losses, logits)
 
-        def seen(points):
-            return points if images.dtype == compute_dtype else threat_model.project(points, images, threat)
-
         def step(_, carry):
             points, best = carry
-            gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(seen(points))
-            best = update_best(best, seen(points), losses, logits, labels)
+            inputs = project_input(points, images, threat)
+            gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(inputs)
+            best = update_best(best, inputs, losses, logits, labels)
             moved = points + size * threat_model.steepest_ascent(gradient, threat)
             return threat_model.project(moved, centre, threat), best
 
         start = threat_model.random_start(keys[:, index], centre, threat) if random_start else centre
         points, best = jax.lax.fori_loop(0, num_steps, step, (start, best))
+        inputs = project_input(points, images, threat)
         if not keep_best:
-            return best._replace(images=seen(points))
-        logits = logits_fn(seen(points))
-        return update_best(best, seen(points), loss_fn(logits, labels, *loss_args), logits, labels)
+            return best._replace(images=inputs)
+        logits = logits_fn(inputs)
+        return update_best(best, inputs, loss_fn(logits, labels, *loss_args), logits, labels)
 
     best = init_best(images, loss_fn(logits, labels, *loss_args))
     if num_restarts == 1:

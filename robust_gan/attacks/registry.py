@@ -1,4 +1,4 @@
-"""The names of attacks on the command line, and what each stands for."""
+"""The attacks by name, as on the command line."""
 
 import functools
 import re
@@ -18,7 +18,7 @@ from robust_gan.types import Attack
 
 _PLAIN = {"uniform_noise": uniform_noise, "fgsm": fgsm}
 _PGD = re.compile(r"(margin_)?pgd([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,3}))?")
-# Their numbers may be left out: then they are those of AutoAttack.
+# Without numbers: those of AutoAttack.
 _COUNTED = re.compile(r"(apgd_ce|apgd_dlr|apgd_t|fab_t|fab|square|spsa)([1-9][0-9]{0,4})?(?:x([1-9][0-9]{0,3}))?")
 _ATTACKS: dict[str, Callable[..., Any]] = {
     "apgd_ce": functools.partial(apgd, loss_fn=cross_entropy),
@@ -35,14 +35,14 @@ _CLASSES_NEEDED = {"apgd_dlr": 3, "apgd_t": 4}
 
 @functools.cache
 def by_name(name: str) -> Attack:
-    """Returns the attack that a name of the command line stands for.
+    """Returns the attack of a name.
 
     The names are `uniform_noise`, `fgsm`, `pgdN` (PGD with N steps of 2.5 epsilon / N from a random start), `pgdNxR`
-    (with R restarts), and `margin_pgdN`, `margin_pgdNxR` (with the margin loss in place of cross-entropy). Those of
-    AutoAttack are `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab`, `fab_t` and `square`, each with its constants, and `spsa` is
-    beside them; a number after the name is the number of steps (queries for `square`), and a second one after an x
-    that of restarts: `apgd_ce50`, `square1000`, `fab_t100x5`. The same name gives the same object, so that compiled
-    functions are found again.
+    (with R restarts), and `margin_pgdN`, `margin_pgdNxR` (with the margin loss in place of cross-entropy);
+    `apgd_ce`, `apgd_dlr`, `apgd_t`, `fab`, `fab_t` and `square` with the constants of AutoAttack, and `spsa`. A number
+    after one of these is the number of steps (queries for `square`), a second one after an x the number of restarts:
+    `apgd_ce50`, `square1000`, `fab_t100x5`. The same name returns the same object, so that compiled functions are
+    reused.
 
     Args:
         name: The name.
@@ -51,7 +51,7 @@ def by_name(name: str) -> Attack:
         The attack.
 
     Raises:
-        UserError: The name is unknown; the sentence lists the forms that are.
+        UserError: The name is unknown; the message lists the known forms.
 
     >>> by_name("pgd50x10").keywords["num_restarts"], by_name("square1000").keywords
     (10, {'num_queries': 1000})
@@ -75,7 +75,7 @@ def by_name(name: str) -> Attack:
 
 
 def classes_needed(name: str) -> int:
-    """Returns how many classes a classifier must have for an attack: the DLR loss needs 3, its targeted form 4.
+    """Returns the least number of classes of an attack: 3 for the DLR loss, 4 for its targeted form, otherwise 2.
 
     >>> classes_needed("apgd_t100x2"), classes_needed("apgd_dlr"), classes_needed("pgd10")
     (4, 3, 2)

@@ -1,16 +1,16 @@
-"""A generator trained from scratch against a frozen classifier: what a learned adversary still finds there."""
+"""A generator trained from scratch against a frozen classifier, and the attack with it."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from robust_gan import prng
-from robust_gan.attacks.checking import check_counts, check_size, checked, checked_loss
+from robust_gan.attacks._checks import check_counts, check_size, checked, checked_loss
 from robust_gan.attacks.generator import PAPER, Design, draw_latent, generate, generator
 from robust_gan.losses import margin
-from robust_gan.types import BatchStats, LogitsFn, LossFn, Network, Params, PyTree, ThreatModel
+from robust_gan.types import LogitsFn, LossFn, Network, PyTree, ThreatModel, Variables
 
 DESIGNS = {
     "retrained_generator": PAPER,
@@ -19,19 +19,7 @@ DESIGNS = {
         inputs=("gradient", "perturbation", "label"), num_refinements=2, final_fgsm_step=0.5
     ),
 }
-"""The forms that evaluations know by name: one sees the image alone, one the label too, and one the gradient."""
-
-
-class Trained(NamedTuple):
-    """A generator after training.
-
-    Attributes:
-        params: Its parameters.
-        batch_stats: Its running statistics.
-    """
-
-    params: Params
-    batch_stats: BatchStats
+"""The designs that evaluations know by name."""
 
 
 @checked
@@ -49,33 +37,29 @@ def train_generator(
     learning_rate: float = 2e-3,
     loss_fn: LossFn = margin,
     loss_args: tuple[PyTree, ...] = (),
-) -> Trained:
+) -> Variables:
     """Trains a generator to raise a frozen classifier's loss.
 
-    Adam with a cosine schedule; each minibatch is drawn without replacement. Pure and jit-able: the steps are one
-    `lax.scan`. On a CPU a classifier whose convolutions are not those of `robust_gan.networks` is slow in it.
+    Adam with a cosine schedule; each batch is drawn without replacement. The steps are one `lax.scan`; on a CPU a
+    classifier whose convolutions are not those of `robust_gan.networks` is slow in it.
 
     Args:
-        logits_fn: The classifier.
-        key: One key.
-        images: `[N, H, W, C]`, all that it may learn from.
-        labels: int32 `[N]`.
-        threat: The threat model.
+        logits_fn: Differentiable; this and the four arguments after it as in `types.Attack`, but one key alone; `[N, H,
+            W, C]` are the training images.
         network: An untrained generator, as `networks.build_generator` returns it.
-        design: What it sees, how often it is asked, how its noise becomes a perturbation.
+        design: How it attacks.
         num_steps: Optimiser steps.
-        batch_size: Images in a minibatch; all of them where there are fewer.
-        learning_rate: The first.
-        loss_fn: What it raises. The margin asks for misclassification; the cross-entropy for confidence. Called as
-            `loss_fn(logits, labels, *loss_args)`.
-        loss_args: What the loss needs of each image beside its label, arrays `[N, ...]`; drawn with the images.
+        batch_size: Images in a batch; all where there are fewer.
+        learning_rate: The initial one.
+        loss_fn: The unreduced loss that it raises: `loss_fn(logits, labels, *loss_args)`.
+        loss_args: Further arguments of the loss, arrays `[N, ...]`; drawn with the images.
 
     Returns:
-        The generator; `generator.trained` makes an attack of it.
+        The variables of the generator; `generator.trained` makes an attack of them.
 
     Raises:
-        UserError: A count is below 1, the loss closes over an array of all images, or an argument cannot be meant; see
-            `checking`.
+        UserError: A count is below 1, the loss closes over an array of all images, or another argument is invalid, see
+            `_checks`.
 
     >>> from robust_gan import LinfThreat, networks
     >>> images, labels = jnp.full((4, 8, 8, 1), 0.5), jnp.zeros(4, jnp.int32)
@@ -94,13 +78,13 @@ def train_generator(
     num_classes = jax.eval_shape(logits_fn, images[:1]).shape[-1]
     logits = jax.ShapeDtypeStruct((count, num_classes), jnp.float32)
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=True)
-    seen = jnp.zeros((1, *images.shape[1:-1], design.channels(images.shape[-1], num_classes)), images.dtype)
-    params, batch_stats = network.init(init_key, seen)
+    inputs = jnp.zeros((1, *images.shape[1:-1], design.channels(images.shape[-1], num_classes)), images.dtype)
+    params, batch_stats = network.init(init_key, inputs)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
     def objective(params, batch_stats, images, labels, loss_args, latent):
-        def apply(batch_stats, seen):
-            return network.apply(params, batch_stats, seen, train=True)
+        def apply(batch_stats, inputs):
+            return network.apply(params, batch_stats, inputs, train=True)
 
         adversarial, batch_stats = generate(
             apply, batch_stats, logits_fn, latent, images, labels, threat, design, num_classes
@@ -115,9 +99,9 @@ def train_generator(
         drawn = jax.tree.map(lambda leaf: leaf[rows], (images, labels, loss_args))
         gradient, batch_stats = jax.grad(objective, has_aux=True)(*trained, *drawn, latent)
         updates, opt_state = optimizer.update(gradient, opt_state)
-        return (Trained(optax.apply_updates(trained.params, updates), batch_stats), opt_state), None
+        return (Variables(optax.apply_updates(trained.params, updates), batch_stats), opt_state), None
 
-    start = Trained(params, batch_stats), optimizer.init(params)
+    start = Variables(params, batch_stats), optimizer.init(params)
     return jax.lax.scan(step, start, jnp.arange(num_steps))[0][0]
 
 
@@ -133,17 +117,12 @@ def retrained_generator(
     design: Design = PAPER,
     **settings: Any,
 ) -> jax.Array:
-    """Trains a generator on the very images that it then attacks.
+    """Trains a generator on the images that it then attacks.
 
-    Unlike with the other attacks, the adversarial image of one depends on the others: the more there are, the more a
-    generator can learn and the less it can learn by heart.
+    Unlike with the other attacks, an adversarial image depends on the other images.
 
     Args:
-        logits_fn: The classifier.
-        key: One key.
-        images: `[N, H, W, C]`.
-        labels: int32 `[N]`.
-        threat: The threat model.
+        logits_fn: As `train_generator`; this and the four arguments after it as in `types.Attack`, but one key alone.
         network: An untrained generator.
         design: How it attacks.
         **settings: Of `train_generator`.
@@ -153,7 +132,7 @@ def retrained_generator(
 
     References:
         Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, section 3: the
-        inner maximisation of the game, here against a classifier that does not move.
+        inner maximisation of the game, here against a frozen classifier.
 
     >>> from robust_gan import LinfThreat, networks
     >>> images, labels = jnp.full((4, 8, 8, 1), 0.5), jnp.zeros(4, jnp.int32)
@@ -169,8 +148,8 @@ def retrained_generator(
         logits_fn, train_key, images, labels, threat, network=network, design=design, **settings
     )  # fmt: skip
 
-    def noise_fn(seen):
-        return network.apply(*trained, seen, train=False)[0]
+    def noise_fn(inputs):
+        return network.apply(*trained, inputs, train=False)[0]
 
     num_classes = jax.eval_shape(logits_fn, images[:1]).shape[-1]
     return generator(

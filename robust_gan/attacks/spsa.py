@@ -1,19 +1,19 @@
-"""SPSA: gradients estimated from differences of the loss along random directions, for Adam to follow."""
+"""SPSA: Adam on gradients estimated from differences of the loss along random directions."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from robust_gan import prng, threat_model
-from robust_gan.attacks._best import init_best, update_best
-from robust_gan.attacks.checking import check_counts, check_size, checked, checked_loss
+from robust_gan.attacks._best import init_best, project_input, update_best
+from robust_gan.attacks._checks import check_counts, check_size, checked, checked_loss
 from robust_gan.losses import margin
-from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, wide_dtype
+from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, get_compute_dtype
 
 STEP_SIZE = 0.3
 """Adam's learning rate in units of epsilon; 0.01 at the 8/255 of the authors."""
 PROBE_SIZE = 0.01
-"""How far probes are from the point, as a share of the range of pixels."""
+"""Distance of the probes from the point, as a share of the range of pixels."""
 
 
 @checked
@@ -27,35 +27,31 @@ def spsa(
     num_steps: int = 100,
     num_samples: int = 128,
     probe_size: float | None = None,
-    step_size: float | None = None,
+    step_size: float | jax.Array | None = None,
     loss_fn: LossFn = margin,
     loss_args: tuple[PyTree, ...] = (),
 ) -> jax.Array:
-    """Simultaneous perturbation stochastic approximation; the best point seen is returned.
+    """Simultaneous perturbation stochastic approximation; returns the best iterate.
 
-    A check of gradient masking at low dimension: it needs no gradient, but (2 samples + 1) queries for each step.
+    It needs no gradient, so it checks for gradient masking; each step takes 2 `num_samples` + 1 queries.
 
     Args:
-        logits_fn: The classifier; only its values are used.
-        key: One key, or one per image.
-        images: `[B, H, W, C]`.
-        labels: int32 `[B]`.
-        threat: The threat model.
+        logits_fn: Only its values are used; this and the four arguments after it as in `types.Attack`.
         num_steps: Steps of Adam.
-        num_samples: Random directions for each step, each looked at forwards and backwards.
-        probe_size: How far the probes are from the point, in every pixel; they are clipped to valid pixels. By default
+        num_samples: Random directions for each step, each with a probe forwards and one backwards.
+        probe_size: Distance of the probes from the point, in every pixel; they are clipped to valid pixels. By default
             a hundredth of the range.
         step_size: Adam's learning rate; by default 0.3 epsilon, in L2 over the root of the number of pixels.
-        loss_fn: What to ascend, unreduced: `loss_fn(logits, labels, *loss_args)`.
-        loss_args: What the loss needs of each image beside its label, arrays `[B, ...]`; both probes of an image get
-            its row, so that a loss cannot close over them.
+        loss_fn: The unreduced loss: `loss_fn(logits, labels, *loss_args)`.
+        loss_args: Further arguments of the loss, arrays `[B, ...]`; both probes of an image get its row, so a loss
+            cannot close over them.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
 
     Raises:
-        UserError: A count is below 1, the loss closes over an array of all images, or an argument cannot be meant; see
-            `checking`.
+        UserError: A count is below 1, the loss closes over an array of all images, or another argument is invalid, see
+            `_checks`.
 
     Guarantees:
         `test_spsa_reaches_the_optimum_on_a_linear_classifier`.
@@ -75,15 +71,12 @@ def spsa(
     probe_size = PROBE_SIZE * width if probe_size is None else probe_size
     for name, value in (("probe_size", probe_size), ("step_size", 1.0 if step_size is None else step_size)):
         check_size(name, value)
-    compute_dtype = wide_dtype(images.dtype)
+    compute_dtype = get_compute_dtype(images.dtype)
     centre, keys = images.astype(compute_dtype), prng.per_image_keys(key, images.shape[0])
-    length: float | jax.Array
-    if step_size is not None:
-        length = step_size
-    else:
-        length = STEP_SIZE * jnp.asarray(threat.epsilon, compute_dtype)
-        length = length / jnp.sqrt(centre[0].size) if threat.norm == "l2" else length
-    # Slopes are per pixel: in a wider range they are smaller, and so is what is added to their root.
+    if step_size is None:
+        step_size = STEP_SIZE * jnp.asarray(threat.epsilon, compute_dtype)
+        step_size = step_size / jnp.sqrt(centre[0].size) if threat.norm == "l2" else step_size
+    # Slopes are per unit of the range: in a wider range they are smaller, and so is Adam's epsilon.
     adam = optax.scale_by_adam(eps=1e-8 / width)
     logits = logits_fn(images)
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=True)
@@ -103,19 +96,17 @@ def spsa(
 
         return jax.lax.fori_loop(0, num_samples, add, jnp.zeros_like(points))
 
-    def seen(points):
-        return points if images.dtype == compute_dtype else threat_model.project(points, images, threat)
-
-    def look(points, best):
-        logits = logits_fn(seen(points))
-        return update_best(best, seen(points), loss_fn(logits, labels, *loss_args), logits, labels)
+    def evaluate(points, best):
+        inputs = project_input(points, images, threat)
+        logits = logits_fn(inputs)
+        return update_best(best, inputs, loss_fn(logits, labels, *loss_args), logits, labels)
 
     def step(index, carry):
         points, moments, best = carry
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
         ascent, moments = adam.update(estimate(points, step_keys), moments)
-        points = threat_model.project(points + length * ascent, centre, threat)
-        return points, moments, look(points, best)
+        points = threat_model.project(points + step_size * ascent, centre, threat)
+        return points, moments, evaluate(points, best)
 
-    best = look(centre, init_best(images, loss_fn(logits, labels, *loss_args)))
+    best = evaluate(centre, init_best(images, loss_fn(logits, labels, *loss_args)))
     return jax.lax.fori_loop(0, num_steps, step, (centre, adam.init(centre), best))[2].images

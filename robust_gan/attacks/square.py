@@ -1,36 +1,39 @@
-"""Square attack: random squares, kept where they raise the margin; looks at logits only, never at a gradient.
+"""Square attack: a black-box random search that uses logits only.
 
 Unlike in the authors' implementation every image has squares of its own, and a square can touch the last row and the
-last column: on images of 8 x 8 pixels that breaks three in a hundred more, and theirs can be had for comparison.
+last column: on images of 8 x 8 pixels three in a hundred more are misclassified; `all_places=False` gives theirs.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_gan import prng, threat_model
-from robust_gan.attacks import _square_patterns
 from robust_gan.attacks._best import where
+from robust_gan.attacks._checks import check_counts, checked
 from robust_gan.attacks._compaction import update_remaining
-from robust_gan.attacks.checking import check_counts, checked
 from robust_gan.errors import UserError
 from robust_gan.losses import is_correct, margin
-from robust_gan.types import LogitsFn, ThreatModel, wide_dtype
+from robust_gan.types import LogitsFn, ThreatModel, get_compute_dtype
 
 _QUERIES_AT_ONCE = 100
-"""Queries between two looks at which images still stand."""
+"""Queries between two compactions of the remaining images."""
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""After which queries the share of the pixels that a square covers halves."""
 
 
-class Found(NamedTuple):
-    """What the attack found.
+class SquareResult(NamedTuple):
+    """Result of the attack.
 
     Attributes:
         images: Adversarial images `[B, H, W, C]`.
         margins: `[B]`, their margin losses.
         fooled: bool `[B]`, whether they are misclassified.
-        queries: int32 `[B]`, how often the classifier was asked about each image.
+        queries: int32 `[B]`, the number of queries of each image.
     """
 
     images: jax.Array
@@ -50,17 +53,13 @@ def square(
     p_init: float = 0.8,
     all_places: bool = True,
 ) -> jax.Array:
-    """Square attack with the margin loss: squares of the perturbation change at random, and what helps is kept.
+    """Square attack with the margin loss: a random search over squares of the perturbation.
 
     Args:
-        logits_fn: The classifier; only its logits are used.
-        key: One key, or one per image (`[B]`).
-        images: `[B, H, W, C]`.
-        labels: int32 `[B]`.
-        threat: The threat model.
-        num_queries: Forward passes for an image that stands.
+        logits_fn: Only its values are used; this and the four arguments after it as in `types.Attack`.
+        num_queries: Queries of an image at most.
         p_init: Share of the pixels that the first squares cover.
-        all_places: See `count_queries`, which tells how many queries were spent too.
+        all_places: As `count_queries`, which also returns the number of queries.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
@@ -72,9 +71,8 @@ def square(
     >>> bool(found.sum() < 0.75)
     True
     """
-    return count_queries(
-        logits_fn, key, images, labels, threat, num_queries=num_queries, p_init=p_init, all_places=all_places
-    ).images
+    settings = {"num_queries": num_queries, "p_init": p_init, "all_places": all_places}
+    return count_queries(logits_fn, key, images, labels, threat, **settings).images
 
 
 @checked
@@ -88,29 +86,25 @@ def count_queries(
     num_queries: int = 5000,
     p_init: float = 0.8,
     all_places: bool = True,
-) -> Found:
-    """Square attack with the margin loss; an image that is misclassified is not asked about again.
+) -> SquareResult:
+    """Square attack with the margin loss; an image that is misclassified is not queried again.
 
-    The first query is about stripes (squares in L2) of random sign. Every other changes a square of it, whose side
-    falls by a schedule of the queries, and is kept where the margin rose.
+    The first query adds stripes (in L2 tiles) of random sign. Each further one changes a square, whose side falls by a
+    schedule of the queries; the change is kept where the margin rises.
 
     Args:
-        logits_fn: The classifier; only its values are used.
-        key: One key, or one per image.
-        images: `[B, H, W, C]`.
-        labels: int32 `[B]`.
-        threat: The threat model.
-        num_queries: How often the classifier is asked about an image at most.
+        logits_fn: Only its values are used; this and the four arguments after it as in `types.Attack`.
+        num_queries: Queries of an image at most.
         p_init: Share of the pixels that the first squares cover.
         all_places: Squares lie anywhere in the image; False keeps them off its last row and column, as the authors'
-            program does.
+            implementation does.
 
     Returns:
-        What was found.
+        The adversarial images and the number of queries.
 
     Raises:
-        UserError: `num_queries` is below 1, `p_init` not in (0, 1], the images are not `[B, H, W, C]`, or an argument
-            cannot be meant; see `checking`.
+        UserError: `num_queries` is below 1, `p_init` not in (0, 1], the images are not `[B, H, W, C]`, or another
+            argument is invalid, see `_checks`.
 
     Guarantees:
         `test_square_asks_as_often_as_it_says`, `test_square_never_looks_at_a_gradient`.
@@ -132,7 +126,7 @@ def count_queries(
     start_keys, keys = prng.split_per_image(prng.per_image_keys(key, images.shape[0]), 2)
     begin, change = {"linf": (_stripes, _change_linf), "l2": (_tiles, _change_l2)}[threat.norm]
     height, width = images.shape[1:3]
-    sides = _square_patterns.sides((height, width), threat.norm, num_queries - 1, p_init)
+    sides = get_squares((height, width), threat.norm, num_queries - 1, p_init)
     window = functools.partial(_window, (height, width), int(all_places))
 
     def apply_logits(points, images, labels):
@@ -140,40 +134,40 @@ def count_queries(
         logits = logits_fn(points)
         return points, margin(logits, labels), ~is_correct(logits, labels)
 
-    def one_query(index, found, keys, images, labels):
+    def one_query(index, best, keys, images, labels):
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        changed = change(keys, found.images, images, threat, sides, index, window)
+        changed = change(keys, best.images, images, threat, sides, index, window)
         points, margins, fooled = apply_logits(changed, images, labels)
-        better = ~found.fooled & (fooled | (margins > found.margins))
-        return Found(
-            where(better, points, found.images),
-            jnp.where(better, margins, found.margins),
-            found.fooled | fooled,
-            found.queries + (~found.fooled).astype(jnp.int32),
+        better = ~best.fooled & (fooled | (margins > best.margins))
+        return SquareResult(
+            where(better, points, best.images),
+            jnp.where(better, margins, best.margins),
+            best.fooled | fooled,
+            best.queries + (~best.fooled).astype(jnp.int32),
         )
 
-    def some_queries(round_index, found):
+    def some_queries(round_index, best):
         first = round_index * _QUERIES_AT_ONCE
         last = jnp.minimum(first + _QUERIES_AT_ONCE, num_queries - 1)
 
-        def update(found, inputs):
-            def going_on(carry):
+        def update(best, inputs):
+            def unfinished(carry):
                 return (carry[0] < last) & ~jnp.all(carry[1].fooled)
 
-            def ask_again(carry):
+            def query(carry):
                 return carry[0] + 1, one_query(*carry, *inputs)
 
-            return jax.lax.while_loop(going_on, ask_again, (first, found))[1]
+            return jax.lax.while_loop(unfinished, query, (first, best))[1]
 
-        return update_remaining(update, ~found.fooled, found, (keys, images, labels))
+        return update_remaining(update, ~best.fooled, best, (keys, images, labels))
 
     points, margins, fooled = apply_logits(begin(start_keys, images, threat), images, labels)
-    found = Found(points, margins, fooled, jnp.ones_like(labels, jnp.int32))
-    return jax.lax.fori_loop(0, -(-(num_queries - 1) // _QUERIES_AT_ONCE), some_queries, found)
+    best = SquareResult(points, margins, fooled, jnp.ones_like(labels, jnp.int32))
+    return jax.lax.fori_loop(0, -(-(num_queries - 1) // _QUERIES_AT_ONCE), some_queries, best)
 
 
 def _stripes(keys, images, threat):
-    """Columns of pixels at the border of the cube."""
+    """Moves columns of pixels to the border of the cube, the first query of L-infinity."""
     signs = _signs(prng.uniform_per_image(keys, (1, *images.shape[2:])))
     return images + jnp.asarray(threat.epsilon, signs.dtype) * signs
 
@@ -187,8 +181,8 @@ def _change_linf(keys, points, images, threat, sides, index, window):
 
 
 def _tiles(keys, images, threat):
-    """A chequer of small patterns, each of random sign and orientation, stretched to the sphere."""
-    pattern, tile_of = _square_patterns.tiling(images.shape[1:3])
+    """Adds tiles of small patterns, each of random sign and orientation, on the sphere: the first query of L2."""
+    pattern, tile_of = get_tiles(images.shape[1:3])
     count = int(tile_of.max()) + 1
     draws = prng.uniform_per_image(keys, (count, 1 + images.shape[3]))
     turned = (draws[:, :, 0] > 0.5)[:, tile_of]
@@ -197,9 +191,9 @@ def _tiles(keys, images, threat):
 
 
 def _change_l2(keys, points, images, threat, sides, index, window):
-    """Moves the mass of a second window, and what the sphere has left, into a pattern in a first window."""
+    """Moves the mass of a second window, and the rest up to the sphere, into a pattern in a first window."""
     channels = images.shape[3]
-    compute_dtype = wide_dtype(images.dtype)
+    compute_dtype = get_compute_dtype(images.dtype)
     delta = points.astype(compute_dtype) - images.astype(compute_dtype)
     draws = prng.uniform_per_image(keys, (5 + channels,))
     side = sides.of_query[index]
@@ -223,7 +217,7 @@ def _change_l2(keys, points, images, threat, sides, index, window):
 
 
 def _window(size, spare, row, column, side):
-    """Which pixels lie in a square at a random place, `[B, H, W, 1]`, and where in it, `[B, H, 1]` and `[B, 1, W]`."""
+    """Returns which pixels lie in a random square, `[B, H, W, 1]`, and their rows and columns in it."""
     height, width = size
     top = jnp.floor(row * jnp.maximum(height - side + spare, 1).astype(row.dtype)).astype(jnp.int32)
     left = jnp.floor(column * jnp.maximum(width - side + spare, 1).astype(column.dtype)).astype(jnp.int32)
@@ -235,3 +229,102 @@ def _window(size, spare, row, column, side):
 
 def _signs(uniform):
     return jnp.where(uniform < 0.5, -1.0, 1.0)
+
+
+class Squares(NamedTuple):
+    """The squares of all queries, computed with NumPy: constants of the compiled attack.
+
+    Attributes:
+        of_query: int32 `[queries]`, the side of the square in pixels.
+        level: int32 `[queries]`, the index of that side in `patterns`.
+        patterns: `[levels, S, S]`, the patterns of L2, each in the upper left of its array.
+    """
+
+    of_query: jax.Array
+    level: jax.Array
+    patterns: jax.Array
+
+
+def get_squares(size: tuple[int, int], norm: str, num_queries: int, p_init: float) -> Squares:
+    """Computes the squares of all queries but the first.
+
+    Args:
+        size: Height and width of the images.
+        norm: `linf` or `l2`, where sides are odd and at least 3.
+        num_queries: Number of squares.
+        p_init: Share of the pixels that the first one covers.
+
+    References:
+        Andriushchenko et al. 2020 (as `square`), section 3.2; the reference implementation's schedule for AutoAttack,
+        which does not stretch with the number of queries.
+
+    >>> [int(get_squares((32, 32), "linf", 5000, 0.8).of_query[i]) for i in (0, 10, 11, 51, 4001)]
+    [29, 29, 20, 14, 3]
+    """
+    height, width = size
+
+    def side(query):
+        share = p_init / 2 ** sum(query > halving for halving in HALVINGS)
+        least = {"linf": 1, "l2": 3}[norm]
+        length = max(round(math.sqrt(share * height * width)), least)
+        return min(length + (norm == "l2" and length % 2 == 0), height, width)
+
+    # At least one: the arrays of an attack with a single query are not empty.
+    of_query = [side(query) for query in range(max(num_queries, 1))]
+    levels = sorted(set(of_query))
+    patterns = np.zeros((len(levels), levels[-1], levels[-1]), np.float32)
+    for level, length in enumerate(levels):
+        patterns[level, :length, :length] = get_pattern(length)
+    return Squares(
+        jnp.asarray(of_query, jnp.int32),
+        jnp.asarray([levels.index(length) for length in of_query], jnp.int32),
+        jnp.asarray(patterns),
+    )
+
+
+def get_pattern(side: int) -> np.ndarray:
+    """Computes the pattern of a square for L2, of unit norm: `[side, side]`.
+
+    A bump in the upper half and its opposite in the lower one; the middle of an even side is right of it.
+
+    References:
+        Andriushchenko et al. 2020 (as `square`), section 3.4 and equation 2.
+
+    >>> get_pattern(2).round(2).tolist()
+    [[0.14, 0.69], [-0.14, -0.69]]
+    """
+    upper, lower = _bump(side // 2, side), _bump(side - side // 2, side)
+    both = np.concatenate([upper, -lower])
+    return both / np.linalg.norm(both)
+
+
+def get_tiles(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the tiles of the first query of L2: five along the height, and as many as fit along the width.
+
+    Returns:
+        The patterns of all tiles, upright and turned, `[2, H, W]`, and the number of the tile of every pixel,
+        `[H, W]`; 0 also at the border that belongs to no tile, where the patterns are 0.
+
+    >>> get_tiles((10, 10))[1][:, 0].tolist()
+    [0, 0, 5, 5, 10, 10, 15, 15, 20, 20]
+    """
+    height, width = size
+    side = min(max(height // 5, 1), width)
+    rows, columns = height // side, width // side
+    top, left = (height - rows * side) // 2, (width - columns * side) // 2
+    area = slice(top, top + rows * side), slice(left, left + columns * side)
+    patterns, tile_of = np.zeros((2, height, width), np.float32), np.zeros((height, width), np.int32)
+    patterns[0][area] = np.tile(get_pattern(side), (rows, columns))
+    patterns[1][area] = np.tile(get_pattern(side).T, (rows, columns))
+    tile_of[area] = np.kron(np.arange(rows * columns).reshape(rows, columns), np.ones((side, side), np.int32))
+    return patterns, tile_of
+
+
+def _bump(height, width):
+    """Computes nested rectangles around the middle, higher towards it, of unit norm."""
+    total = np.zeros((height, width))
+    centre = height // 2, width // 2
+    for ring in range(max(centre) + 1):
+        low, high = [max(c - ring, 0) for c in centre], [c + ring + 1 for c in centre]
+        total[low[0] : high[0], low[1] : high[1]] += 1 / (ring + 1) ** 2
+    return total / max(np.linalg.norm(total), 1e-12)

@@ -1,4 +1,4 @@
-"""What the classifier minimises: its loss on clean and perturbed images, and the gradient penalty."""
+"""The classifier's gradient: of its loss on clean and adversarial images, with the gradient penalty and AWP."""
 
 import functools
 
@@ -6,23 +6,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robust_gan.game import weights
 from robust_gan.game.state import Game
 from robust_gan.losses import classifier_loss, cross_entropy, is_correct, trades
 from robust_gan.optimizers import kernels, mean_over
-from robust_gan.types import Batch, LogitsFn, Metrics, PlayerState, PyTree
+from robust_gan.types import Batch, LogitsFn, Metrics, Params, PlayerState, PyTree
 
 
 def attacked_classifier(game: Game, classifier: PlayerState, axis_name: str | None) -> LogitsFn:
-    """Returns the classifier as the adversary meets it.
+    """Returns the classifier that the adversary attacks.
 
     Args:
         game: The game.
-        classifier: The classifier as it stands.
+        classifier: Its state.
         axis_name: The mapped axis, if there is one.
 
     Returns:
-        Images to logits, with the statistics of `game.attack_bn_mode`; no gradient flows into the parameters.
+        Images to logits, with the BatchNorm statistics of `game.attack_bn_mode`; no gradient reaches the parameters.
 
     >>> from robust_gan import adversaries, networks
     >>> game = Game(networks.build_classifier("digits_cnn", 10), optax.sgd(0.1), adversaries.none())
@@ -49,13 +48,13 @@ def classifier_gradient(
     *,
     axis_name: str | None = None,
 ) -> tuple[PyTree, PyTree, Metrics]:
-    """Returns the direction in which the classifier learns: its loss on clean and perturbed images, and the penalty.
+    """Computes the gradient of the classifier's loss on clean and adversarial images, penalty included.
 
     Args:
         game: The game.
-        classifier: The classifier before the step.
-        adversary: The adversary's state, improved already.
-        batch: The minibatch.
+        classifier: Its state before the step.
+        adversary: The adversary's state after its update.
+        batch: This device's share of the batch.
         keys: One key per image, `[B]`.
         axis_name: The mapped axis, if there is one.
 
@@ -64,7 +63,7 @@ def classifier_gradient(
         scalar metrics; all averaged over the axis.
 
     Raises:
-        ValueError: A gradient penalty is asked for, but the adversary has no parameters.
+        ValueError: There is a gradient penalty, but the adversary has no parameters.
 
     >>> from robust_gan import adversaries, networks
     >>> game = Game(networks.build_classifier("digits_cnn", 10), optax.sgd(0.1), adversaries.none(),
@@ -88,20 +87,49 @@ def classifier_gradient(
         gradient_at = functools.partial(_loss_gradient, game, classifier, batch, images, axis_name)
     params = classifier.params
     if game.awp_gamma:
-        params = weights.perturb_weights(
-            params, mean_over(axis_name, gradient_at(params)[0]), game.awp_gamma
-        )  # fmt: skip
+        params = perturb_weights(params, mean_over(axis_name, gradient_at(params)[0]), game.awp_gamma)
     gradient, batch_stats, metrics = gradient_at(params)
     gradient, metrics = mean_over(axis_name, (gradient, metrics))
     return gradient, batch_stats, metrics
 
 
+def perturb_weights(params: Params, gradient: Params, gamma: float) -> Params:
+    """Computes the adversarial weight perturbation: moves every kernel along the gradient by gamma times its own norm.
+
+    Biases and BatchNorm's parameters (arrays of one axis) stay as they are.
+
+    Args:
+        params: The weights.
+        gradient: Of the loss in them, over all devices.
+        gamma: Relative size; 0.005 is usual.
+
+    Returns:
+        The weights at which the classifier's gradient is taken.
+
+    References:
+        Wu, Xia and Wang, "Adversarial Weight Perturbation Helps Robust Generalization", NeurIPS 2020, equation 10,
+        https://arxiv.org/abs/2004.05884
+
+    >>> moved = perturb_weights({"kernel": jnp.full((1, 1), 2.0)}, {"kernel": jnp.full((1, 1), 0.1)}, 0.5)
+    >>> moved["kernel"].item()
+    3.0
+    """
+
+    def move(weight: jax.Array, slope: jax.Array) -> jax.Array:
+        if weight.ndim < 2:
+            return weight
+        norm = jnp.linalg.norm(slope)
+        return weight + gamma * jnp.linalg.norm(weight) * slope / jnp.where(norm > 0, norm, 1.0)
+
+    return jax.tree.map(move, params, gradient)
+
+
 def _loss_gradient(game, classifier, batch, images, axis_name, params):
-    """Returns this device's gradient of the loss, the new running statistics, and metrics."""
+    """Computes this device's gradient of the loss, the new running statistics, and metrics."""
 
     def mean_loss(params):
         batch_stats, logits = classifier.batch_stats, {}
-        # Apart, because BatchNorm normalises clean and adversarial images apart; a term of weight 0 is not computed.
+        # Two passes: BatchNorm normalises clean and adversarial images apart. A term of weight 0 is not computed.
         if game.clean_weight:
             logits["clean"], batch_stats = game.classifier.apply(
                 params, batch_stats, batch.images, train=True, axis_name=axis_name
@@ -117,7 +145,7 @@ def _loss_gradient(game, classifier, batch, images, axis_name, params):
 
 
 def _penalised_gradient(game, classifier, batch, phi, images_fn, axis_name, params):
-    """Returns the same with the gradient penalty: the two terms apart, for the penalty shares the adversarial one."""
+    """Computes the same with the gradient penalty, which shares the forward pass of the adversarial term."""
     labels, batch_stats = batch.labels, classifier.batch_stats
 
     def mean_loss(params, batch_stats, images):
@@ -130,7 +158,7 @@ def _penalised_gradient(game, classifier, batch, phi, images_fn, axis_name, para
         gradient, (logits["clean"], batch_stats) = jax.grad(mean_loss, has_aux=True)(params, batch_stats, batch.images)
         terms.append((game.clean_weight, gradient))
     images, pullback = jax.vjp(images_fn, phi)
-    # One backward pass gives both the gradient in theta and the cotangent of the pixels for the pullback to phi.
+    # One backward pass gives the gradient in theta and the cotangent of the pixels, which is pulled back to phi.
     (gradient, cotangent), (logits["adversarial"], batch_stats) = jax.grad(mean_loss, argnums=(0, 2), has_aux=True)(
         params, batch_stats, images
     )
@@ -147,12 +175,12 @@ def _penalised_gradient(game, classifier, batch, phi, images_fn, axis_name, para
 
 
 def _penalty_gradient(game, gradient_at, gradient_here, images, images_fn, phi, v):
-    """Returns this device's share of grad_theta R, given v = grad_phi CE over all devices.
+    """Computes this device's share of grad_theta R from v = grad_phi CE over all devices.
 
     Exactly, grad_theta R = grad_theta <v(theta), v> = grad_theta <grad_x CE, u>, where u = (d images / d phi) v does
     not depend on theta: one forward-mode pass through the generator, then forward over reverse through the classifier
-    alone. The finite difference moves the generator by +h v, as a plain gradient step on its loss does, weight decay
-    included where the game says so.
+    alone. The finite difference moves the generator by +h v, as a gradient step on its loss does, with
+    `game.penalty_decay` as weight decay.
     """
     if game.penalty_form == "exact":
         tangent = jax.jvp(images_fn, (phi,), (v,))[1]
@@ -165,7 +193,7 @@ def _penalty_gradient(game, gradient_at, gradient_here, images, images_fn, phi, 
 
 def _mean_loss(game, logits, labels):
     loss_fn = trades if game.loss == "trades" else classifier_loss
-    given = list(logits.values())  # Where a term has weight 0, the logits of the other stand in for it.
+    given = list(logits.values())  # A term of weight 0 gets the logits of the other.
     return jnp.mean(
         loss_fn(
             logits.get("clean", given[0]),

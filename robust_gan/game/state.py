@@ -1,4 +1,4 @@
-"""Who plays, and what changes from step to step."""
+"""State of the game: what is constant (`Game`) and what changes from step to step (`TrainState`)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,30 +10,18 @@ import optax
 
 from robust_gan import adversaries, networks, optimizers, threat_model
 from robust_gan.config import Config, adversarial_weight
-from robust_gan.types import Adversary, LogitsFn, Network, PlayerState, PyTree
-
-
-class Variables(NamedTuple):
-    """The moving average of a classifier, as it evaluates.
-
-    Attributes:
-        params: Of its weights.
-        batch_stats: Of its running statistics.
-    """
-
-    params: PyTree
-    batch_stats: PyTree
+from robust_gan.types import Adversary, LogitsFn, Network, PlayerState, PyTree, Variables
 
 
 class TrainState(NamedTuple):
-    """Everything that changes, arrays only.
+    """All arrays that change from step to step.
 
     Attributes:
         step: int32 `[]`, classifier steps taken.
-        key: The constant root key; a step's randomness is a function of (key, step), so resuming needs nothing else.
+        key: The constant root key; the randomness of a step is a function of (key, step).
         classifier: The minimising player.
         adversary: The maximising player's state; `()` where it does not learn.
-        average: Moving average of the classifier's weights and running statistics; None where it is not wanted.
+        average: Exponential moving average of the classifier's variables; None without `Game.ema_decay`.
     """
 
     step: jax.Array
@@ -45,29 +33,28 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-    """Everything that stays: functions and numbers, closed over by the compiled step.
+    """The constants of a game: functions and numbers that the compiled step closes over.
 
     Attributes:
         classifier: The classifier network D.
-        optimizer: How the classifier moves, weight decay included.
+        optimizer: The classifier's, weight decay included.
         adversary: The maximising player.
         loss: `cross_entropy` (`losses.classifier_loss`) or `trades` (`losses.trades`).
         clean_weight: Weight of the clean cross-entropy.
         adversarial_weight: Weight of the adversarial term; at 0 the adversary is never called.
         label_smoothing: Of the classifier's cross-entropy.
-        gradient_penalty: Coefficient of R = 1/2 ||grad_phi CE||^2, added to the classifier's loss. Positive damps the
-            game, negative is the released code, 0 is none and costs nothing.
+        gradient_penalty: Coefficient of R = 1/2 ||grad_phi CE||^2 in the classifier's loss: positive damps the game,
+            negative is the released code, 0 is none and costs nothing.
         penalty_form: `exact`, or `finite_difference` as in the released code.
         penalty_step: Size h of the finite difference.
-        penalty_decay: Weight decay of the adversary's kernels, along whose gradient the finite difference steps too;
-            0 for none.
-        attack_bn_mode: `batch` or `running`: the statistics with which the classifier's BatchNorm normalises
-            while the adversary attacks it in training. Its own update always uses those of the batch, clean and
-            adversarial images apart, and moves the running ones by both in turn; at test the running ones are used.
-        awp_gamma: Size of the adversarial weight perturbation, see `weights.perturb_weights`; 0 for none.
-        ema_decay: Decay of the moving average of the weights, see `weights.update_average`; 0 for none.
-        epsilon_warmup_steps: Steps over which the radius grows in a straight line up to epsilon; 0 for none.
-        adversary_within: The adversary within a share of epsilon; needed for the warm-up alone.
+        penalty_decay: Weight decay of the adversary's kernels, which the finite difference includes; 0 for none.
+        attack_bn_mode: `batch` or `running`: the BatchNorm statistics with which the classifier is attacked in
+            training. Its own update uses those of the clean and of the adversarial batch, and updates the running ones
+            by the one and then by the other; evaluation uses the running ones.
+        awp_gamma: Size of the adversarial weight perturbation (`objective.perturb_weights`); 0 for none.
+        ema_decay: Decay of the exponential moving average of the weights; 0 for none.
+        epsilon_warmup_steps: Steps over which the radius grows linearly up to epsilon; 0 for none.
+        adversary_within: Returns the adversary for a share of epsilon; used by the warm-up alone.
     """
 
     classifier: Network
@@ -89,11 +76,11 @@ class Game:
 
 
 def at_step(game: Game, step: jax.Array) -> Game:
-    """Returns the game as it is played at a step: while it warms up, with an adversary of a smaller radius.
+    """Returns the game of a step: during the warm-up, with an adversary of a smaller radius.
 
     Args:
         game: The game.
-        step: int32 `[]`, steps taken before.
+        step: int32 `[]`, steps before this one.
 
     >>> from robust_gan.config import AdversaryConfig
     >>> config = Config(adversary=AdversaryConfig(name="pgd", epsilon_warmup_steps=4))
@@ -111,13 +98,13 @@ def at_step(game: Game, step: jax.Array) -> Game:
 
 
 def from_config(config: Config, *, num_classes: int, channels: int, sources: Sequence[LogitsFn] = ()) -> Game:
-    """Builds the game of a configuration.
+    """Returns the game of a configuration.
 
     Args:
         config: Validated already.
         num_classes: K of the data.
         channels: C of the data.
-        sources: The classifiers of `config.adversary.ensemble.sources`, where that is the adversary.
+        sources: The classifiers of `config.adversary.ensemble.sources`, for the adversary `ensemble`.
 
     Returns:
         The game.

@@ -156,13 +156,13 @@ def training_step(
     Returns:
         The state after, and scalar metrics.
     """
-    augment_key = game_lib.step_keys(state).augment
+    keys = game_lib.step_keys(state)
     batches = []
     for index in range(positions.shape[0]):
-        keys = game_lib.image_keys(jax.random.fold_in(augment_key, index), positions.shape[1], parallel.AXIS)
+        augment_key = jax.random.fold_in(keys.augment, index)
+        image_keys = game_lib.image_keys(augment_key, positions.shape[1], parallel.AXIS)
         images = augmentation.to_unit(arrays["images"][positions[index]])
-        images = augmentation.augment(config.data.augmentation, keys, images, config.data.padding)
+        images = augmentation.augment(config.data.augmentation, image_keys, images, config.data.padding)
         batches.append(Batch(images, arrays["labels"][positions[index]]))
-    *first, last = batches
-    earlier = jax.tree.map(lambda *leaves: jnp.stack(leaves), *first) if first else None
-    return game_lib.train_step(game, state, last, earlier=earlier, axis_name=parallel.AXIS)
+    *earlier, last = batches
+    return game_lib.train_step(game, state, last, earlier=earlier, keys=keys, axis_name=parallel.AXIS)

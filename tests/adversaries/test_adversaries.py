@@ -11,9 +11,9 @@ import pytest
 
 from robust_gan import L2Threat, LinfThreat, adversaries, attacks, losses, parallel, threat_model
 from robust_gan import game as game_lib
-from robust_gan.adversaries.generator import distinctness
+from robust_gan.adversaries.generator import mode_seeking_ratio
 from robust_gan.attacks.generator import PAPER, Design, generate, generator_inputs
-from robust_gan.game import Game, weights
+from robust_gan.game import Game, objective
 from robust_gan.types import Adversary, Batch, Network
 
 THREAT = LinfThreat(0.1)
@@ -364,7 +364,7 @@ def test_the_box_takes_all_noise():
 def test_diversity_by_hand_and_its_reward():
     images = jnp.zeros((1, 2, 2, 1))
     others = images.at[0, 0, 0, 0].set(0.1)
-    value = distinctness(images, others, jnp.array([[0.0, 1.0]]), jnp.array([[0.5, 1.0]]), THREAT)
+    value = mode_seeking_ratio(images, others, jnp.array([[0.0, 1.0]]), jnp.array([[0.5, 1.0]]), THREAT)
     np.testing.assert_allclose(value, [(0.1 / 4 / 0.1) / 0.25], rtol=1e-6)
     with pytest.raises(ValueError, match="no random input"):
         grown(PAPER, diversity=1.0)
@@ -407,7 +407,7 @@ def test_weights_are_perturbed_along_the_gradient_by_a_share_of_their_norm():
     moved = dict(params)
     for name in ("in", "out"):
         moved[name] = params[name] + 0.05 * np.linalg.norm(params[name]) * slope[name] / np.linalg.norm(slope[name])
-    chex.assert_trees_all_close(weights.perturb_weights(params, slope, 0.05), moved, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(objective.perturb_weights(params, slope, 0.05), moved, rtol=1e-5, atol=1e-6)
     assert float(loss(moved)) > float(loss(params))
     gradient, _, _ = game_lib.classifier_gradient(game, state.classifier, (), batch, keys)
     chex.assert_trees_all_close(gradient, jax.grad(loss)(moved), rtol=1e-3, atol=1e-5)

@@ -25,9 +25,8 @@ from attack_problems import (
 )
 
 from robust_gan import LinfThreat, attacks, losses, prng
-from robust_gan.attacks._apgd_search import checkpoints
 from robust_gan.attacks._eot import is_randomised, loss_gradient
-from robust_gan.attacks.apgd import likely_wrong
+from robust_gan.attacks.apgd import checkpoints, likely_wrong
 from robust_gan.attacks.noise import sphere_noise
 
 

@@ -410,7 +410,9 @@ def test_transfer_looks_at_the_source_and_not_at_the_target():
 
     images = images_between(0.3, 0.7)
     for attack in (attacks.fgsm, attacks.by_name("pgd3")):
-        moved = attacks.transfer(target, KEY, images, LABELS, LinfThreat(0.1), attack=attack, source_logits_fn=linear)
+        moved = attacks.transfer(
+            target, KEY, images, LABELS, LinfThreat(0.1), attack=attack, surrogate_logits_fn=linear
+        )
         assert np.array_equal(moved, attack(linear, KEY, images, LABELS, LinfThreat(0.1)))
         assert not np.array_equal(moved, attack(curved, KEY, images, LABELS, LinfThreat(0.1)))
 

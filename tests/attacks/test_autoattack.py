@@ -78,7 +78,7 @@ def test_the_constants_are_the_authors():
         assert (defaults[name]["num_steps"], defaults[name]["num_restarts"]) == (100, 1)
     assert defaults["apgd_targeted"]["num_targets"] == defaults["fab_targeted"]["num_targets"] == 9
     assert (defaults["square"]["num_queries"], defaults["square"]["p_init"]) == (5000, 0.8)
-    from robust_gan.attacks._apgd_search import FIRST_STEP, MOMENTUM, RHO
+    from robust_gan.attacks.apgd import FIRST_STEP, MOMENTUM, RHO
     from robust_gan.attacks.fab import ALPHA_MAX, BETA, ETA
 
     assert (FIRST_STEP, MOMENTUM, RHO, ALPHA_MAX, ETA, BETA) == (2.0, 0.75, 0.75, 0.1, 1.05, 0.9)
@@ -150,41 +150,41 @@ def bands(images):
     return jnp.stack([0.1 - jnp.abs(x - 0.5), 0.4 - x, x - 0.6], -1)
 
 
-def test_a_broken_image_keeps_its_point():
+def test_a_misclassified_image_keeps_its_point():
     centres = jnp.linspace(0.3, 0.7, 81)
     images, labels = jnp.broadcast_to(centres[:, None, None, None], (81, *SHAPE)), jnp.zeros(81, jnp.int32)
     components = (("up", moved_up), ("down", moved_down), ("up again", moved_up))
-    outcome = jax.jit(lambda *a: attacks.run_sequential(components, bands, *a))(KEY, images, labels, LinfThreat(0.05))
+    result = jax.jit(lambda *a: attacks.run_sequential(components, bands, *a))(KEY, images, labels, LinfThreat(0.05))
     x = np.asarray(centres, np.float64)
     clean = (x > 0.4) & (x < 0.6)
     up, down = clean & (x + 0.05 > 0.6), clean & (x - 0.05 < 0.4)
     surely = np.abs(np.abs(np.subtract.outer(x, [0.4, 0.45, 0.55, 0.6])).min(1)) > 1e-4
     expected = np.stack([clean, clean & ~up, clean & ~up & ~down, clean & ~up & ~down])
-    assert np.array_equal(np.asarray(outcome.standing)[:, surely], expected[:, surely])
+    assert np.array_equal(np.asarray(result.remaining)[:, surely], expected[:, surely])
     # What was wrong from the start is not attacked, and what stands is as it was.
-    shift = np.float64(outcome.images[:, 0, 0, 0]) - x
+    shift = np.float64(result.images[:, 0, 0, 0]) - x
     np.testing.assert_allclose(shift[surely], (0.05 * up - 0.05 * (down & ~up))[surely], atol=1e-6)
 
 
 @pytest.mark.slow
-def test_attacks_in_turn_are_the_worst_case_of_each_alone():
+def test_sequential_attacks_are_the_worst_case_of_each_alone():
     images, threat = images_between(0, 1, seed=5, count=150), LinfThreat(0.04)
     labels = predicted(curved, images).at[::7].add(1) % 5
     names = ["fgsm", "fab_t5", "apgd_ce5"]
-    outcome = jax.jit(lambda *a: attacks.run_sequential(attacks.autoattack(names), curved, *a))(
+    result = jax.jit(lambda *a: attacks.run_sequential(attacks.autoattack(names), curved, *a))(
         KEY, images, labels, threat
     )
     clean = losses.is_correct(curved(images), labels)
-    assert np.array_equal(outcome.standing[0], clean)
+    assert np.array_equal(result.remaining[0], clean)
     for row in range(3):
-        assert not (outcome.standing[row + 1] & ~outcome.standing[row]).any()
+        assert not (result.remaining[row + 1] & ~result.remaining[row]).any()
     # FGSM is deterministic: alone it breaks the same images.
     alone = losses.is_correct(curved(attacks.fgsm(curved, KEY, images, labels, threat)), labels)
-    assert np.array_equal(outcome.standing[1], clean & alone)
-    assert np.array_equal(losses.is_correct(curved(outcome.images), labels), outcome.standing[-1])
-    assert np.array_equal(outcome.images[~clean], images[~clean])
-    assert_inside(outcome.images, images, "linf", 0.04)
-    counts = outcome.standing.sum(1).tolist()
+    assert np.array_equal(result.remaining[1], clean & alone)
+    assert np.array_equal(losses.is_correct(curved(result.images), labels), result.remaining[-1])
+    assert np.array_equal(result.images[~clean], images[~clean])
+    assert_inside(result.images, images, "linf", 0.04)
+    counts = result.remaining.sum(1).tolist()
     assert counts[0] > counts[1] > counts[2] >= counts[3] > 0
 
 
@@ -196,9 +196,9 @@ def test_a_randomised_classifier_is_given_keys_of_its_own_for_every_pass():
     images, threat = images_between(0, 1, seed=8, count=64), LinfThreat(0.001)
     labels = predicted(curved, images)
     components = [(name, functools.partial(attack, num_steps=2)) for name, attack in attacks.autoattack("rand")]
-    outcome = jax.jit(lambda *a: attacks.run_sequential(components, randomised, *a))(KEY, images, labels, threat)
+    result = jax.jit(lambda *a: attacks.run_sequential(components, randomised, *a))(KEY, images, labels, threat)
     # The ball is so small that chance alone decides: each look finds others wrong.
-    counts = outcome.standing.sum(1).tolist()
+    counts = result.remaining.sum(1).tolist()
     assert 64 > counts[0] > counts[1] > counts[2] > 0
 
 
@@ -212,8 +212,8 @@ def test_what_comes_after_does_not_change_what_was_before():
         )
         for names in (["apgd_ce3"], ["apgd_ce3", "square20"])
     )
-    assert np.array_equal(short.standing, long.standing[:2])
-    broken = ~np.asarray(short.standing[-1])
+    assert np.array_equal(short.remaining, long.remaining[:2])
+    broken = ~np.asarray(short.remaining[-1])
     assert np.array_equal(short.images[broken], long.images[broken])
 
 
@@ -271,7 +271,7 @@ def test_attack_does_not_depend_on_the_batch_size(name, norm, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mapping", [jax.vmap, jax.pmap])
-def test_attacks_in_turn_do_not_depend_on_the_number_of_devices(mapping):
+def test_sequential_attacks_do_not_depend_on_the_number_of_devices(mapping):
     images, keys, threat = images_between(0, 1, seed=7), jax.random.split(KEY, 8), LinfThreat(0.015)
     labels = predicted(curved, images)
     components = tuple((name, quick(name)) for name in ("fab_t2", "square9"))
@@ -280,8 +280,8 @@ def test_attacks_in_turn_do_not_depend_on_the_number_of_devices(mapping):
     mapped = mapping(run, in_axes=(0, 0, 0, None))(*shares, threat)
     whole = jax.jit(run)(keys, images, labels, threat)
     np.testing.assert_allclose(np.asarray(mapped.images).reshape(images.shape), whole.images, atol=1e-5)
-    assert np.array_equal(np.moveaxis(np.asarray(mapped.standing), 0, 1).reshape(-1, 8), whole.standing)
-    assert 0 < whole.standing[-1].sum() < 8
+    assert np.array_equal(np.moveaxis(np.asarray(mapped.remaining), 0, 1).reshape(-1, 8), whole.remaining)
+    assert 0 < whole.remaining[-1].sum() < 8
 
 
 # Each compiles for seconds: bfloat16 in one norm for each attack.

@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_gan import attacks, losses
-from robust_gan.attacks._box_hyperplane import fill_level, to_hyperplane
+from robust_gan.attacks.fab import fill_level, to_hyperplane
 
 to_hyperplane = jax.jit(to_hyperplane, static_argnums=(3, 4))
 

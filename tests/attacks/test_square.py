@@ -23,8 +23,7 @@ from attack_problems import (
 )
 
 from robust_gan import LinfThreat, attacks, losses
-from robust_gan.attacks import _square_patterns
-from robust_gan.attacks.square import count_queries
+from robust_gan.attacks.square import count_queries, get_pattern, get_squares, get_tiles
 
 
 @jax.custom_vjp
@@ -162,19 +161,19 @@ def test_squares_reach_the_last_row_and_column_unless_they_are_to_be_the_authors
     ],
 )
 def test_the_sides_follow_the_authors_schedule(size, norm, expected):
-    sides = _square_patterns.sides(size, norm, 5000, 0.8)
+    sides = get_squares(size, norm, 5000, 0.8)
     queries = (0, 10, 11, 51, 201, 501, 1001, 2001, 4001, 4999)
     assert tuple(int(sides.of_query[query]) for query in queries) == expected
     for query in queries:
         pattern = np.asarray(sides.patterns[sides.level[query]])
         side = int(sides.of_query[query])
-        np.testing.assert_allclose(pattern[:side, :side], _square_patterns.pattern(side), atol=1e-6)
+        np.testing.assert_allclose(pattern[:side, :side], get_pattern(side), atol=1e-6)
         assert not pattern[side:].any()
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 7, 9, 29])
 def test_a_pattern_has_unit_norm_and_opposite_halves(side):
-    pattern = _square_patterns.pattern(side)
+    pattern = get_pattern(side)
     assert np.linalg.norm(pattern) == pytest.approx(1)
     half = side // 2
     assert (pattern[:half] >= 0).all()
@@ -187,7 +186,7 @@ def test_a_pattern_has_unit_norm_and_opposite_halves(side):
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (28, 28), (4, 4), (10, 5), (3, 17)])
 def test_the_tiles_cover_the_image_without_overlap(size):
-    patterns, tile_of = _square_patterns.tiling(size)
+    patterns, tile_of = get_tiles(size)
     assert patterns.shape == (2, *size)
     assert tile_of.shape == size
     covered = patterns[0] != 0

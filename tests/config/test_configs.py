@@ -80,8 +80,7 @@ def test_the_small_configs_run_a_step_for_real(path):
     rng = np.random.default_rng(0)
     batch = Batch(jnp.asarray(rng.uniform(size=(4, *shape)), jnp.float32), jnp.arange(4))
     state = game_lib.init(game, jax.random.key(0), batch.images)
-    earlier = jax.tree.map(lambda x: x[None], batch)
-    after, metrics = jax.jit(functools.partial(game_lib.train_step, game))(state, batch, earlier=earlier)
+    after, metrics = jax.jit(functools.partial(game_lib.train_step, game))(state, batch, earlier=[batch])
     assert all(np.isfinite(value) for value in jax.tree.leaves(metrics))
     assert int(after.step) == 1
 

@@ -9,7 +9,7 @@ import pytest
 from attack_problems import KEY, curved, flat, images_between, linear, predicted
 
 from robust_gan import LinfThreat, adversaries, attacks, losses, networks, prng
-from robust_gan.attacks.checking import checked_loss
+from robust_gan.attacks._checks import checked_loss
 from robust_gan.errors import UserError
 from robust_gan.types import Batch
 

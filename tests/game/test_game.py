@@ -306,30 +306,25 @@ def test_positive_penalty_converges_and_negative_diverges_on_the_bilinear_game(c
         assert radius < 0.01 * start if converges else radius > 1.5 * start
 
 
-def count_convolutions(function, *arguments):
-    return jax.jit(function).lower(*arguments).as_text().count("stablehlo.convolution")
-
-
 def test_what_has_weight_zero_is_not_computed():
     batch, keys = make_batch(), jax.random.split(jax.random.key(1), 8)
 
-    # The real networks, for their first layer is one of several; lowered with shapes alone they take no time.
+    # The real networks: lowered with shapes alone they take no time.
     classifier, generator = networks.build_classifier("digits_cnn", 10), networks.build_generator("digits_generator", 1)
 
-    def convolutions(**settings):
+    def flops(**settings):
         adversary = adversaries.generator(generator, optax.sgd(0.05), THREAT)
         game = Game(classifier, optax.sgd(0.1), adversary, **settings)
         state = jax.eval_shape(functools.partial(game_lib.init, game), jax.random.key(0), batch.images)
-        return count_convolutions(
-            lambda s: game_lib.classifier_gradient(game, s.classifier, s.adversary, batch, keys)[:2], state
-        )
+        gradient = jax.jit(
+            lambda s: game_lib.classifier_gradient(game, s.classifier, s.adversary, batch, keys)[:2]
+        )  # fmt: skip
+        return gradient.lower(state).cost_analysis()["flops"]
 
-    both, clean_only = convolutions(), convolutions(adversarial_weight=0.0)
-    adversarial_only, penalised = convolutions(clean_weight=0.0), convolutions(gradient_penalty=0.1)
+    both, clean_only = flops(), flops(adversarial_weight=0.0)
+    adversarial_only, penalised = flops(clean_weight=0.0), flops(gradient_penalty=0.1)
     assert clean_only < adversarial_only < both < penalised
-    # Three convolutions and their gradients: 3 forward, 3 for the kernels, 2 for the images but the first.
-    assert clean_only == 8
-    assert both - adversarial_only == clean_only
+    assert both - adversarial_only == pytest.approx(clean_only, rel=0.02)
 
 
 def test_a_penalty_without_parameters_is_refused():
@@ -365,8 +360,7 @@ def test_earlier_minibatches_move_the_adversary_alone():
     batches = [make_batch(seed=index) for index in range(3)]
     game = make_game()
     state = game_lib.init(game, jax.random.key(0), batches[0].images)
-    earlier = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches[:2])
-    found, _ = jax.jit(functools.partial(game_lib.train_step, game))(state, batches[2], earlier=earlier)
+    found, _ = jax.jit(functools.partial(game_lib.train_step, game))(state, batches[2], earlier=batches[:2])
     classifier_fn = objective.attacked_classifier(game, state.classifier, None)
     improve = jax.jit(lambda adversary, batch: game.adversary.improve(adversary, classifier_fn, batch, None)[0])
     adversary = state.adversary

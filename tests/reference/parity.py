@@ -93,7 +93,7 @@ class Ours:
         outcome = self.compiled[tuple(names)](self.logits_fn, *shares, self.threat)
         # Judged as the reference is: all images in one batch.
         made = jnp.asarray(np.asarray(outcome.images).reshape(self.images.shape))
-        clean = np.asarray(outcome.standing)[:, 0].reshape(-1)
+        clean = np.asarray(outcome.remaining)[:, 0].reshape(-1)
         return clean & np.asarray(self.correct(self.logits_fn, made))
 
 

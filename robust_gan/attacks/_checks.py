@@ -1,7 +1,7 @@
-"""What every attack checks of its arguments, in one place.
+"""The checks of an attack's arguments.
 
-Shapes and types are checked always, values where they can be seen: outside compiled functions. Nothing is asked of the
-classifier for it: its logits are checked where the attack has them computed anyway.
+Shapes and types are always checked, values only outside compiled functions. The checks never call the classifier: its
+logits are checked where the attack computes them.
 """
 
 import functools
@@ -24,7 +24,7 @@ from robust_gan.types import LogitsFn, LossFn, PyTree
 def checked(
     attack: Callable[..., Any] | None = None, *, randomised: bool = False, optional: Sequence[str] = ()
 ) -> Callable[..., Any]:
-    """Makes an attack check its arguments; NumPy arrays become JAX's, and the classifier one whose logits are checked.
+    """Returns an attack that checks its arguments and the logits, and converts NumPy arrays to JAX arrays.
 
     Args:
         attack: `(logits_fn, key, images, labels, threat, **settings)`.
@@ -32,10 +32,10 @@ def checked(
         optional: Which of `logits_fn`, `key` and `labels` may be None.
 
     Returns:
-        The attack, which raises `UserError` for what it could not mean, in one sentence.
+        The attack, which raises `UserError` for an invalid argument.
 
     Raises:
-        UserError: When it is called: an argument cannot be meant.
+        UserError: When it is called: an argument is invalid.
 
     >>> from robust_gan import LinfThreat
     >>> attack = checked(lambda logits_fn, key, images, labels, threat: logits_fn(images))
@@ -49,9 +49,9 @@ def checked(
 
     @functools.wraps(attack)
     def wrapper(logits_fn, key, images, labels, threat, **settings):
-        for what, value in (("logits_fn", logits_fn), ("key", key), ("labels", labels)):
-            if value is None and what not in optional:
-                raise UserError(f"{name} needs {what}, not None")
+        for argument, value in (("logits_fn", logits_fn), ("key", key), ("labels", labels)):
+            if value is None and argument not in optional:
+                raise UserError(f"{name} needs {argument}, not None")
         images, labels = check_batch(images, labels, threat)
         if key is not None:
             key = prng.threefry(key, images.shape[0])
@@ -69,11 +69,11 @@ def check_batch(images: Any, labels: Any, threat: Any) -> tuple[jax.Array, Any]:
 
     Args:
         images: Floats `[B, ...]`, B at least 1, inside the bounds of the threat model.
-        labels: Integers `[B]`, or None where nobody looks at them.
+        labels: Integers `[B]`, or None where they are not used.
         threat: The threat model.
 
     Raises:
-        UserError: One of them is none of this.
+        UserError: One of them has a wrong type or shape, or an invalid value.
 
     >>> from robust_gan import LinfThreat
     >>> check_batch(np.zeros((1, 2), np.float32), np.array([-1]), LinfThreat(0.1))
@@ -83,8 +83,8 @@ def check_batch(images: Any, labels: Any, threat: Any) -> tuple[jax.Array, Any]:
     threat_model.check_threat(threat)
     shape = getattr(images, "shape", ())
     if not hasattr(images, "dtype") or len(shape) < 2 or 0 in shape:
-        what = f"an array of shape {shape}" if hasattr(images, "dtype") else type(images).__name__
-        raise UserError(f"images must be a non-empty array [B, H, W, C], not {what}")
+        given = f"an array of shape {shape}" if hasattr(images, "dtype") else type(images).__name__
+        raise UserError(f"images must be a non-empty array [B, H, W, C], not {given}")
     threat_model.check_images(images, threat)
     threat_model.check_threat(threat, math.prod(shape[1:]))
     if labels is not None:
@@ -93,14 +93,14 @@ def check_batch(images: Any, labels: Any, threat: Any) -> tuple[jax.Array, Any]:
 
 
 def checked_logits(logits_fn: LogitsFn, labels: jax.Array | None = None) -> LogitsFn:
-    """Returns the classifier with logits of at least float32, which are checked whenever they are computed.
+    """Returns the classifier with checked logits of at least float32.
 
     Args:
         logits_fn: The classifier.
-        labels: int32 `[B]`: where they are known, they must be classes that the classifier has.
+        labels: int32 `[B]`; where they are known, they must be in 0..K-1.
 
     Raises:
-        UserError: It is no function, or (when called) its result is not `[B, K]`, or a label is beyond K.
+        UserError: It is not callable, or (when called) its result is not `[B, K]` or a label is not in 0..K-1.
 
     >>> checked_logits(lambda x: x.sum())(jnp.zeros((2, 1, 1, 3)))
     Traceback (most recent call last):
@@ -109,10 +109,10 @@ def checked_logits(logits_fn: LogitsFn, labels: jax.Array | None = None) -> Logi
     if not callable(logits_fn):
         raise UserError(f"logits_fn must be a function from images to logits, not {type(logits_fn).__name__}")
     if needs_keys(logits_fn):
-        raise UserError("logits_fn needs the argument keys: say with attacks.randomised(logits_fn) that it is random")
+        raise UserError("logits_fn needs the argument keys: mark it as random with attacks.randomised(logits_fn)")
 
     def checked_fn(points, **keywords):
-        # A copy, which costs nothing in compiled code: a classifier may donate its argument.
+        # A copy, for a classifier may donate its argument; compiled code does not copy.
         logits = check_logits(logits_fn(jnp.array(points, copy=True), **keywords))
         if logits.shape[0] != points.shape[0]:
             raise UserError(f"logits_fn returned {logits.shape[0]} rows of logits for {points.shape[0]} images")
@@ -125,7 +125,7 @@ def checked_logits(logits_fn: LogitsFn, labels: jax.Array | None = None) -> Logi
 
 
 def check_counts(**counts: Any) -> None:
-    """Refuses settings that are not whole numbers of at least 1, known before anything is compiled.
+    """Raises `UserError` unless all settings are static integers of at least 1.
 
     Raises:
         UserError: One is not.
@@ -144,7 +144,7 @@ def check_counts(**counts: Any) -> None:
 
 
 def check_size(name: str, value: Any) -> None:
-    """Refuses a step size that is known and not a positive number.
+    """Raises `UserError` for a step size that is known and not a positive number.
 
     Raises:
         UserError: It is not.
@@ -167,15 +167,15 @@ def check_size(name: str, value: Any) -> None:
 def checked_loss(
     loss_fn: LossFn, logits: Any, labels: jax.Array, loss_args: tuple[PyTree, ...], *, gathered: bool
 ) -> LossFn:
-    """Returns the loss with losses that are checked whenever they are computed, after one look at the loss itself.
+    """Returns the loss with checked results.
 
     Args:
         loss_fn: `(logits, labels, *loss_args) -> losses [B]`.
         logits: `[B, K]`, or a `jax.ShapeDtypeStruct` of them.
         labels: int32 `[B]`.
-        loss_args: Pytrees of arrays `[B, ...]`, what belongs to each image beside its label.
-        gathered: Whether the attack asks for losses of some of the images. Then the loss is traced on a single image:
-            one that closes over an array of all images would pair them wrongly, and shows it by the shape.
+        loss_args: Pytrees of arrays `[B, ...]`, its further arguments.
+        gathered: Whether the attack computes losses of some of the images. Then the loss is traced on a single image:
+            the shape of the result shows whether it closes over an array of all images, which would be paired wrongly.
 
     Raises:
         UserError: Some of `loss_args` is not `[B, ...]`, the losses are not floats `[B]`, or the loss closes over an
@@ -185,8 +185,8 @@ def checked_loss(
     >>> closes_over = lambda logits, labels: weights * logits[:, 0]
     >>> checked_loss(closes_over, jnp.zeros((4, 2)), jnp.zeros(4, int), (), gathered=True)
     Traceback (most recent call last):
-    robust_gan.errors.UserError: loss_fn gives (4,) for 1 of 4 images: what belongs to each image, as targets do, must \
-be given by loss_args=(...,) and taken as loss_fn(logits, labels, ...), so that it is gathered with its image
+    robust_gan.errors.UserError: loss_fn gives (4,) for 1 of 4 images: arrays of all images, as targets are, must be \
+given by loss_args=(...,) and taken as loss_fn(logits, labels, ...), so that they are gathered
     """
     count = logits.shape[0]
     if not isinstance(loss_args, tuple):
@@ -210,11 +210,10 @@ be given by loss_args=(...,) and taken as loss_fn(logits, labels, ...), so that 
         except (TypeError, ValueError, IndexError) as error:
             found = type(error).__name__
         if found != "(1,)":
-            # What is wrong on all images too is no matter of gathering, and has a sentence of its own.
+            # A loss that is wrong on all images too has an error of its own.
             jax.eval_shape(lambda x: checked_fn(x[0], x[1], *x[2]), (logits, labels, loss_args))
             raise UserError(
-                f"loss_fn gives {found} for 1 of {count} images: what belongs to each image, as targets do, must be "
-                "given by loss_args=(...,) and taken as loss_fn(logits, labels, ...), so that it is gathered with its "
-                "image"
+                f"loss_fn gives {found} for 1 of {count} images: arrays of all images, as targets are, must be "
+                "given by loss_args=(...,) and taken as loss_fn(logits, labels, ...), so that they are gathered"
             )
     return checked_fn
