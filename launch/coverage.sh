@@ -8,6 +8,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup_venv.sh test
 "$python" -m coverage erase
-"$python" -m coverage run -m pytest -n 2 --doctest-modules robust_gan tests --all "$@"
+"$python" -m coverage run -m pytest -n 2 --dist loadfile --doctest-modules robust_gan tests --all "$@"
 "$python" -m coverage combine --quiet
 "$python" -m coverage report

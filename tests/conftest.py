@@ -76,25 +76,41 @@ def _launch(script, *arguments):
     return Ended(code, out.getvalue(), err.getvalue())
 
 
+MARKERS = ("browser", "data", "docs", "packaging", "remote", "slow")
+"""Tests with one of them are left out without `--all`; pyproject.toml describes them."""
+
+MEMORY = 2 * 2**30
+"""Bytes of a process above which its compiled functions are cleared."""
+
+
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="run the slow tests too")
+    parser.addoption("--all", action="store_true", help=f"run the tests marked {', '.join(MARKERS)} too")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what is slow, but for `--all` and for tests that are asked for by name."""
-    if config.option.all or config.option.keyword or any("::" in argument for argument in config.args):
+    """Leaves out the marked tests, but for `--all` and for tests that are selected by keyword, marker or name."""
+    chosen = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
+    if config.option.all or chosen:
         return
-    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
-    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    marked = {item for item in items if any(item.get_closest_marker(name) for name in MARKERS)}
+    config.hook.pytest_deselected(items=[item for item in items if item in marked])
+    items[:] = [item for item in items if item not in marked]
+
+
+def _resident_bytes():
+    statm = pathlib.Path("/proc/self/statm")
+    # Where this cannot be read, it is taken to be too much.
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else MEMORY + 1
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forgets_what_it_compiled():
-    """Compiled functions are large, and files of tests share few: without this a worker grows to 4 GB."""
+def bounded_memory():
+    """Clears the compiled functions when they have become large: without this a worker grows to 4 GB."""
     yield
-    import jax
+    if _resident_bytes() > MEMORY:
+        import jax
 
-    jax.clear_caches()
+        jax.clear_caches()
 
 
 @pytest.fixture

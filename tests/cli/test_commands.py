@@ -17,6 +17,8 @@ import tiny_networks as tiny
 from robust_gan import data, evaluation, networks, reproduction
 from robust_gan.attacks.generator import trained
 
+pytestmark = pytest.mark.docs
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^( *)```(sh|python)(?: title=\"([\w.]+)\")?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -100,7 +102,6 @@ def run(words, comment, launch):
     assert ended.code in (0, None), (words, ended.err)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(kind == "sh" for kind, *_ in blocks(page))], ids=lambda page: page.name
 )

@@ -6,6 +6,8 @@ import re
 import mistakes
 import pytest
 
+pytestmark = pytest.mark.docs
+
 ROWS = mistakes.rows()
 
 
@@ -20,7 +22,6 @@ def tree(folder):
     return {path: path.is_file() and (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=[row.command for row in ROWS])
 def test_a_mistake_says_what_the_page_says(launch, capfd, names, row):
     script, arguments = mistakes.arguments(row.command, names)

@@ -23,6 +23,8 @@ from robust_gan import data
 from robust_gan.data import downloading, published
 from robust_gan.errors import DataError
 
+pytestmark = pytest.mark.data
+
 ROOT = Path(__file__).parents[2]
 COUNTS = {
     "mnist": {"train": 30, "test": 12},

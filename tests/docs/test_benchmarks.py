@@ -17,6 +17,8 @@ from robust_gan import networks, parallel
 from robust_gan.config import Config, methods
 from robust_gan.training import multi_step
 
+pytestmark = pytest.mark.docs
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 
@@ -32,7 +34,6 @@ def flops_of(function, *arguments):
     return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "resnet_generator"])
 def test_the_passes_are_counted_as_xla_counts_them(benchmark, name):
     counting = benchmark("counting")
@@ -82,7 +83,6 @@ def test_the_step_that_is_timed_is_that_of_a_run(benchmark, monkeypatch):
     assert "generator_loss" in output.metrics
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["none", "n_fgsm", "trades", "cond_generator_refined"])
 def test_the_training_step_that_is_timed_is_that_of_a_method(benchmark, monkeypatch, method):
     jax_step, jax_train, train = (benchmark(name) for name in ("jax_step", "jax_train", "train"))

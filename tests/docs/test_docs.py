@@ -11,6 +11,8 @@ import pytest
 from robust_gan import LinfThreat, attacks, evaluation
 from robust_gan.reporting import run
 
+pytestmark = pytest.mark.docs
+
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 ROWS = [
     (match[1], int(match[2]), int(match[3]))
@@ -46,7 +48,6 @@ def steadfast(images):
     return tap(images).reshape(images.shape[0], -1) @ WEIGHTS + 5.0 * jnp.eye(10)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gradients", "passes"), ROWS, ids=[row[0] for row in ROWS])
 def test_the_passes_of_an_attack_are_counted(name, gradients, passes):
     PASSES.update(forward=0, backward=0)
@@ -95,7 +96,6 @@ def test_the_attacks_that_a_page_advises_are_such_as_there_are(page):
         assert evaluation.get_suite(value, None, None) if flag == "suite" else evaluation.attack_names(value)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

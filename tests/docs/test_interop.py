@@ -8,6 +8,8 @@ import pytest
 
 from robust_gan.reporting import run
 
+pytestmark = pytest.mark.docs
+
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "interop.md"
 BLOCKS = dict(re.findall(r"^## (.+?)$.*?```python\n(.*?)```", PAGE.read_text(), re.DOTALL | re.MULTILINE))
 NEEDS = {
@@ -24,7 +26,6 @@ def test_every_block_is_tried():
     assert set(BLOCKS) == set(NEEDS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDS)
 # What the other libraries do in deprecated ways is theirs.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

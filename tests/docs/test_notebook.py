@@ -6,6 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.docs
+
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "quickstart.ipynb"
 
 SMALL = f"""
@@ -18,7 +20,6 @@ networks.build_generator = lambda name, channels: tiny_networks.build_generator(
 """
 
 
-@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv(

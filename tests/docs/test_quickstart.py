@@ -10,10 +10,11 @@ import pytest
 
 from robust_gan import checkpoint
 
+pytestmark = pytest.mark.docs
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
 def test_the_quickstart_trains_attacks_and_reports(tmp_path):
     environment = {
         **os.environ,

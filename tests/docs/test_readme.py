@@ -4,6 +4,9 @@ import pathlib
 import re
 
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.docs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

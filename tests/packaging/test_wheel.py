@@ -11,16 +11,19 @@ import zipfile
 
 import pytest
 
+pytestmark = pytest.mark.packaging
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import pathlib, sys
 import robust_gan
-from robust_gan import checkpoint, parallel, report, training
+from robust_gan import checkpoint, parallel, training
+from robust_gan.reporting import tables
 from robust_gan.config import AdversaryConfig, Config, DataConfig, ValidationConfig
 
 assert pathlib.Path(robust_gan.__file__).is_relative_to(sys.argv[1]), robust_gan.__file__
-assert report.schema()["title"]
+assert tables.schema()["title"]
 config = Config(
     data=DataConfig(data_dir="data", train_size=64, validation_size=32),
     adversary=AdversaryConfig(name="none"),
@@ -65,7 +68,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert sorted(names) == sorted(committed)
 
 
-@pytest.mark.slow
 def test_the_wheel_trains_digits_outside_the_clone(wheel, tmp_path):
     site = tmp_path / "site"
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", f"--target={site}", wheel)

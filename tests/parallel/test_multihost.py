@@ -21,7 +21,7 @@ from robust_gan.errors import UserError
 from robust_gan.reporting import run
 from robust_gan.storage import leaves, workdir
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.remote
 TESTS = ROOT / "tests"
 TIMEOUT = 600
 TRAIN = [sys.executable, "launch/train.py", "--config=tests/tiny_recipe.py"]

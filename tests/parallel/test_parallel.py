@@ -106,7 +106,7 @@ def mapped_step(kind, game):
 @pytest.mark.parametrize(
     ("case", "kind"),
     [
-        pytest.param(case, kind, marks=[] if (case, kind) == ("exact penalty", "pmap") else pytest.mark.slow)
+        (case, kind)
         for case in CASES
         for kind in (("pmap", "vmap", "shard_map") if case in ("pgd", "exact penalty") else ("pmap",))
     ],

@@ -9,6 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.remote
+
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 COMMAND = ("--", "python", "launch/train.py", "--config=configs/digits.py", "--workdir=gs://bucket/a run")
 TPU = ("--name=gan", "--zone=us-central2-b", "--type=v4-16")

@@ -209,6 +209,7 @@ def test_a_chart_takes_anything_finite_or_not():
     assert "nan" not in parts.heat(["a"], ["b"], [[float("nan")]])
 
 
+@pytest.mark.browser
 def test_in_a_browser_all_is_drawn_and_the_console_is_empty(written):
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -22,6 +22,8 @@ from robust_gan.evaluation import EvaluationState, user_inputs
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.storage import paths, workdir
 
+pytestmark = pytest.mark.remote
+
 
 class Store(MemoryFileSystem):
     """What is written to gs:// is kept in memory."""
