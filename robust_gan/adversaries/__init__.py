@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from robust_gan import networks, optimizers
+from robust_gan.adversaries import external
 from robust_gan.adversaries.ensemble import ensemble
 from robust_gan.adversaries.fgsm import fgsm
 from robust_gan.adversaries.generator import generator
@@ -12,6 +13,7 @@ from robust_gan.adversaries.none import none
 from robust_gan.adversaries.pgd import pgd
 from robust_gan.attacks.generator import Design, trained
 from robust_gan.config import AdversaryConfig, GeneratorConfig
+from robust_gan.config.imports import is_function_name
 from robust_gan.networks import inference
 from robust_gan.types import Adversary, LogitsFn, ThreatModel
 
@@ -38,12 +40,14 @@ def from_config(
         precision: Dtype of the generator's inner layers.
 
     Raises:
-        UserError: The generator's name is unknown.
+        UserError: The generator's name is unknown, or a function of the user's cannot be used.
 
     >>> from robust_gan import LinfThreat
     >>> from_config(AdversaryConfig(name="pgd"), LinfThreat(0.15), channels=1, num_classes=10).init(None, None)
     ()
     """
+    if is_function_name(config.name):
+        return external.load(config.name, config=config, threat=threat, num_classes=num_classes, channels=channels)
     if config.name == "none":
         return none()
     if config.name == "fgsm":

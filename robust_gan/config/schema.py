@@ -95,7 +95,8 @@ class ClassifierConfig:
     """The classifier (the released code's discriminator) and how it learns.
 
     Attributes:
-        network: A name of `networks.CLASSIFIERS`.
+        network: A name of `networks.CLASSIFIERS`, or `package.module:function`, which returns a `Network`; the function
+            takes any of `num_classes` and `dtype`.
         optimizer: How it moves.
         loss: `cross_entropy`, on clean and on adversarial images; or `trades`: on clean images, and the divergence
             KL(clean || adversarial) of the predictions in place of the adversarial term (Zhang et al. 2019).
@@ -179,7 +180,8 @@ class GeneratorConfig:
     """The generator as the adversary of training: image-only by default, and what was added to it since.
 
     Attributes:
-        network: A name of `networks.GENERATORS`.
+        network: A name of `networks.GENERATORS`, or `package.module:function`, which returns a `Network`; the function
+            takes any of `channels`, `dtype` and `remat`.
         optimizer: How it moves.
         steps: Generator steps on each minibatch.
         batches_per_step: Minibatches per classifier step; the classifier learns from the last. 5 in the released MNIST
@@ -217,7 +219,8 @@ class AdversaryConfig:
     """Whom the classifier plays against.
 
     Attributes:
-        name: `none`, `fgsm`, `pgd`, `ensemble` or `generator`.
+        name: `none`, `fgsm`, `pgd`, `ensemble`, `generator`, or `package.module:function`, which returns an
+            `Adversary`; the function takes any of `config` (this one), `threat`, `num_classes` and `channels`.
         epsilon_warmup_steps: Training steps over which the radius grows in a straight line up to epsilon; 0 for none.
             Where epsilon is large, as on MNIST, training on adversarial images alone fails without it.
         fgsm: Read when `name` is `fgsm`.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from robust_gan.config import renamed
+from robust_gan.config.imports import is_function_name
 from robust_gan.config.schema import (
     ADVERSARIES,
     ATTACK_LOSSES,
@@ -105,7 +106,8 @@ def validate(config: Config) -> None:
     """
     _check_types(config, "")
     for name, allowed in _CHOICES.items():
-        _one_of(name, _get(config, name), allowed)
+        if name != "adversary.name" or not is_function_name(config.adversary.name):
+            _one_of(name, _get(config, name), allowed)
     check_epsilon(config.threat.epsilon, "threat.epsilon", config.threat.norm)
     for low, names in _AT_LEAST:
         for name in names:
@@ -170,7 +172,7 @@ def _validate_penalty(config: Config) -> None:
         )
     if penalty.coefficient == 0:
         return
-    if config.adversary.name != "generator":
+    if config.adversary.name != "generator" and not is_function_name(config.adversary.name):
         raise UserError(
             f"penalty.coefficient is {penalty.coefficient}, but adversary {config.adversary.name!r} has no "
             "parameters to take a gradient in: set it to 0, or adversary.name to 'generator'"

@@ -15,7 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from robust_gan.config.imports import is_function_name
 from robust_gan.errors import UserError
+from robust_gan.networks import external
 from robust_gan.networks.layers import (
     Conv,
     Dtype,
@@ -211,7 +213,7 @@ CLASSIFIERS = tuple(MODULES)
 """The names that `build_classifier` knows."""
 
 
-@functools.cache
+@external.cached_by_name
 def build_classifier(name: str, num_classes: int, dtype: str = "float32") -> Network:
     """Returns a classifier: images `[B, H, W, C]` in [0, 1] to float32 logits `[B, K]`.
 
@@ -221,13 +223,14 @@ def build_classifier(name: str, num_classes: int, dtype: str = "float32") -> Net
         name: One of `CLASSIFIERS`. "resnet20" is the released network for CIFAR-10 ("resnet18_2" there),
             "resnet20_wide" ten times as wide, "resnet18" the one that later work compares on, "resnet20_svhn" and
             "mnist_cnn" the released one for SVHN and MNIST, "mnist_cnn_strided" a light one for MNIST (these two fix
-            the size of the images when they are initialised), "digits_cnn" a small one for 8x8 images.
+            the size of the images when they are initialised), "digits_cnn" a small one for 8x8 images. Or
+            `package.module:function`, a function that takes any of `num_classes` and `dtype` and returns a `Network`.
         num_classes: Number of classes, K.
         dtype: `float32`, or `bfloat16`: parameters, statistics, the first and the last layer stay float32, so that no
             perturbation is rounded away and the losses are exact.
 
     Raises:
-        UserError: If the name is unknown or the number of classes is not positive.
+        UserError: If the name is unknown, the function cannot be used, or the number of classes is not positive.
 
     Guarantees:
         test_parameter_counts
@@ -244,6 +247,8 @@ def build_classifier(name: str, num_classes: int, dtype: str = "float32") -> Net
     >>> logits.shape
     (2, 10)
     """
+    if is_function_name(name):
+        return external.load(name, "classifier", num_classes=num_classes, dtype=dtype)
     if name not in MODULES:
         raise UserError(f"unknown classifier {name!r}; choose from {', '.join(MODULES)}")
     if num_classes < 1:

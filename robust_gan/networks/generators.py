@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from robust_gan.config.imports import is_function_name
 from robust_gan.errors import UserError
+from robust_gan.networks import external
 from robust_gan.networks.layers import (
     Conv,
     Dtype,
@@ -151,7 +153,7 @@ GENERATORS = tuple(MODULES)
 """The names that `build_generator` knows."""
 
 
-@functools.cache
+@external.cached_by_name
 def build_generator(name: str, channels: int, dtype: str = "float32", *, remat: bool = False) -> Network:
     """Returns a generator: images `[B, H, W, C]` in [0, 1] to noise `[B, H, W, C]` in [-1, 1].
 
@@ -161,15 +163,17 @@ def build_generator(name: str, channels: int, dtype: str = "float32", *, remat: 
     Args:
         name: One of `GENERATORS`. "resnet_generator" is the released one for CIFAR, "resnet_generator_svhn" for SVHN
             (which starts from other weights), "mnist_generator" for MNIST, "resnet_generator_light" and
-            "mnist_generator_light" are ones with less work, "digits_generator" a small one for 8x8 images.
+            "mnist_generator_light" are ones with less work, "digits_generator" a small one for 8x8 images. Or
+            `package.module:function`, a function that takes any of `channels`, `dtype` and `remat` and returns a
+            `Network`.
         channels: Channels of the images, C.
         dtype: `float32`, or `bfloat16`: parameters, statistics, the first and the last layer stay float32, so that the
             noise is not rounded.
         remat: Whether a backward pass computes the inside of each layer and block anew, to save memory.
 
     Raises:
-        UserError: If the name is unknown or the number of channels is not positive; and, from the network, if the
-            images do not have a height and width divisible by 4.
+        UserError: If the name is unknown, the function cannot be used, or the number of channels is not positive; and,
+            from the network, if the images do not have a height and width divisible by 4.
 
     Guarantees:
         test_parameter_counts
@@ -185,6 +189,8 @@ def build_generator(name: str, channels: int, dtype: str = "float32", *, remat: 
     >>> noise.shape
     (2, 8, 8, 1)
     """
+    if is_function_name(name):
+        return external.load(name, "generator", channels=channels, dtype=dtype, remat=remat)
     if name not in MODULES:
         raise UserError(f"unknown generator {name!r}; choose from {', '.join(MODULES)}")
     if channels < 1:

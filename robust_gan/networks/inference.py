@@ -1,14 +1,16 @@
 """Networks as they are after training: running BatchNorm statistics, one image independent of the others."""
 
-import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from robust_gan.config.imports import is_function_name
 from robust_gan.networks.classifiers import build_classifier
+from robust_gan.networks.external import cached_by_name
 from robust_gan.networks.generators import build_generator
+from robust_gan.types import BatchStats, Params
 
 BY_BATCH = ", statistics of the batch"
 """Ends the name of a classifier whose logits depend on the batch."""
@@ -42,7 +44,7 @@ def architecture_of(function: Callable[..., Any]) -> str:
 
 
 # Cached, so that two models of one architecture share the function, and with it whatever was compiled for it.
-@functools.cache
+@cached_by_name
 def classify(name: str, num_classes: int, *, use_batch_stats: bool = False) -> Callable[..., jax.Array]:
     """Returns `(params, batch_stats, images) -> logits` of the classifier of that name.
 
@@ -56,13 +58,16 @@ def classify(name: str, num_classes: int, *, use_batch_stats: bool = False) -> C
     True
     """
     network = build_classifier(name, num_classes)
-    return as_architecture(
-        lambda params, batch_stats, images: network.apply(params, batch_stats, images, train=use_batch_stats)[0],
-        f"{name}, {num_classes} classes" + (BY_BATCH if use_batch_stats else ""),
-    )
+
+    def apply(params: Params, batch_stats: BatchStats, images: jax.Array) -> jax.Array:
+        return network.apply(params, batch_stats, images, train=use_batch_stats)[0]
+
+    if is_function_name(name):  # The name does not determine the network: its module may change.
+        return apply
+    return as_architecture(apply, f"{name}, {num_classes} classes" + (BY_BATCH if use_batch_stats else ""))
 
 
-@functools.cache
+@cached_by_name
 def generate(name: str, channels: int) -> Callable[..., jax.Array]:
     """Returns `(params, batch_stats, seen) -> noise` of the generator of that name.
 
@@ -70,7 +75,8 @@ def generate(name: str, channels: int) -> Callable[..., jax.Array]:
     True
     """
     network = build_generator(name, channels)
-    return as_architecture(
-        lambda params, batch_stats, seen: network.apply(params, batch_stats, seen, train=False)[0],
-        f"{name}, {channels} channels",
-    )
+
+    def apply(params: Params, batch_stats: BatchStats, seen: jax.Array) -> jax.Array:
+        return network.apply(params, batch_stats, seen, train=False)[0]
+
+    return apply if is_function_name(name) else as_architecture(apply, f"{name}, {channels} channels")

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import checkpoint, data, evaluation, networks, parallel, prng
+from robust_gan import adversaries, checkpoint, data, evaluation, networks, parallel, prng
 from robust_gan import game as game_lib
-from robust_gan.config import Config, check_epsilon, validate
+from robust_gan.config import Config, check_epsilon, imports, validate
+from robust_gan.config.imports import is_function_name
 from robust_gan.errors import DataError, UserError, one_line
 from robust_gan.game import Game, TrainState
 from robust_gan.types import LogitsFn
@@ -50,10 +51,45 @@ def check(config: Config, devices: Sequence[jax.Device]) -> None:
     """
     validate(config)
     parallel.check_batch_size(config.batch_size, devices)
-    # The numbers of classes and channels are not known yet.
-    networks.build_classifier(config.classifier.network, 1)
+    names = {"adversary": config.adversary.name, "classifier": config.classifier.network}
     if config.adversary.name == "generator":
-        networks.build_generator(config.adversary.generator.network, 1)
+        names["generator"] = config.adversary.generator.network
+    for kind, name in names.items():
+        if is_function_name(name):
+            imports.import_function(name, kind)
+        elif kind == "classifier":  # The numbers of classes and channels are not known yet.
+            networks.build_classifier(name, 1)
+        elif kind == "generator":
+            networks.build_generator(name, 1)
+
+
+def check_functions(config: Config, game: Game, info: checkpoint.DataInfo) -> None:
+    """Traces the networks and the adversary that are functions of the user's.
+
+    Raises:
+        UserError: One of them fails on the images of this run, or returns something else.
+    """
+    network, generator = config.classifier.network, config.adversary.generator
+    if is_function_name(network):
+        networks.external.check(network, game.classifier, info.image_shape, (info.num_classes,))
+    if config.adversary.name == "generator" and is_function_name(generator.network):
+        *size, channels = info.image_shape
+        inputs = (*size, adversaries.get_design(generator).channels(channels, info.num_classes))
+        built = networks.build_generator(generator.network, channels, config.precision, remat=generator.remat)
+        networks.external.check(generator.network, built, inputs, info.image_shape)
+    if not is_function_name(config.adversary.name):
+        return
+    if config.penalty.coefficient and game.adversary.response is None:
+        raise UserError(
+            f"penalty.coefficient is {config.penalty.coefficient}, but the adversary {config.adversary.name} has no "
+            "function response: set it to 0"
+        )
+
+    def classifier_fn(images: jax.Array) -> jax.Array:
+        params, batch_stats = game.classifier.init(prng.make_key(0), images)
+        return game.classifier.apply(params, batch_stats, images, train=False)[0]
+
+    adversaries.external.check(config.adversary.name, game.adversary, classifier_fn, info.image_shape)
 
 
 def build(config: Config, devices: Sequence[jax.Device]) -> Setup:
@@ -73,6 +109,7 @@ def build(config: Config, devices: Sequence[jax.Device]) -> Setup:
     info = checkpoint.DataInfo(dataset.name, shape, dataset.num_classes, tuple(dataset.label_names))
     sources = load_sources(config, info)
     game = game_lib.from_config(config, num_classes=info.num_classes, channels=shape[-1], sources=sources)
+    check_functions(config, game, info)
     return Setup(config, devices, dataset, info, game, initial_state(config, game, shape))
 
 
