@@ -117,9 +117,12 @@ def folder(tmp_path, monkeypatch, launch):
     sys.path[:] = [place for place in sys.path if place != str(tmp_path)]
 
 
+@pytest.mark.slow
 def test_an_adversary_and_a_network_of_the_users_are_trained_and_loaded(launch, folder):
-    flags = ["--config=digits:pgd", "--config.adversary.name=theirs.parts:signs", "--workdir=run",
-             "--config.classifier.network=theirs.parts:network", "--config.adversary.epsilon_warmup_steps=2"]  # fmt: skip
+    flags = [
+        "--config=digits:pgd", "--config.adversary.name=theirs.parts:signs", "--workdir=run",
+        "--config.classifier.network=theirs.parts:network", "--config.adversary.epsilon_warmup_steps=2",
+    ]  # fmt: skip
     ended = launch("train", *flags, *SHORT)
     assert ended.code == 0, ended.err
     assert json.loads((folder / "run" / "config.json").read_text())["adversary"]["name"] == "theirs.parts:signs"
@@ -137,6 +140,7 @@ def test_an_adversary_and_a_network_of_the_users_are_trained_and_loaded(launch, 
     assert not (folder / "report").exists()
 
 
+@pytest.mark.slow
 def test_a_generator_network_of_the_users_attacks(launch, folder):
     ended = launch(
         "train", "--config=digits", "--config.adversary.generator.network=theirs.parts:noise", "--workdir=run",
