@@ -1,4 +1,4 @@
-"""Checkpoints on gs://, against a stand-in for Google's servers, as test_places.py starts it; prints what it found."""
+"""Checkpoints on gs://, against a stand-in for Google's servers; tests/storage/test_paths.py runs this program."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One of two processes, as test_processes.py starts them: python pod_program.py PORT PROCESS FOLDER.
+"""One of two processes, as tests/parallel/test_multihost.py starts them: python pod_program.py PORT PROCESS FOLDER.
 
 Writes what it found to FOLDER/PROCESS.json, and a run to FOLDER/run.
 """

@@ -75,7 +75,7 @@ def run(words, comment, launch):
     """Runs a command of a page, or reads it where that is all that can be done here."""
     if words[0] == "bash":
         assert (ROOT / words[1]).exists()
-        # The others install, or are run by test_quickstart.py, test_pod_scripts.py and test_processes.py.
+        # The others install, or are run by test_quickstart.py, test_pod_scripts.py and test_multihost.py.
         if "--dry_run" in words and (ROOT / ".git").exists():
             subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
         return

@@ -25,9 +25,9 @@ FILES = {".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix("._
          for path in (ROOT / "robust_gan").rglob("*.py")}  # fmt: skip
 MODULES = sorted(SHOWN & FILES)
 
-_FOLDER = "needs a folder with a checkpoint; test_checkpoint.py, and the tutorials"
-_EVALUATED = "needs a whole evaluation; test_report_folder.py"
-_JOINED = "needs several processes; test_processes.py"
+_FOLDER = "needs a folder with a checkpoint; tests/checkpoint, and the tutorials"
+_EVALUATED = "needs a whole evaluation; tests/reporting"
+_JOINED = "needs several processes; tests/parallel"
 NO_EXAMPLE = {
     "robust_gan.checkpoint.get_attack": _FOLDER,
     "robust_gan.checkpoint.get_classifier": _FOLDER,
@@ -37,14 +37,14 @@ NO_EXAMPLE = {
     "robust_gan.checkpoint.load_classifier": _FOLDER,
     "robust_gan.checkpoint.load_generator": _FOLDER,
     "robust_gan.checkpoint.read_record": _FOLDER,
-    "robust_gan.reproduction.run": "takes minutes; test_experiment.py, and the tutorials",
-    "robust_gan.reporting.page.write": "needs folders of runs; test_page.py",
+    "robust_gan.reproduction.run": "takes minutes; tests/reproduction, and the tutorials",
+    "robust_gan.reporting.page.write": "needs folders of runs; tests/reporting",
     "robust_gan.parallel.connect": _JOINED,
     "robust_gan.parallel.leave": _JOINED,
     "robust_gan.reporting.tables.card": _EVALUATED,
     "robust_gan.reporting.tables.record": _EVALUATED,
     "robust_gan.reporting.tables.write": _EVALUATED,
-    "robust_gan.training.train": "takes seconds; test_training.py, and the tutorials",
+    "robust_gan.training.train": "takes seconds; tests/training, and the tutorials",
 }
 """Functions without a doctest, and where they are tried instead."""
 
