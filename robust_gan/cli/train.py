@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from robust_gan import cli
 from robust_gan.config import to_dict
+from robust_gan.errors import UserError
 from robust_gan.storage import workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,11 +34,16 @@ _ON_NAN = flags.DEFINE_enum(
 )
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the configuration as JSON, flags included, and end.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print shapes, parameters, memory and time, write nothing, and end.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    "",
+    "With --dry_run: compile for TPUs that need not be there, such as v5e:4x4; print what a step takes.",
+)
 
 _GROUPS = {
     "What": ["config=NAME|FILE.py[:METHOD]", "config.FIELD=VALUE", "workdir=DIR"],
     "Where": ["platform=cpu|gpu|tpu", "num_devices=N"],
-    "Before it runs": ["print_config", "dry_run"],
+    "Before it runs": ["print_config", "dry_run", "topology=CHIP:GRID"],
     "While it runs": ["[no]progress", "tensorboard", "on_nan=stop|skip"],
 }
 
@@ -49,10 +55,17 @@ def main(argv):
     if _PRINT_CONFIG.value:
         print(json.dumps(to_dict(config), indent=2))
         return 0
+    if _TOPOLOGY.value and not _DRY_RUN.value:
+        raise UserError("--topology compiles for TPUs that need not be there: give --dry_run with it")
     if _DRY_RUN.value:
         if _WORKDIR.value:
             workdir.check(_WORKDIR.value, config)
 
+        if _TOPOLOGY.value:
+            from robust_gan.training import topology
+
+            print(topology.format_compiled(topology.compile_step(config, _TOPOLOGY.value)))
+            return 0
         from robust_gan import parallel
         from robust_gan.training import dry_run
 
