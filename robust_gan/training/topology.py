@@ -158,9 +158,9 @@ def compile_step(config: Config, topology: str) -> Compiled:
     local = sum(device.process_index == jax.process_index() for device in devices)
     steps = multi_step.steps_per_call(config, "tpu")
     positions = (local, steps, num_batches, config.batch_size // len(devices))
-    indices = multi_step.BatchIndices(
-        jax.ShapeDtypeStruct(positions, jnp.int32), jax.ShapeDtypeStruct((local,), jnp.int32)
-    )
+    counts: Any = jax.ShapeDtypeStruct((local,), jnp.int32)
+    images: Any = jax.ShapeDtypeStruct(positions, jnp.int32)
+    indices = multi_step.BatchIndices(images, counts)
     run = functools.partial(multi_step.run_steps, game, config, "stop")
     found = Compiled(topology, len(devices), config.batch_size)
     return _compile(found, parallel.map_step(run, devices), loop_state, arrays, indices)
