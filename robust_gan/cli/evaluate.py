@@ -111,7 +111,7 @@ def main(argv):
     if table := tables.paired_comparisons(values):
         print(f"\nPaired comparisons, in points:\n{table}")
     print(f"\nAlarms:\n{tables.format_alarms(values)}")
-    if notes := tables.notes_told(values):
+    if notes := tables.format_notes(values):
         print(f"\nNot made:\n{notes}")
     if unwritten:
         return cli.complain(unwritten)

@@ -1,4 +1,4 @@
-"""What a generator makes of the same few images as training goes on: small pictures in the folder of the run."""
+"""The generator's noise on a few fixed images in the course of training, as PNG files in the workdir."""
 
 import io
 import re
@@ -15,13 +15,13 @@ from robust_gan.storage import workdir
 
 FOLDER = "noise"
 SHOWN = 8
-"""How many images, each of a class of its own."""
+"""Number of images, each of another class."""
 
 _CLEAN, _COUNT = "images.png", "count"
 
 
 class NoiseImages(NamedTuple):
-    """The pictures of a run.
+    """The noise images of a run.
 
     Attributes:
         images: `[E, H, W, C]` in [0, 1], clean.
@@ -47,7 +47,7 @@ def get_noise(adversarial: np.ndarray, images: np.ndarray, epsilon: float) -> np
 
 
 def concatenate(images: np.ndarray) -> np.ndarray:
-    """Returns images side by side: `[E, H, W, C]` to `[H, E W, C]`, with one channel or three.
+    """Concatenates images horizontally: `[E, H, W, C]` to `[H, E W, C]`, with one or three channels.
 
     >>> concatenate(np.zeros((8, 4, 5, 2))).shape
     (4, 40, 1)
@@ -58,10 +58,10 @@ def concatenate(images: np.ndarray) -> np.ndarray:
 
 
 def write(folder: epath.Path, step: int, images: np.ndarray, noise: np.ndarray) -> None:
-    """Writes the noise of a step, and the clean images where they are not there yet.
+    """Writes the noise of a step, and the clean images if they are not written yet.
 
     Args:
-        folder: Of the run.
+        folder: The workdir.
         step: Steps taken.
         images: `[E, H, W, C]` in [0, 1].
         noise: `[E, H, W, C]` in [-1, 1].
@@ -78,10 +78,10 @@ def write(folder: epath.Path, step: int, images: np.ndarray, noise: np.ndarray) 
 
 
 def read(folder: epath.Path) -> NoiseImages | None:
-    """Reads what training wrote; None where it wrote none, as without a generator.
+    """Reads the noise images of a run; returns None if there are none, as without a generator.
 
     Raises:
-        UserError: A picture is damaged.
+        UserError: An image is damaged.
 
     >>> read(epath.Path(getfixture("tmp_path"))) is None
     True
@@ -110,5 +110,5 @@ def _read(path: epath.Path) -> np.ndarray:
             count = int(picture.info[_COUNT])
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         return np.stack(np.split(pixels, count, axis=1))
-    except (OSError, ValueError, KeyError, SyntaxError) as error:  # Pillow tells some damage by a SyntaxError.
+    except (OSError, ValueError, KeyError, SyntaxError) as error:  # Pillow raises SyntaxError for some damage.
         raise UserError(f"{path} is damaged ({error}): remove it") from error

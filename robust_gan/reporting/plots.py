@@ -1,4 +1,4 @@
-"""Pictures of examples, accuracies, curves and costs; matplotlib is the extra `plot`, and known here alone."""
+"""Plots of examples, accuracies, curves and costs with matplotlib (extra `plot`)."""
 
 import functools
 import importlib.util
@@ -18,15 +18,15 @@ _P = ParamSpec("_P")
 
 
 def can_plot() -> bool:
-    """Tells whether matplotlib is there."""
+    """Returns whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def check_plot() -> None:
-    """Refuses to go on where a picture is asked for and matplotlib is absent or does not work.
+    """Checks that matplotlib is installed and works.
 
     Raises:
-        UserError: Says which extra to install.
+        UserError: It is not, or does not; the error names the extra.
     """
     if not can_plot():
         raise UserError("a picture needs matplotlib: pip install 'robust_gan[plot]', or leave --plots out")
@@ -40,7 +40,7 @@ def check_plot() -> None:
 
 
 def _draws(draw: Callable[_P, None]) -> Callable[_P, None]:
-    """Makes a function draw names as they are: `$` starts no formula, and a letter that the font lacks is no matter."""
+    """Draws names literally: `$` starts no formula, and missing glyphs give no warning."""
 
     @functools.wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -58,7 +58,7 @@ def _draws(draw: Callable[_P, None]) -> Callable[_P, None]:
 def draw_examples(
     path: epath.PathLike, images: np.ndarray, labels: Sequence[str], columns: Sequence[dict[str, Any]]
 ) -> None:
-    """Draws clean images, and for each model the adversarial image with its prediction and the magnified perturbation.
+    """Draws clean images, and for each model the adversarial images with predictions and magnified perturbations.
 
     Args:
         path: A PNG file.
@@ -92,7 +92,7 @@ def draw_examples(
 
 @_draws
 def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[float]]]) -> None:
-    """Draws, for each method, a line with a mark for each accuracy: the mean, and the single seeds behind it.
+    """Draws, for each method, a line with a mark for each accuracy: the mean, and the single seeds.
 
     Args:
         path: A PNG file.
@@ -124,7 +124,7 @@ def draw_accuracies(path: epath.PathLike, rows: dict[str, dict[str, Sequence[flo
 
 @_draws
 def draw_costs(path: epath.PathLike, rows: dict[str, list[list[dict[str, float]]]]) -> None:
-    """Draws robust accuracy on the validation split against what training had cost by then.
+    """Draws robust accuracy on the validation split against the cost of training.
 
     Args:
         path: A PNG file.
@@ -157,7 +157,7 @@ def draw_curve(path: epath.PathLike, curve: Curve, epsilon: float, norm: str) ->
     Args:
         path: A PNG file.
         curve: Of `evaluation.trace_curve`.
-        epsilon: The radius of the evaluation, marked.
+        epsilon: The radius of the evaluation, drawn as a line.
         norm: Of the threat model.
     """
     from matplotlib.figure import Figure
@@ -183,25 +183,25 @@ def draw_curve(path: epath.PathLike, curve: Curve, epsilon: float, norm: str) ->
 
 @_draws
 def draw_transfer(
-    path: epath.PathLike, targets: Sequence[str], makers: Sequence[str], shares: np.ndarray, attack: str
+    path: epath.PathLike, targets: Sequence[str], sources: Sequence[str], shares: np.ndarray, attack: str
 ) -> None:
-    """Draws robust accuracy by target and by whom the attack was made on; the diagonal, framed, is white box.
+    """Draws robust accuracy by target and source of the attack; the diagonal, framed, is white-box.
 
     Args:
         path: A PNG file.
         targets: Names of the rows.
-        makers: Names of the columns.
-        shares: `[targets, makers]`, NaN where no such attack exists.
+        sources: Names of the columns.
+        shares: `[targets, sources]`, NaN where no such attack exists.
         attack: Its name.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    figure = Figure(figsize=(0.85 * len(makers) + 3.2, 0.5 * len(targets) + 2.2), layout="constrained")
+    figure = Figure(figsize=(0.85 * len(sources) + 3.2, 0.5 * len(targets) + 2.2), layout="constrained")
     axis = figure.subplots()
     axis.imshow(100 * shares, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for row, target in enumerate(targets):
-        for column, maker in enumerate(makers):
+        for column, maker in enumerate(sources):
             if np.isfinite(shares[row, column]):
                 colour = "black" if shares[row, column] > 0.6 else "white"
                 axis.text(column, row, f"{100 * shares[row, column]:.1f}", ha="center", va="center", color=colour)
@@ -209,7 +209,7 @@ def draw_transfer(
                 axis.add_patch(
                     Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor="#cf222e", lw=2)
                 )
-    axis.set_xticks(range(len(makers)), list(makers), rotation=30, ha="right")
+    axis.set_xticks(range(len(sources)), list(sources), rotation=30, ha="right")
     axis.set_yticks(range(len(targets)), list(targets))
     axis.set_xlabel(f"{attack} made on")
     axis.set_ylabel("robust accuracy in % of")
@@ -224,7 +224,7 @@ def _save(figure: Any, path: epath.PathLike) -> None:
 
 
 def _show(axis, image, caption, colour="#000000", cmap="gray"):
-    if image.shape[-1] not in (1, 3):  # Neither grey nor colours: the mean over the channels.
+    if image.shape[-1] not in (1, 3):  # Neither grey nor RGB: the mean over the channels.
         image = image.mean(axis=-1, keepdims=True)
     image = np.clip(image, 0, 1)
     axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")

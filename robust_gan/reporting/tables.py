@@ -1,4 +1,4 @@
-"""What an evaluation found: tables with an interval for each accuracy, paired comparisons, and a JSON record."""
+"""The report of an evaluation: tables with an interval for each accuracy, paired comparisons, and a JSON record."""
 
 import collections
 import datetime
@@ -24,24 +24,23 @@ from robust_gan.types import ThreatModel
 from robust_gan.version import __version__
 
 SCHEMA = "robust_gan.evaluation/4"
-"""Of `report.json`: described by `schemas/evaluation.json`, see `schema`."""
+"""Version of `report.json`, whose JSON Schema `schema` returns."""
 
 USE_BATCH_STATS = (
-    "**BatchNorm by the statistics of each batch**, as the released code evaluates: an image's prediction depends on "
-    "which others share its batch, and the figures do not compare with any other."
+    "**BatchNorm with batch statistics**, as the released code evaluates: the prediction of an image depends on the "
+    "others in its batch, and the results are not comparable with others."
 )
 RECORD, TABLES, EXAMPLES = "report.json", "report.md", "examples.png"
 CURVE, TRANSFER, ADVERSARIAL, CARDS = "curve.png", "transfer.png", "adversarial.npz", "cards"
 
-_MOST_PAIRED = 16
-"""Models that are compared pair by pair: 120 pairs."""
+_MAX_PAIRED = 16
+"""Number of models compared pair by pair: 120 pairs."""
 
 
 def white_and_black_box(scores: Scores) -> str:
-    """Returns a table as Markdown: the accuracy of each model clean, under white-box attacks, and under transfer.
+    """Returns clean, white-box and black-box accuracy of each model as a Markdown table, with intervals.
 
-    Black box is the worst case, image by image, over everyone else on whom the attack was made. Each accuracy is
-    followed by its interval.
+    Black-box accuracy is the worst case, image by image, over attacks transferred from all other models.
 
     Args:
         scores: Of an evaluation.
@@ -69,7 +68,7 @@ def white_and_black_box(scores: Scores) -> str:
 
 
 def by_source(scores: Scores) -> str:
-    """Returns robust accuracy by target and source as Markdown, a row per (target, attack); the diagonal is white box.
+    """Returns robust accuracy by target, attack and source as a Markdown table; the diagonal is white-box.
 
     Args:
         scores: Of an evaluation.
@@ -94,10 +93,10 @@ def by_source(scores: Scores) -> str:
 
 
 def sequential(values: dict[str, Any]) -> str:
-    """Returns what stood after each of the attacks in turn as Markdown; empty where there were none.
+    """Returns robust accuracy after each sequential attack as a Markdown table; empty if there were none.
 
     Args:
-        values: What `record` returned.
+        values: The output of `record`.
 
     >>> sequential({"targets": {"a": {"sequential": []}}})
     ''
@@ -115,10 +114,10 @@ def sequential(values: dict[str, Any]) -> str:
 
 
 def paired_comparisons(values: dict[str, Any]) -> str:
-    """Returns the comparisons of two models on the same images as Markdown; empty where there is one model.
+    """Returns the paired comparisons of models as a Markdown table; empty for a single model.
 
     Args:
-        values: What `record` returned.
+        values: The output of `record`.
 
     >>> row = {"first": "a", "second": "b", "under": "fgsm", "difference": 0.25, "interval": [-0.25, 0.5],
     ...        "first_only": 1, "second_only": 0, "p_value": 1.0}
@@ -132,35 +131,35 @@ def paired_comparisons(values: dict[str, Any]) -> str:
 
 
 def format_alarms(values: dict[str, Any]) -> str:
-    """Returns the alarms that fired, a line each, or that none did; and those that could not be asked, by the reason.
+    """Returns the alarms that fired, and those that could not be evaluated, as Markdown.
 
     Args:
-        values: What `record` returned.
+        values: The output of `record`.
 
     >>> alarms = [{"name": "probabilities", "fired": True, "finding": "outputs lie in [0, 1] and sum to 1"}]
     >>> format_alarms({"targets": {"a": {"alarms": alarms}}})
     '- a: **probabilities**: outputs lie in [0, 1] and sum to 1'
     """
-    lines, silent, asked = [], [], 0
+    lines, skipped, evaluated = [], [], 0
     for name, target in values["targets"].items():
-        asked += sum(alarm.get("asked", True) for alarm in target["alarms"])
+        evaluated += sum(alarm.get("asked", True) for alarm in target["alarms"])
         lines += [f"- {name}: **{alarm['name']}**: {alarm['finding']}" for alarm in target["alarms"] if alarm["fired"]]
         reasons: dict[str, list[str]] = {}
         for alarm in target["alarms"]:
             if not alarm.get("asked", True):
                 reasons.setdefault(alarm["finding"], []).append(alarm["name"])
-        silent += [f"- {name}: {', '.join(alarms)}: {reason}" for reason, alarms in reasons.items()]
-    found = "\n".join(lines) or (f"None of {asked} fired." if asked else "No alarm was asked.")
-    return found if not silent else "\n".join([*([found] if lines else [found, ""]), *silent])
+        skipped += [f"- {name}: {', '.join(alarms)}: {reason}" for reason, alarms in reasons.items()]
+    text = "\n".join(lines) or (f"None of {evaluated} fired." if evaluated else "No alarm was evaluated.")
+    return text if not skipped else "\n".join([*([text] if lines else [text, ""]), *skipped])
 
 
-def notes_told(values: dict[str, Any]) -> str:
-    """Returns what could not be asked or written, a line each; empty where there is nothing of the kind.
+def format_notes(values: dict[str, Any]) -> str:
+    """Returns the notes on outputs that could not be written, a line each.
 
     Args:
-        values: What `record` returned.
+        values: The output of `record`.
 
-    >>> notes_told({"notes": ["curve.png: not made: the disk is full."]})
+    >>> format_notes({"notes": ["curve.png: not made: the disk is full."]})
     '- curve.png: not made: the disk is full.'
     """
     return "\n".join(f"- {note}" for note in values.get("notes", []))
@@ -169,31 +168,30 @@ def notes_told(values: dict[str, Any]) -> str:
 def record(
     scores: Scores, threat: ThreatModel, *, data: dict[str, Any], models: dict[str, Any], settings: dict[str, Any],
     runs: Sequence[dict[str, Any]], sequential: dict[str, list[AttackResult]] | None = None,
-    standing: dict[str, np.ndarray] | None = None, alarms: dict[str, list[Alarm]] | None = None,
+    sequential_robust: dict[str, np.ndarray] | None = None, alarms: dict[str, list[Alarm]] | None = None,
     curve: Curve | None = None, notes: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns everything a figure depends on, as a JSON-able dictionary.
+    """Returns the results and settings of an evaluation as a JSON-able dictionary.
 
     Args:
         scores: Of the evaluation.
         threat: The threat model.
-        data: Data set, split and count.
-        models: For each name where it comes from: checkpoint, step, configuration.
-        settings: Seed and whatever else was chosen; the batch size and the devices are those of the last run.
-        runs: What `EvaluationState.runs` returns: those that made attacks, each with what `made_with` says and its
-            wall time.
-        sequential: For each target what attacks in turn did, see `evaluation.evaluate_sequential`.
-        standing: For each target which images stood at their end.
-        alarms: For each target what its alarms say.
-        curve: Robust accuracy against epsilon, where it was traced.
-        notes: Sentences on what could not be asked or written.
+        data: Data set, split and number of images.
+        models: For each name its source: checkpoint, step, configuration.
+        settings: The seed and further settings; batch size and devices are those of the last run.
+        runs: The output of `EvaluationState.runs`: the runs that attacked, with the output of `made_with` and seconds.
+        sequential: For each target the results of `evaluation.evaluate_sequential`.
+        sequential_robust: For each target which images are robust under them.
+        alarms: For each target its alarms.
+        curve: Robust accuracy against epsilon, if it was computed.
+        notes: Sentences on outputs that could not be written.
 
     Returns:
-        The record; accuracies are shares of all images, each with its 95 % interval. The worst cases in the open count
-        attacks in turn too.
+        The record; accuracies are shares of all images, each with its 95 % interval. The white-box worst case includes
+        the sequential attacks.
     """
     targets: dict[str, Any] = {}
-    standing, sequential, alarms = standing or {}, sequential or {}, alarms or {}
+    sequential, alarms, robust = sequential or {}, alarms or {}, sequential_robust or {}
     count, seconds = scores.clean.shape[1], sum(run["seconds"] for run in runs)
     for target in scores.targets:
         by_attack: dict[str, dict[str, float | None]] = {}
@@ -204,9 +202,9 @@ def record(
             "clean_accuracy": scores.clean_accuracy(target),
             "robust_accuracy": by_attack,
             "worst_case": {
-                "white_box": scores.robust_accuracy(target, [target], also=standing.get(target)),
+                "white_box": scores.robust_accuracy(target, [target], also=robust.get(target)),
                 "black_box": scores.robust_accuracy(target, others),
-                "all": scores.robust_accuracy(target, scores.makers, also=standing.get(target)),
+                "all": scores.robust_accuracy(target, scores.makers, also=robust.get(target)),
             },
             "sequential": [
                 result._asdict() | {"interval": statistics.interval_of(result.robust_accuracy, count)}
@@ -224,23 +222,23 @@ def record(
         "attacks": list(scores.attacks),
         "models": models,
         "targets": targets,
-        "paired": _paired(scores, standing),
+        "paired": _paired(scores, robust),
         "curve": None if curve is None else curve._asdict() | {"intervals": _intervals(curve.robust_accuracy, count)},
         "notes": list(notes),
         "settings": settings | runs[-1]["settings"],
         "seconds": round(seconds, 2),
-        "images_per_second": round(_attacked(scores, sequential) / max(seconds, 1e-9), 1),
+        "images_per_second": round(_count_attacked(scores, sequential) / max(seconds, 1e-9), 1),
         "device": "; ".join(dict.fromkeys(run["device"] for run in runs)),
         "versions": runs[-1]["versions"],
     }
 
 
 def made_with(batch_size: int, num_devices: int) -> dict[str, Any]:
-    """Returns what attacks are made with now, as a JSON-able dictionary.
+    """Returns date, device and versions as a JSON-able dictionary.
 
     Args:
-        batch_size: Images at once.
-        num_devices: That share them.
+        batch_size: Images of a batch.
+        num_devices: Devices that share it.
 
     >>> sorted(made_with(500, 1))
     ['created', 'device', 'seconds', 'settings', 'versions']
@@ -256,12 +254,12 @@ def made_with(batch_size: int, num_devices: int) -> dict[str, Any]:
 
 
 def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> None:
-    """Writes `report.json`, `report.md` and a model card for each target, each whole or not at all.
+    """Writes `report.json`, `report.md` and a model card for each target, each atomically.
 
     Args:
-        directory: Made where there is none.
+        directory: Created if it does not exist.
         scores: Of the evaluation.
-        values: What `record` returned.
+        values: The output of `record`.
     """
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -275,19 +273,19 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
         conditions += " " + USE_BATCH_STATS
     text = [
         "# Evaluation", conditions,
-        f"Robust accuracy in % of all {data['count']} images; robust is right clean and under attack; "
+        f"Robust accuracy in % of all {data['count']} images; robust: classified correctly clean and under attack; "
         f"{statistics.INTERVALS}.",
-        "## White box and black box", white_and_black_box(scores),
-        "Black box: the worst case, image by image, over attacks made on all the other models.",
-        "## By source", by_source(scores), "Italics: white box.",
+        "## White-box and black-box accuracy", white_and_black_box(scores),
+        "Black-box: the worst case, image by image, over attacks transferred from all other models.",
+        "## By source", by_source(scores), "Italics: white-box.",
     ]  # fmt: skip
     if table := sequential(values):
-        text += ["## Attacks in turn", "Each on the images that all before it left standing.", table]
+        text += ["## Sequential attacks", "Each attacks the remaining robust images.", table]
     if table := paired_comparisons(values):
         text += ["## Paired comparisons", statistics.PAIRED, table]
     text += ["## Alarms", format_alarms(values)]
-    if notes := notes_told(values):
-        text += ["## Not made", notes]
+    if notes := format_notes(values):
+        text += ["## Not written", notes]
     (folder / CARDS).mkdir(exist_ok=True)
     for name, file in card_names(list(values["targets"])).items():
         workdir.write_text(folder / CARDS / file, json.dumps(card(values, name), indent=2) + "\n")
@@ -296,10 +294,10 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
 
 
 def card_names(names: Sequence[str]) -> dict[str, str]:
-    """Returns for each model the name of the file of its card: one for each, whatever the models are called.
+    """Returns a distinct, valid file name for the card of each model.
 
     Args:
-        names: Of the models, no two alike.
+        names: Distinct names of models.
 
     >>> card_names(["mine:m", "модель:первая", "a|b", "a/b"])["mine:m"]
     'mine_m.json'
@@ -310,7 +308,7 @@ def card_names(names: Sequence[str]) -> dict[str, str]:
     counts = collections.Counter(text.casefold() for text in plain.values())
     files = {}
     for name, text in plain.items():
-        # No file system takes more than 255 bytes, and some take no difference of case.
+        # File names have at most 255 bytes, and some file systems ignore case.
         short = text.encode()[:180].decode(errors="ignore")
         if not text or short != text or counts[text.casefold()] > 1:
             short = f"{short or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -328,7 +326,7 @@ def schema() -> dict[str, Any]:
 
 
 def transfer_matrix(scores: Scores, attack: str) -> tuple[Sequence[str], Sequence[str], np.ndarray]:
-    """Returns targets, makers, and the robust accuracy of each pair under an attack; NaN where it was not made.
+    """Returns targets, sources, and the robust accuracy of each pair under an attack; NaN if it was not computed.
 
     Args:
         scores: Of an evaluation.
@@ -343,11 +341,11 @@ def transfer_matrix(scores: Scores, attack: str) -> tuple[Sequence[str], Sequenc
 
 
 def card(values: dict[str, Any], target: str) -> dict[str, Any]:
-    """Returns a model card in the form of RobustBench's `model_info`, as far as an evaluation knows it.
+    """Returns a model card with the fields of RobustBench's `model_info` that an evaluation knows.
 
     Args:
-        values: What `record` returned.
-        target: Which model.
+        values: The output of `record`.
+        target: Name of the model.
 
     References:
         Croce et al., "RobustBench: a standardized adversarial robustness benchmark", NeurIPS 2021,
@@ -382,14 +380,14 @@ def card(values: dict[str, Any], target: str) -> dict[str, Any]:
     }
 
 
-def _attacked(scores, sequential):
-    """Counts adversarial images that were made."""
+def _count_attacked(scores, sequential):
+    """Returns the number of adversarial images computed."""
     made = len({(maker, attack) for _, maker, attack in scores.robust}) * scores.clean.shape[1]
     return made + sum(result.attacked for results in sequential.values() for result in results[1:])
 
 
 def _intervals(shares: Any, count: int) -> Any:
-    """Puts an interval in the place of each share, however they are nested; None stays."""
+    """Replaces each share by its interval, in nested mappings and sequences."""
     if isinstance(shares, Mapping):
         return {name: _intervals(part, count) for name, part in shares.items()}
     if isinstance(shares, Sequence):
@@ -397,15 +395,15 @@ def _intervals(shares: Any, count: int) -> Any:
     return None if shares is None else statistics.interval_of(shares, count)
 
 
-def _paired(scores: Scores, standing: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def _paired(scores: Scores, robust: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Compares the first models pair by pair on clean images, under each white-box attack, and in the worst cases."""
     right: dict[str, dict[str, np.ndarray]] = {}
-    for index, target in enumerate(scores.targets[:_MOST_PAIRED]):
+    for index, target in enumerate(scores.targets[:_MAX_PAIRED]):
         found: dict[str, np.ndarray | None] = {"clean": scores.clean[index]}
         found |= {attack: scores.robust_images(target, [target], [attack]) for attack in scores.attacks}
-        found["attacks in turn"] = standing.get(target)
-        if sum(images is not None for images in found.values()) > 2:  # Else it is the one attack over again.
-            found[statistics.WORST_WHITE] = scores.robust_images(target, [target], also=standing.get(target))
+        found["sequential attacks"] = robust.get(target)
+        if sum(images is not None for images in found.values()) > 2:  # Otherwise it equals the single attack.
+            found[statistics.WORST_WHITE] = scores.robust_images(target, [target], also=robust.get(target))
         others = [maker for maker in scores.makers if maker != target]
         found[statistics.WORST_BLACK] = scores.robust_images(target, others)
         right[target] = {under: images for under, images in found.items() if images is not None}
@@ -422,7 +420,7 @@ def _paired(scores: Scores, standing: Mapping[str, np.ndarray]) -> list[dict[str
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table as Markdown, aligned to be read as it is.
+    """Returns a Markdown table with aligned columns.
 
     >>> print(markdown(["model", "clean"], [["a", "98.1"]]))
     | model | clean |
@@ -431,7 +429,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     header, *rows = [
         [" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in [header, *rows]
-    ]  # A bar ends a cell, and a new line the table.
+    ]  # Bars and line breaks would end the cell.
     widths = [max(len(line[index]) for line in [header, *rows]) for index in range(len(header))]
 
     def line(cells):

@@ -64,8 +64,8 @@ def test_the_folder_holds_what_is_documented(evaluated):
 def test_the_details_agree_with_the_figures(evaluated):
     folder, values = evaluated
     found, target = details.read(folder), values["targets"]["tiny"]
-    assert len(found.labels) == len(found.stood["tiny"]) == 60
-    assert found.stood["tiny"].mean() == target["worst_case"]["white_box"]
+    assert len(found.labels) == len(found.robust["tiny"]) == 60
+    assert found.robust["tiny"].mean() == target["worst_case"]["white_box"]
     for attack in ("fgsm", "pgd2"):
         right = found.predicted["tiny", attack] == found.labels
         clean = found.predicted["tiny", "clean"] == found.labels
@@ -74,11 +74,11 @@ def test_the_details_agree_with_the_figures(evaluated):
     sequential = found.predicted["tiny", details.SEQUENTIAL] == found.labels
     assert sequential.mean() == target["sequential"][-1]["robust_accuracy"]
     assert found.attack == "pgd2"
-    moved = np.abs(found.shown["tiny"] - found.images).max(axis=(1, 2, 3))
+    moved = np.abs(found.adversarial["tiny"] - found.images).max(axis=(1, 2, 3))
     assert len(moved) == 10
     assert (moved > 0.1).all()
     assert moved.max() <= 0.15 + 1e-6
-    logits = checkpoint.load_classifier(values["models"]["tiny"]["checkpoint"])(found.shown["tiny"])
+    logits = checkpoint.load_classifier(values["models"]["tiny"]["checkpoint"])(found.adversarial["tiny"])
     assert (np.argmax(np.asarray(logits), -1) == found.predicted["tiny", "pgd2"][found.positions]).all()
     assert np.nanmean(details.per_class(found, np.ones(60))) == 1
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from robust_gan import reproduction
 from robust_gan.config import AdversaryConfig, Config, to_dict
 from robust_gan.errors import UserError
 from robust_gan.reporting import details, noise_images, page
 from robust_gan.reporting import tables as report_lib
 from robust_gan.reporting.details import Details
 from robust_gan.reporting.page import parts, svg
+from robust_gan.reproduction.run import SCHEMA
 
 DRAWS = np.random.default_rng(0)
 NAMES = tuple(f"<class {index}>" for index in range(4))
@@ -90,7 +90,7 @@ def write_reproduction(folder):
         "cost": [{"seconds": 100, "gradient_evaluations": 11}],
     }  # fmt: skip
     values = {
-        "schema": reproduction.running.SCHEMA,
+        "schema": SCHEMA,
         "dataset": "digits",
         "budget": "debug",
         "seeds": [0, 1],
@@ -120,7 +120,7 @@ def test_everything_is_found_and_drawn(written):
         "Overview", "Reproduction digits", "Training", "Evaluation quick/report", "The generator's noise",
         "Confusion under pgd10", "Examples under pgd10", "Robust accuracy of each class", "Loss of the generator",
         "Robust accuracy against what training took", "Transfer of fgsm", "Robust accuracy against epsilon",
-        "What stands after each of the attacks in turn", "Paired comparisons", "McNemar", "-50.0 to +1.0",
+        "Robust accuracy after each sequential attack", "Paired comparisons", "McNemar", "-50.0 to +1.0",
         "90.0 (76.9 to 96.0)", "Accuracy in % of the validation images", "<small>10.5 to 34.8</small>",
     ):  # fmt: skip
         assert heading in text
@@ -153,7 +153,7 @@ def test_an_evaluation_of_an_older_version_and_a_run_under_way_are_shown(tmp_pat
     write_run(tmp_path / "begun")
     (tmp_path / "begun" / "metrics.jsonl").write_text("")
     text = page.render(page.find([tmp_path]))
-    assert "An older version wrote this evaluation" in text
+    assert "This evaluation has no details.npz" in text
     assert "None of 2 alarms fired" in text
 
 

@@ -1,4 +1,4 @@
-"""The part of the page on evaluations: accuracies, curves, who breaks whom, classes, confusion and examples."""
+"""The section on evaluations: accuracies, curves, transfer, classes, confusion and examples."""
 
 import html
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from robust_gan.reporting.page.finding import Evaluation
 from robust_gan.reporting.page.parts import Palette
 
 _BOXES = ("white_box", "black_box", "all")
-_MOST_CLASSES = 20
-_MOST_EXAMPLES = 8
+_MAX_CLASSES = 20
+_MAX_EXAMPLES = 8
 
 
 def curves(evaluations: Sequence[Evaluation], palette: Palette) -> str:
-    """Returns the curves of robust accuracy against epsilon, all models of one attack, norm and data in one picture.
+    """Returns the curves of robust accuracy against epsilon, one plot for each attack, norm and data set.
 
     Args:
-        evaluations: All of the page.
-        palette: Of the page.
+        evaluations: All evaluations of the page.
+        palette: The colours of the page.
     """
     pictures: dict[tuple[str, str, str, str], list[svg.Series]] = {}
     marks: dict[tuple[str, str, str, str], float] = {}
@@ -45,18 +45,18 @@ def curves(evaluations: Sequence[Evaluation], palette: Palette) -> str:
             series, x=f"epsilon ({norm}, pixels in [0, 1])", y="robust accuracy in %", percent=True,
             mark=(marks[key], f"{marks[key]:.3g}"),
         )  # fmt: skip
-        title = f"Robust accuracy against epsilon, {attack} in the open, {data_name} {split}"
+        title = f"Robust accuracy against epsilon, white-box {attack}, {data_name} {split}"
         key_of = svg.legend([(one.name, one.colour) for one in series])
         drawn.append(parts.figure(title, chart + key_of, "Bands: the 95 % interval of each accuracy."))
     return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
 
 
 def section(evaluation: Evaluation, palette: Palette) -> str:
-    """Returns the part on one evaluation.
+    """Returns the section on one evaluation.
 
     Args:
-        evaluation: Which.
-        palette: Of the page.
+        evaluation: The evaluation.
+        palette: The colours of the page.
     """
     report, found = evaluation.report, evaluation.details
     pieces = [_conditions(report), _alarms(report)]
@@ -70,7 +70,7 @@ def section(evaluation: Evaluation, palette: Palette) -> str:
             parts.table(statistics.PAIRED_HEADER, cells, text=2),
         ]
     if found is None:
-        pieces.append("<p>An older version wrote this evaluation: classes and examples are not known.</p>")
+        pieces.append("<p>This evaluation has no details.npz: classes and examples are unknown.</p>")
         return "".join(pieces)
     pieces += [_classes(report, found), _confusions(report, found), _examples(found)]
     return "".join(pieces)
@@ -103,26 +103,30 @@ def _conditions(report: dict[str, Any]) -> str:
         f"{threat['epsilon']:g} for pixels in [0, 1]; seed {settings['seed']}; {report['created'][:10]}; "
         f"{report['device']}; robust_gan {report['versions']['robust_gan']}, jax {report['versions']['jax']}."
     )
-    lenient = "" if settings.get("batch_norm") != "batch" else " BatchNorm by the statistics of each batch: lenient."
+    lenient = (
+        ""
+        if settings.get("batch_norm") != "batch"
+        else " BatchNorm with batch statistics, which overestimates robustness."
+    )
     return f"<p>{html.escape(text + lenient)}</p>"
 
 
 def _alarms(report: dict[str, Any]) -> str:
-    asked = sum(alarm.get("asked", True) for target in report["targets"].values() for alarm in target["alarms"])
+    evaluated = sum(alarm.get("asked", True) for target in report["targets"].values() for alarm in target["alarms"])
     fired = [
         f"<li><b>{html.escape(name)}</b>: <code>{alarm['name']}</code>: {html.escape(alarm['finding'])}</li>"
         for name, target in report["targets"].items()
         for alarm in target["alarms"]
         if alarm["fired"]
     ]
-    silent = [f"{name}: {alarm['name']}: {alarm['finding']}" for name, target in report["targets"].items()
+    skipped = [f"{name}: {alarm['name']}: {alarm['finding']}" for name, target in report["targets"].items()
               for alarm in target["alarms"] if not alarm.get("asked", True)]  # fmt: skip
-    notes = "".join(f'<p class="quiet">{html.escape(note)}</p>' for note in [*silent, *report.get("notes", [])])
+    notes = "".join(f'<p class="quiet">{html.escape(note)}</p>' for note in [*skipped, *report.get("notes", [])])
     if not fired:
-        none = f"None of {asked} alarms fired." if asked else "No alarm was asked."
+        none = f"None of {evaluated} alarms fired." if evaluated else "No alarm was evaluated."
         return f'<p class="quiet">{none}</p>{notes}'
     return (
-        f'<aside class="alarms"><p>{len(fired)} of {asked} alarms fired: these figures mean less than they say.</p>'
+        f'<aside class="alarms"><p>{len(fired)} of {evaluated} alarms fired: these results are unreliable.</p>'
         f"<ul>{''.join(fired)}</ul></aside>{notes}"
     )
 
@@ -140,8 +144,8 @@ def _accuracies(report: dict[str, Any]) -> str:
     shown = [kind for kind in kinds if any(kind == mark[0] for _, marks in rows for mark in marks)]
     key = svg.legend([(kind, colours[kind]) for kind in shown])
     count = report["data"]["count"]
-    note = f"Robust: right clean and under attack, of all {count} images; lines are 95 % intervals."
-    title = "Accuracy clean, under each attack in the open, and in the worst cases"
+    note = f"Robust: classified correctly clean and under attack, of all {count} images; lines are 95 % intervals."
+    title = "Accuracy: clean, under each white-box attack, and in the worst cases"
     return parts.figure(title, svg.dots(rows, count) + key, note)
 
 
@@ -156,34 +160,34 @@ def _sequential(report: dict[str, Any]) -> str:
         for results in targets.values()
     ]
     return parts.figure(
-        "What stands after each of the attacks in turn, in %",
+        "Robust accuracy after each sequential attack, in %",
         parts.heat(list(targets), attacks, shares, counts=[report["data"]["count"]] * len(attacks)),
     )
 
 
 def _transfer(report: dict[str, Any]) -> list[str]:
-    figures, targets, makers = [], list(report["targets"]), list(report["models"])
-    if len(makers) < 2:
+    figures, targets, sources = [], list(report["targets"]), list(report["models"])
+    if len(sources) < 2:
         return []
     for attack in report["attacks"]:
         by = {target: report["targets"][target]["robust_accuracy"].get(attack, {}) for target in targets}
-        shown = [maker for maker in makers if any(maker in row for row in by.values())]
-        shares = [[by[target].get(maker) for maker in shown] for target in targets]
+        shown = [source for source in sources if any(source in row for row in by.values())]
+        shares = [[by[target].get(source) for source in shown] for target in targets]
         counts = [report["data"]["count"]] * len(shown)
         content = parts.heat(targets, shown, shares, corner="of \\ made on", framed=True, counts=counts)
-        figures.append(parts.figure(f"Transfer of {attack}: robust accuracy in %", content, "Framed: white box."))
+        figures.append(parts.figure(f"Transfer of {attack}: robust accuracy in %", content, "Framed: white-box."))
     return figures
 
 
 def _classes(report: dict[str, Any], found: Details) -> str:
-    names, targets = found.label_names, [target for target in report["targets"] if target in found.stood]
-    robust = {target: details_lib.per_class(found, found.stood[target]) for target in targets}
-    shown, note = list(range(len(names))), "Worst case over all attacks in the open, by true class."
-    if len(names) > _MOST_CLASSES:
+    names, targets = found.label_names, [target for target in report["targets"] if target in found.robust]
+    robust = {target: details_lib.per_class(found, found.robust[target]) for target in targets}
+    shown, note = list(range(len(names))), "Worst case over all white-box attacks, by true class."
+    if len(names) > _MAX_CLASSES:
         means = np.nan_to_num(list(robust.values()), nan=2.0).mean(axis=0)  # A class without images comes last.
         order = np.argsort(means, kind="stable")
-        shown = order[:_MOST_CLASSES].tolist()
-        note += f" The {_MOST_CLASSES} least robust of {len(names)} classes."
+        shown = order[:_MAX_CLASSES].tolist()
+        note += f" The {_MAX_CLASSES} least robust of {len(names)} classes."
     shares = [[robust[target][index] for index in shown] for target in targets]
     counts = [int(np.sum(found.labels == index)) for index in shown]
     heat = parts.heat(targets, [names[index] for index in shown], shares, counts=counts)
@@ -199,8 +203,8 @@ def _confusions(report: dict[str, Any], found: Details) -> str:
         return ""
     figures = []
     for target in report["targets"]:
-        if len(found.label_names) > _MOST_CLASSES:
-            pairs = details_lib.most_confused(found, target, attacks[0], _MOST_CLASSES)
+        if len(found.label_names) > _MAX_CLASSES:
+            pairs = details_lib.most_confused(found, target, attacks[0], _MAX_CLASSES)
             if pairs is None:
                 continue
             content, note = _most_confused(found.label_names, pairs), "The most frequent of many classes."
@@ -209,7 +213,7 @@ def _confusions(report: dict[str, Any], found: Details) -> str:
             if counts is None:
                 continue
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-            content = parts.heat(found.label_names, found.label_names, shares.tolist(), corner="true \\ taken for",
+            content = parts.heat(found.label_names, found.label_names, shares.tolist(), corner="true \\ predicted",
                                  errors=True)  # fmt: skip
             note = ""
         figures.append(parts.figure(target, content, note))
@@ -217,43 +221,46 @@ def _confusions(report: dict[str, Any], found: Details) -> str:
         return ""
     attack = html.escape(attacks[0])
     return (
-        f"<h3>Confusion under {attack}</h3><p>Of the images of a true class, how many % are taken for each class.</p>"
+        f"<h3>Confusion under {attack}</h3><p>Share of the images of each true class in %, by predicted class.</p>"
         f'<div class="figures">{"".join(figures)}</div>'
     )
 
 
 def _most_confused(names: Sequence[str], pairs: Sequence[tuple[int, int, int]]) -> str:
-    named = [names[taken] if taken < len(names) else str(taken) for _, taken, _ in pairs]
+    named = [
+        names[predicted_class] if predicted_class < len(names) else str(predicted_class)
+        for _, predicted_class, _ in pairs
+    ]
     rows = [[names[true], name, str(count)] for (true, _, count), name in zip(pairs, named, strict=True)]
-    return parts.table(["true", "taken for", "images"], rows, text=2)
+    return parts.table(["true", "predicted", "images"], rows, text=2)
 
 
 def _examples(found: Details) -> str:
-    if not found.shown:
+    if not found.adversarial:
         return ""
-    targets, count = list(found.shown), min(len(found.positions), _MOST_EXAMPLES)
-    largest = max(float(np.abs(images - found.images).max()) for images in found.shown.values()) or 1.0
+    targets, count = list(found.adversarial), min(len(found.positions), _MAX_EXAMPLES)
+    largest = max(float(np.abs(images - found.images).max()) for images in found.adversarial.values()) or 1.0
     head = "".join(f'<th colspan="2">{html.escape(target)}</th>' for target in targets)
     body = []
     for row in range(count):
         true = found.label_names[int(found.labels[found.positions[row]])]
         cells = [f"<td>{pixels.picture(found.images[row], 'clean')}<span>{html.escape(true)}</span></td>"]
         for target in targets:
-            made, taken = found.shown[target][row], _taken(found, target, row)
-            kind = "" if taken is None else ' class="right"' if taken == true else ' class="wrong"'
-            mark = "" if taken is None else f"{taken} {'✓' if taken == true else '✗'}"
+            made, predicted_class = found.adversarial[target][row], _predicted(found, target, row)
+            kind = "" if predicted_class is None else ' class="right"' if predicted_class == true else ' class="wrong"'
+            mark = "" if predicted_class is None else f"{predicted_class} {'✓' if predicted_class == true else '✗'}"
             cells.append(f"<td>{pixels.picture(made, 'adversarial')}<span{kind}>{html.escape(mark)}</span></td>")
             cells.append(f"<td>{pixels.noise((made - found.images[row]) / largest, 'perturbation')}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     return (
-        f"<h3>Examples under {html.escape(found.attack)}</h3><p>The adversarial image, what it is taken for, and the "
-        f'perturbation, {1 / largest:.2g} times enlarged.</p><figure class="wide"><div class="scroll">'
+        f"<h3>Examples under {html.escape(found.attack)}</h3><p>Adversarial images, predictions, and "
+        f'perturbations, {1 / largest:.2g} times enlarged.</p><figure class="wide"><div class="scroll">'
         f'<table class="film"><thead><tr><th>clean</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         "</figure>"
     )
 
 
-def _taken(found: Details, target: str, row: int) -> str | None:
+def _predicted(found: Details, target: str, row: int) -> str | None:
     predicted = found.predicted.get((target, found.attack))
     index = -1 if predicted is None else int(predicted[found.positions[row]])
     return found.label_names[index] if 0 <= index < len(found.label_names) else None

@@ -343,7 +343,7 @@ def _record(request: Request, subject: _Subject, found: Found, runs: list[dict[s
         },
         runs=runs,
         sequential=found.results,
-        standing=found.standing,
+        sequential_robust=found.standing,
         alarms=found.alarms,
         curve=found.curve,
         notes=found.notes,

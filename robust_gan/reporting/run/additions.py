@@ -142,11 +142,11 @@ def draw(request: Request, folder: epath.Path, found: Found) -> None:
     found_by_image = details.Details(
         labels=found.chosen.labels,
         label_names=found.chosen.label_names,
-        stood=details.get_robust(found.scores, found.standing),
+        robust=details.get_robust(found.scores, found.standing),
         predicted=found.predicted,
         images=images,
         positions=found.shown,
-        shown=adversarial,
+        adversarial=adversarial,
         attack=found.drawn if adversarial else "",
     )
     found.attempt(details.FILE, lambda: details.write(folder, found_by_image))
@@ -198,7 +198,7 @@ def _draw_examples(folder, models, found):
     names, labels = found.label_names, found.labels[found.positions[:_EXAMPLES]]
     columns = []
     for model in models:
-        adversarial = found.shown[model.name][:_EXAMPLES]
+        adversarial = found.adversarial[model.name][:_EXAMPLES]
         predicted = np.argmax(np.asarray(model.logits_fn(jnp.asarray(adversarial))), axis=-1)
         columns.append(
             {
