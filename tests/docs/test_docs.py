@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +105,12 @@ def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
         exec(compile(block, page.name, "exec"), {})
     for name in re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text()):
         assert (page.parent / name).exists(), name
+
+
+def test_the_layers_are_drawn_as_setup_cfg_has_them():
+    drawing = runpy.run_path(str(DOCS / "layers.py"))
+    drawn = (DOCS / "images" / "layers.svg").read_text()
+    assert drawn == drawing["draw"](drawing["read_layers"]()), "run python docs/layers.py"
 
 
 def test_every_page_is_in_the_menu():
