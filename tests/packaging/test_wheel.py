@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import os
 import pathlib
 import shutil
 import subprocess
@@ -15,25 +14,25 @@ pytestmark = pytest.mark.packaging
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-PROGRAM = """
-import pathlib, sys
-import robust_gan
-from robust_gan import checkpoint, parallel, training
-from robust_gan.reporting import tables
-from robust_gan.config import AdversaryConfig, Config, DataConfig, ValidationConfig
+MODEL = """
+import jax.numpy as jnp
 
-assert pathlib.Path(robust_gan.__file__).is_relative_to(sys.argv[1]), robust_gan.__file__
-assert tables.schema()["title"]
-config = Config(
-    data=DataConfig(data_dir="data", train_size=64, validation_size=32),
-    adversary=AdversaryConfig(name="none"),
-    validation=ValidationConfig(pgd_steps=1),
-    batch_size=16,
-    num_steps=2,
-)
-result = training.train(config, "run", devices=parallel.find_devices(num_devices=1), progress=False)
-assert result.finished
-print(checkpoint.load_classifier("run")(robust_gan.data.from_config(config.data).test.images[:4] / 255.0).shape)
+from robust_gan import checkpoint
+
+
+def trained():
+    return checkpoint.load_classifier("run")
+
+
+def linear():
+    return lambda images: images.reshape(len(images), -1) @ jnp.ones((64, 10))
+"""
+CONFIG = """
+from robust_gan.config import datasets
+
+
+def get_config(choice="pgd"):
+    return datasets.get_config("digits", choice + "/debug")
 """
 
 
@@ -68,12 +67,48 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert sorted(names) == sorted(committed)
 
 
-def test_the_wheel_trains_digits_outside_the_clone(wheel, tmp_path):
-    site = tmp_path / "site"
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", f"--target={site}", wheel)
-    (tmp_path / "elsewhere").mkdir()
-    # Isolated from this folder; the first in the path is where the wheel was put.
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    out = run(sys.executable, "-P", "-c", PROGRAM, site, cwd=tmp_path / "elsewhere", env=environment)
-    assert out.splitlines()[-1] == "(4, 10)"
-    assert (tmp_path / "elsewhere" / "run" / "metrics.jsonl").exists()
+@pytest.fixture(scope="module")
+def commands(wheel, tmp_path_factory):
+    """The folder of the installed commands, in a virtual environment that has the wheel and not the clone."""
+    folder = tmp_path_factory.mktemp("venv")
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # Its dependencies are the ones that are installed here; path files of other environments are not read.
+    dependencies = [path for path in sys.path if path.endswith("-packages")]
+    (site / "dependencies.pth").write_text("\n".join(dependencies))
+    python = folder / "bin" / "python"
+    run(sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet", "--no-deps", "--no-index",
+        "--ignore-installed", wheel)  # fmt: skip
+    place = run(python, "-P", "-c", "import robust_gan; print(robust_gan.__file__)", cwd=folder).strip()
+    assert pathlib.Path(place).is_relative_to(site)
+    return folder / "bin"
+
+
+def test_every_installed_command_shows_its_help(commands, tmp_path):
+    for name in ("train", "evaluate", "reproduce", "prepare-data", "report"):
+        assert f"robust-gan-{name} " in run(commands / f"robust-gan-{name}", "--help", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_installed_commands_train_evaluate_and_report_in_a_folder_of_the_users(commands, tmp_path):
+    """With a built-in config and a file of the user's, beside a model of the user's."""
+    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "config.py").write_text(CONFIG)
+
+    def command(name, *arguments):
+        return run(commands / f"robust-gan-{name}", *arguments, "--platform=cpu", cwd=tmp_path)
+
+    command("train", "--config=digits:generator/debug", "--config.num_steps=2", "--workdir=run")
+    command("train", "--config=config.py:none", "--config.num_steps=2", "--workdir=own")
+    out = command(
+        "evaluate", "--model=mine:trained,mine:linear", "--data=digits", "--num_examples=32", "--epsilon=0.15",
+        "--norm=linf", "--attacks=clean,fgsm", "--output=report",
+    )  # fmt: skip
+    assert out.startswith("digits test, 32 images, linf epsilon 0.15\n")
+    command("evaluate", "--checkpoint=run,own", "--num_examples=32", "--attacks=clean,generator", "--output=report2")
+    command("reproduce", "--dataset=digits", "--budget=debug", "--methods=none", "--output=reproduced")
+    run(commands / "robust-gan-report", "run", "own", "report", "report2", "reproduced", cwd=tmp_path)
+    assert "mine:linear" in (tmp_path / "report.html").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "__pycache__", "config.py", "mine.py", "own", "report", "report.html", "report2", "reproduced", "run",
+    ]  # fmt: skip
