@@ -1,8 +1,8 @@
-"""robust_gan: classifiers trained against a generator of bounded adversarial noise, and the attacks that measure them.
+"""Adversarial training of classifiers against a generator, and attacks to evaluate their robustness.
 
-The names here are what a JAX project of one's own needs: threat models, unreduced losses, attacks, adversaries and the
-game. Data, checkpoints, evaluation and training are modules of their own and are imported by name. A name is loaded
-when it is first used, and jax with the first that needs it: the launchers tell a mistake before that.
+The names here are the library: threat models, losses, attacks, adversaries and the game. Data, checkpoints, evaluation
+and training are modules that are imported by name. A name is loaded when it is first used, and jax with the first that
+needs it, so that the commands report a mistake without loading jax.
 
 References:
     Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019,
@@ -22,45 +22,34 @@ if TYPE_CHECKING:
     from robust_gan.game import Game, TrainState, train_step
     from robust_gan.losses import classifier_loss, cross_entropy, dlr, generator_loss, kl, margin
     from robust_gan.threat_model import L2Threat, LinfThreat, perturb, project
-    from robust_gan.types import Adversary, Attack, Batch, LogitsFn, LossFn, Network, PlayerState, ThreatModel
+    from robust_gan.types import (
+        Adversary,
+        Attack,
+        Batch,
+        LogitsFn,
+        LossFn,
+        Network,
+        PlayerState,
+        ThreatModel,
+        Variables,
+    )
 
-__all__ = [
-    "Adversary",
-    "Attack",
-    "Batch",
-    "CheckpointError",
-    "Config",
-    "DataError",
-    "Game",
-    "L2Threat",
-    "LinfThreat",
-    "LogitsFn",
-    "LossFn",
-    "Network",
-    "PlayerState",
-    "ThreatModel",
-    "TrainState",
-    "UserError",
-    "__version__",
-    "adversaries",
-    "attacks",
-    "classifier_loss",
-    "cross_entropy",
-    "dlr",
-    "fgsm",
-    "game",
-    "generator_loss",
-    "kl",
-    "losses",
-    "margin",
-    "networks",
-    "optimizers",
-    "perturb",
-    "pgd",
-    "project",
-    "threat_model",
-    "train_step",
-]
+__all__ = [  # noqa: RUF022  # By group.
+    # Modules.
+    "adversaries", "attacks", "game", "losses", "networks", "optimizers", "threat_model",
+    # Threat models.
+    "L2Threat", "LinfThreat", "perturb", "project",
+    # Losses.
+    "classifier_loss", "cross_entropy", "dlr", "generator_loss", "kl", "margin",
+    # Attacks.
+    "fgsm", "pgd",
+    # The game.
+    "Game", "TrainState", "train_step",
+    # Types.
+    "Adversary", "Attack", "Batch", "LogitsFn", "LossFn", "Network", "PlayerState", "ThreatModel", "Variables",
+    # Configuration and errors.
+    "CheckpointError", "Config", "DataError", "UserError", "__version__",
+]  # fmt: skip
 
 _MODULES = ("adversaries", "attacks", "game", "losses", "networks", "optimizers", "threat_model")
 _HOMES = {
@@ -70,7 +59,17 @@ _HOMES = {
     "game": ("Game", "TrainState", "train_step"),
     "losses": ("classifier_loss", "cross_entropy", "dlr", "generator_loss", "kl", "margin"),
     "threat_model": ("L2Threat", "LinfThreat", "perturb", "project"),
-    "types": ("Adversary", "Attack", "Batch", "LogitsFn", "LossFn", "Network", "PlayerState", "ThreatModel"),
+    "types": (
+        "Adversary",
+        "Attack",
+        "Batch",
+        "LogitsFn",
+        "LossFn",
+        "Network",
+        "PlayerState",
+        "ThreatModel",
+        "Variables",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,13 +1,12 @@
-"""The mistakes a user can make, as exceptions that carry one clear sentence.
+"""Exceptions for a user's mistakes.
 
-Every message says what was wrong (with the offending value) and what would be right. The launchers print it and exit
-with code 2; importers catch `UserError`, which is a `ValueError`. `NotFiniteError` is nobody's mistake for certain, and
-has an exit code of its own.
+Every message is one sentence that names the invalid value and a valid one. The commands print it and exit with code 2;
+`UserError` is a `ValueError`. `NotFiniteError` need not be a mistake and has another exit code.
 """
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: a flag, a config field, a file or an array."""
+    """A mistake in a flag, a config field, a file or an argument."""
 
 
 class DataError(UserError):
@@ -15,7 +14,7 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or of another configuration than the one asked for."""
+    """A checkpoint that is missing, damaged, or of another configuration."""
 
 
 class NotFiniteError(RuntimeError):
@@ -35,6 +34,6 @@ def one_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    # What a function called by a compiled program raised comes with its traceback.
-    told = lines[-1] if "Traceback (most recent call last)" in lines[0] else lines[0]
-    return " ".join(told.split())
+    # An exception from a callback of a compiled program contains its traceback.
+    line = lines[-1] if "Traceback (most recent call last)" in lines[0] else lines[0]
+    return " ".join(line.split())

@@ -1,10 +1,10 @@
 """Unreduced losses `[B]`, and the value of the game.
 
-Nothing here averages: the caller weights, masks and takes the mean. Larger is worse for the classifier throughout, so
-an attack maximises and the classifier minimises. Logits narrower than float32 are widened to it first.
+The caller weights, masks and averages. An attack maximises these losses and the classifier minimises them. Logits
+narrower than float32 are converted to float32 first.
 
-Logits are `[B, K]`, labels (and targets) integers `[B]` in 0..K-1. What is not raises `UserError`; where labels are
-traced and cannot be seen, one out of 0..K-1 has the loss NaN and is never correct.
+Logits are `[B, K]`, labels (and targets) integers `[B]` in 0..K-1; other arguments raise `UserError`. Traced labels
+cannot be checked: a label out of 0..K-1 then has the loss NaN and is never correct.
 """
 
 import jax
@@ -17,7 +17,7 @@ from robust_gan.types import get_compute_dtype
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-    """Cross-entropy of the softmax of the logits against integer labels.
+    """Computes the cross-entropy of the softmax of the logits against integer labels.
 
     Args:
         logits: `[B, K]`.
@@ -40,9 +40,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Largest logit of a wrong class minus the logit of the label: positive only where the image is misclassified.
+    """Computes the largest logit of a wrong class minus the logit of the label.
 
-    Negative only where it is classified right; 0 on a tie, where the class of the lower number counts as predicted.
+    Positive only where the image is misclassified, negative only where it is classified correctly; 0 on a tie, where
+    the class of the lower number is the prediction.
 
     Args:
         logits: `[B, K]`, K at least 2.
@@ -67,12 +68,12 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
-    """Difference of logits ratio: a margin that neither a shift nor a scaling of the logits changes.
+    """Computes the difference of logits ratio, a margin invariant to shift and scaling of the logits.
 
     Args:
         logits: `[B, K]`; K at least 3, and at least 4 with targets.
         labels: int32 `[B]`.
-        targets: int32 `[B]`, the classes aimed at; without them the largest wrong one counts.
+        targets: int32 `[B]`, the target classes; without them the largest wrong logit counts.
 
     Returns:
         `[B]`.
@@ -102,7 +103,7 @@ def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) 
 
 
 def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
-    """Kullback-Leibler divergence KL(softmax(reference) || softmax(logits)).
+    """Computes the Kullback-Leibler divergence KL(softmax(reference) || softmax(logits)).
 
     Args:
         logits: `[B, K]`.
@@ -112,7 +113,7 @@ def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
         `[B]`, in nats, at least 0.
 
     Raises:
-        UserError: The two are not of one shape.
+        UserError: The shapes differ.
 
     >>> kl(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]])).tolist()
     [0.0]
@@ -126,7 +127,7 @@ def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
     reference = jnp.exp(log_reference)
     gap = jnp.where(reference > 0, log_reference - jax.nn.log_softmax(logits), 0.0)
     divergence = jnp.sum(reference * gap, axis=-1)
-    # Rounding can leave it just below 0; the gradient stays that of the sum.
+    # Rounding can make it negative; clipping leaves the gradient of the sum.
     return divergence + jax.lax.stop_gradient(jnp.maximum(divergence, 0.0) - divergence)
 
 
@@ -139,11 +140,11 @@ def classifier_loss(
     adversarial_weight: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> jax.Array:
-    """What the classifier minimises: cross-entropy on clean and on adversarial images; the value of the game.
+    """Computes the classifier's loss, the value of the game: cross-entropy on clean and on adversarial images.
 
     Args:
         clean_logits: `[B, K]`.
-        adversarial_logits: `[B, K]`, for the same images perturbed.
+        adversarial_logits: `[B, K]`, for the perturbed images.
         labels: int32 `[B]`.
         clean_weight: Weight of the clean term.
         adversarial_weight: Weight of the adversarial term.
@@ -177,14 +178,14 @@ def trades(
     adversarial_weight: float = 6.0,
     label_smoothing: float = 0.0,
 ) -> jax.Array:
-    """What a TRADES classifier minimises: clean cross-entropy, and that the prediction stays where it was.
+    """Computes the TRADES loss: clean cross-entropy and the divergence of the adversarial from the clean prediction.
 
     Args:
         clean_logits: `[B, K]`.
-        adversarial_logits: `[B, K]`, for the same images perturbed.
+        adversarial_logits: `[B, K]`, for the perturbed images.
         labels: int32 `[B]`.
         clean_weight: Weight of the clean term.
-        adversarial_weight: beta, the weight of KL(clean || adversarial); differentiated in both of its arguments.
+        adversarial_weight: beta, the weight of KL(clean || adversarial), which is differentiable in both arguments.
         label_smoothing: Of the clean term.
 
     Returns:
@@ -203,7 +204,7 @@ def trades(
 
 
 def generator_loss(adversarial_logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """What the generator minimises: minus the adversarial term of the classifier's loss, so the game is zero-sum.
+    """Computes the generator's loss: minus the adversarial term of the classifier's loss, so the game is zero-sum.
 
     Args:
         adversarial_logits: `[B, K]`.
@@ -219,14 +220,14 @@ def generator_loss(adversarial_logits: jax.Array, labels: jax.Array) -> jax.Arra
 
 
 def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Tells which images are classified right; never where a logit is NaN or +inf. A class at -inf is masked out.
+    """Returns which images are classified correctly; never where a logit is NaN or +inf.
 
     Args:
-        logits: `[B, K]`; -inf is that of a class which is ruled out.
+        logits: `[B, K]`; -inf masks a class.
         labels: int32 `[B]`.
 
     Returns:
-        bool `[B]`; False for a label out of 0..K-1, which no prediction is.
+        bool `[B]`; False for a label out of 0..K-1.
 
     Raises:
         UserError: A shape or type is wrong.
@@ -240,7 +241,7 @@ def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def has_class(logits: jax.Array) -> jax.Array:
-    """Tells which images have logits that name a class: no NaN, no +inf, and not -inf throughout.
+    """Returns which images have a predicted class: logits without NaN and +inf, and not all -inf.
 
     Args:
         logits: `[B, K]`.
@@ -251,18 +252,18 @@ def has_class(logits: jax.Array) -> jax.Array:
     >>> has_class(jnp.array([[0.0, -jnp.inf], [0.0, jnp.nan], [0.0, jnp.inf], [-jnp.inf, -jnp.inf]])).tolist()
     [True, False, False, False]
     """
-    # Not by the largest logit: a maximum may drop NaN.
+    # Not by the largest logit: a maximum may lose NaN.
     return jnp.all((logits < jnp.inf), axis=-1) & jnp.any(logits > -jnp.inf, axis=-1)
 
 
 def check_logits(logits: jax.Array) -> jax.Array:
-    """Returns logits at least as wide as float32.
+    """Returns the logits, at least float32, after a check of type and shape.
 
     Args:
         logits: `[B, K]`, numbers.
 
     Raises:
-        UserError: It is no array of numbers of two axes: of what a model returned beside its logits, say.
+        UserError: They are not an array of numbers with two axes.
 
     >>> check_logits(jnp.zeros((2, 3, 4)))
     Traceback (most recent call last):
@@ -278,12 +279,12 @@ def check_logits(logits: jax.Array) -> jax.Array:
 
 
 def check_labels(labels: jax.Array, shape: tuple[int, ...], name: str = "labels", *, refuse: bool = True) -> jax.Array:
-    """Returns labels as int32; those that are out of 0..K-1 and not refused as K, which no class has.
+    """Returns the labels as int32 after a check; labels out of 0..K-1 that are not refused become K.
 
     Args:
         labels: Integers `[B]`.
-        shape: (B, K), of the logits; K may be left out where it is not known yet.
-        name: What they are called in the sentence.
+        shape: (B, K), of the logits; or (B,) where K is not known yet.
+        name: Their name in the error message.
         refuse: Whether known labels out of 0..K-1 are refused.
 
     Raises:
@@ -312,9 +313,9 @@ def check_labels(labels: jax.Array, shape: tuple[int, ...], name: str = "labels"
         raise UserError(f"{name} must be {allowed}, but range from {values.min()} to {values.max()}")
     if inside or len(shape) == 1:
         return jnp.asarray(labels).astype(jnp.int32)
-    # Compared before the cast, which would wrap; and as at least 32 bits, for K may be beyond what int8 can hold.
-    compute_dtype = jnp.asarray(labels) if labels.dtype.itemsize >= 4 else jnp.asarray(labels, jnp.int32)
-    return jnp.where((compute_dtype >= 0) & (compute_dtype < classes), compute_dtype, classes).astype(jnp.int32)
+    # Compared before the cast, which would wrap, and with at least 32 bits, for K may exceed the range of int8.
+    integers = jnp.asarray(labels) if labels.dtype.itemsize >= 4 else jnp.asarray(labels, jnp.int32)
+    return jnp.where((integers >= 0) & (integers < classes), integers, classes).astype(jnp.int32)
 
 
 def _at(values: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Optimisers by name, from the configuration of a player, and the mean of a gradient over devices."""
+"""Optimizers of a configuration, and the mean of a gradient over devices."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from robust_gan.types import Params, PyTree
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """Returns the learning rate as a function of the optimiser's own step count.
+    """Returns the learning rate as a function of the optimizer's step count.
 
     >>> schedule = learning_rate(OptimizerConfig(learning_rate=0.1, decay_steps=(100,)))
     >>> print(f"{schedule(99):.3f} {schedule(100):.3f}")
@@ -31,7 +31,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 def build(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Builds a player's optimiser, with weight decay on kernels alone.
+    """Returns a player's optimizer, with weight decay on kernels alone.
 
     Args:
         config: Validated already.
@@ -63,25 +63,25 @@ def build(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 class RestartingMomentum(NamedTuple):
-    """What the momentum of `restarting_momentum` carries.
+    """State of `restarting_momentum`.
 
     Attributes:
         count: int32 `[]`, steps so far.
-        trace: The momentum, like the parameters.
+        trace: The momentum, of the structure of the parameters.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # Hides a method of tuple that nobody needs.
+    count: jax.Array  # type: ignore[assignment]  # Hides an unused method of tuple.
     trace: Params
 
 
 def restarting_momentum(momentum: float, steps: Sequence[int]) -> optax.GradientTransformation:
-    """Returns the momentum of `optax.trace`, which forgets at given steps what was before.
+    """Returns the momentum of `optax.trace`, restarted from 0 at given steps.
 
-    The released code changes its learning rate by changing to another optimiser, whose momentum is 0 then.
+    The released code changes its learning rate by a new optimizer, whose momentum is 0.
 
     Args:
-        momentum: Share that a step keeps.
-        steps: Those whose update is their gradient alone, counted from 0.
+        momentum: Decay of the trace.
+        steps: The steps at which it restarts, counted from 0.
 
     >>> transformation = restarting_momentum(0.5, [2])
     >>> state, updates = transformation.init(jnp.zeros(())), []
@@ -99,15 +99,15 @@ def restarting_momentum(momentum: float, steps: Sequence[int]) -> optax.Gradient
         updates: Params, state: RestartingMomentum, params: Params | None = None
     ) -> tuple[Params, RestartingMomentum]:
         del params
-        kept = jnp.where(jnp.isin(state.count, jnp.asarray(steps, jnp.int32)), 0.0, momentum)
-        trace = jax.tree.map(lambda g, t: g + kept.astype(t.dtype) * t, updates, state.trace)
+        decay = jnp.where(jnp.isin(state.count, jnp.asarray(steps, jnp.int32)), 0.0, momentum)
+        trace = jax.tree.map(lambda g, t: g + decay.astype(t.dtype) * t, updates, state.trace)
         return trace, RestartingMomentum(optax.safe_increment(state.count), trace)
 
     return optax.GradientTransformation(init, update)
 
 
 def kernels(params: Params) -> PyTree:
-    """Tells which leaves are kernels: those under the name `kernel`, not biases nor BatchNorm's scales.
+    """Returns which leaves are kernels (named `kernel`), not biases or BatchNorm's scales.
 
     >>> kernels({"conv": {"kernel": 1.0, "bias": 1.0}})
     {'conv': {'bias': False, 'kernel': True}}
@@ -116,7 +116,7 @@ def kernels(params: Params) -> PyTree:
 
 
 def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
-    """Returns every array of a tree averaged over the devices of a mapped axis; without an axis, the tree as it is.
+    """Computes the mean of every array of a tree over the devices of a mapped axis; without an axis, the tree itself.
 
     >>> mean_over(None, {"loss": 1.0})
     {'loss': 1.0}

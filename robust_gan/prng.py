@@ -1,7 +1,7 @@
-"""Keys per image: what makes a result independent of the batch size and of the number of devices.
+"""Keys per image, which make results independent of the batch size and of the number of devices.
 
-That needs threefry keys: what `rbg` and `unsafe_rbg` keys draw depends on the batch they are in. So the package makes
-its keys with threefry by name, whatever `jax_default_prng_impl` is, and derives threefry keys from those it is given.
+Random numbers of `rbg` and `unsafe_rbg` keys depend on the batch of the key. So the package uses threefry keys,
+whatever `jax_default_prng_impl` is, and derives threefry keys from a user's keys.
 """
 
 from typing import Any
@@ -24,14 +24,14 @@ def make_key(seed: int) -> jax.Array:
 
 
 def threefry(key: Any, count: int | None = None) -> jax.Array:
-    """Returns keys of any implementation as threefry keys; those that are so are returned as they are.
+    """Returns keys of any implementation as threefry keys; threefry keys are returned unchanged.
 
     Args:
         key: A typed key of shape `[]`, or typed keys of shape `[count]`.
-        count: The number of images B; None where one key alone will do.
+        count: The number of images B; None where one key alone is valid.
 
     Returns:
-        Keys of the same shape; each depends on its own key alone.
+        Keys of the same shape; each depends on one key alone.
 
     Raises:
         UserError: The key is not typed, or of another shape.
@@ -41,8 +41,8 @@ def threefry(key: Any, count: int | None = None) -> jax.Array:
     """
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        what = f"an array of {dtype}" if dtype is not None else type(key).__name__
-        raise UserError(f"key must be a typed key, as jax.random.key makes it, not {what}")
+        given = f"an array of {dtype}" if dtype is not None else type(key).__name__
+        raise UserError(f"key must be a typed key, as jax.random.key makes it, not {given}")
     if key.shape not in ((), (count,)):
         wanted = "one key" if count is None else f"one key or one key for each of the {count} images"
         raise UserError(f"key must be {wanted}, but has shape {key.shape}")
@@ -59,9 +59,9 @@ def threefry(key: Any, count: int | None = None) -> jax.Array:
 def per_image_keys(key: jax.Array, count: int) -> jax.Array:
     """Returns one key for each of `count` images.
 
-    Attacks accept either one key, which is split here, or a vector of keys, which is used as it is. A caller who
-    derives the vector from the images' positions in the data set gets the same adversarial images whatever the batch
-    size and the number of devices.
+    Attacks accept one key, which is split here, or a vector of keys, which is used unchanged. With keys derived from
+    the images' positions in the data set (`keys_at`) the adversarial images do not depend on the batch size and the
+    number of devices.
 
     Args:
         key: A typed key of shape `[]`, or typed keys of shape `[count]`, of any implementation.

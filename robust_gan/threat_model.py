@@ -1,4 +1,4 @@
-"""What the attacker may do: the ball around an image and the range of valid pixels, with the guarantee on both."""
+"""Threat models: the ball around an image and the range of valid pixels, and the projection onto both."""
 
 import dataclasses
 import math
@@ -17,14 +17,14 @@ from robust_gan.types import ThreatModel, get_compute_dtype
 
 
 class _Ball:
-    """What the two threat models share: their fields are checked where they are known."""
+    """Base of both threat models: checks the fields where they are known."""
 
     epsilon: float | jax.Array
     bounds: tuple[float, float]
     norm: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be meant, and makes Python floats of the numbers that are known."""
+        """Raises `UserError` for invalid fields and converts known numbers to floats."""
         object.__setattr__(self, "bounds", check_bounds(self.bounds))
         object.__setattr__(self, "epsilon", check_radius(self.epsilon, self.norm, self.bounds))
 
@@ -40,8 +40,8 @@ class LinfThreat(_Ball):
         bounds: Smallest and largest valid pixel.
 
     Raises:
-        UserError: Epsilon is known and negative, not finite, or beyond the range but up to 255 (grey levels; what is
-            larger allows everything), or bounds are not two finite numbers in their order.
+        UserError: Epsilon is known and negative, not finite, or beyond the range but up to 255 (grey levels; a larger
+            one allows every image), or bounds are not two finite numbers in ascending order.
 
     >>> LinfThreat(8)
     Traceback (most recent call last):
@@ -62,8 +62,8 @@ class L2Threat(_Ball):
         bounds: Smallest and largest valid pixel.
 
     Raises:
-        UserError: Epsilon is known and negative or not finite, or bounds are not two finite numbers in their order.
-            How large epsilon may be depends on the images: attacks refuse one beyond the diagonal of their range.
+        UserError: Epsilon is known and negative or not finite, or bounds are not two finite numbers in
+            ascending order. Attacks also refuse an epsilon beyond the diagonal of the range of the images.
 
     >>> L2Threat(-0.5)
     Traceback (most recent call last):
@@ -76,15 +76,15 @@ class L2Threat(_Ball):
 
 
 def _unchecked(kind: type, epsilon: Any, bounds: tuple[float, float]) -> Any:
-    """JAX builds pytrees of whatever it likes: tracers, specifications of axes, placeholders."""
+    """Returns a threat model without checks: JAX builds pytrees of tracers, axis specifications and placeholders."""
     threat: Any = object.__new__(kind)
     object.__setattr__(threat, "epsilon", epsilon)
     object.__setattr__(threat, "bounds", bounds)
     return threat
 
 
-# Not register_dataclass: it makes the structures of two classes with the same fields equal, and now and then, when
-# their hashes collide too, jit ran the code that was compiled for the other norm.
+# Not register_dataclass: it makes the structures of two classes with the same fields equal, and when their hashes
+# collide too, jit runs the code that was compiled for the other norm.
 def _register(kind: Any) -> None:
     jax.tree_util.register_pytree_with_keys(
         kind,
@@ -98,7 +98,7 @@ _register(L2Threat)
 
 
 def known(value: Any) -> np.ndarray | None:
-    """Returns the values of an array, or None where they cannot be seen: traced, or on another process's devices.
+    """Returns the values of an array, or None for one that is traced or on another process's devices.
 
     >>> known(jnp.ones(2)).tolist(), jax.eval_shape(lambda x: x if known(x) is None else 0, 1.0).shape
     ([1.0, 1.0], ())
@@ -115,7 +115,7 @@ def check_bounds(bounds: Any) -> tuple[float, float]:
         bounds: Two numbers.
 
     Raises:
-        UserError: They are not two finite numbers in their order, known before anything is compiled.
+        UserError: They are not two static, finite numbers in ascending order.
 
     >>> check_bounds([0, 255])
     (0.0, 255.0)
@@ -130,16 +130,16 @@ def check_bounds(bounds: Any) -> tuple[float, float]:
 
 
 def check_radius(epsilon: Any, norm: str, bounds: tuple[float, float], num_pixels: int = 0) -> Any:
-    """Returns a radius as a float where it is a known number of Python or NumPy, otherwise as it is.
+    """Returns a checked radius, as a float if it is a number of Python or NumPy.
 
     Args:
-        epsilon: A real number, an array of them (to be mapped over by `vmap`), or a tracer, of which nothing is known.
+        epsilon: A real number, an array of them (for `vmap`), or a tracer, which is not checked.
         norm: `linf` or `l2`.
         bounds: Smallest and largest valid pixel.
-        num_pixels: Values in an image, for the diagonal of its range in L2; 0 where they are not known.
+        num_pixels: Values in an image, for the diagonal of its range in L2; 0 if unknown.
 
     Raises:
-        UserError: No real number, negative, not finite, or beyond the range but up to 255: then it is in grey levels.
+        UserError: It is no real number, negative, not finite, or beyond the range but up to 255 (grey levels).
 
     >>> check_radius(np.float32(0.5), "linf", (0.0, 1.0)), check_radius(1, "l2", (0.0, 1.0))
     (0.5, 1.0)
@@ -159,7 +159,7 @@ def check_radius(epsilon: Any, norm: str, bounds: tuple[float, float], num_pixel
     low, high = bounds
     limit = (high - low) * (1.0 if norm == "linf" else math.sqrt(num_pixels) if num_pixels else math.inf)
     largest = float(values.max())
-    if limit * (1 + 1e-6) < largest <= 255:  # What is larger still is meant to allow everything.
+    if limit * (1 + 1e-6) < largest <= 255:  # A larger one allows every image.
         if bounds == (0.0, 1.0):
             raise UserError(
                 f"epsilon is {largest:g}, but pixels are in [0, 1]: for {largest:g} grey levels of 255 "
@@ -171,14 +171,14 @@ def check_radius(epsilon: Any, norm: str, bounds: tuple[float, float], num_pixel
 
 
 def check_threat(threat: Any, num_pixels: int = 0) -> None:
-    """Refuses what is no threat model, or one whose radius is not a single number.
+    """Raises `UserError` unless this is a threat model with one valid radius.
 
     Args:
         threat: The threat model.
-        num_pixels: Values in an image, for the largest radius of L2; 0 where they are not known.
+        num_pixels: Values in an image, for the largest radius of L2; 0 if unknown.
 
     Raises:
-        UserError: It is none of the two norms, has several radii, or a known one that cannot be meant.
+        UserError: It has another norm, several radii, or a known radius that is invalid.
 
     >>> check_threat(0.1)
     Traceback (most recent call last):
@@ -196,10 +196,10 @@ def check_threat(threat: Any, num_pixels: int = 0) -> None:
 
 
 def check_images(images: jax.Array, threat: ThreatModel) -> None:
-    """Refuses images on which a perturbation within the threat model would mean nothing.
+    """Raises `UserError` for images that are not floats within the bounds of the threat model.
 
     Args:
-        images: `[B, ...]`. Their values are looked at only where they can be seen, outside compiled functions.
+        images: `[B, ...]`. Their values are checked only outside compiled functions.
         threat: The threat model, for its bounds.
 
     Raises:
@@ -230,7 +230,7 @@ model their bounds
 
 
 def from_config(config: ThreatConfig) -> LinfThreat | L2Threat:
-    """Builds the threat model of a configuration.
+    """Returns the threat model of a configuration.
 
     >>> from_config(ThreatConfig(norm="l2", epsilon=0.5))
     L2Threat(epsilon=0.5, bounds=(0.0, 1.0))
@@ -239,21 +239,21 @@ def from_config(config: ThreatConfig) -> LinfThreat | L2Threat:
 
 
 def scaled(threat: ThreatModel, factor: float | jax.Array) -> ThreatModel:
-    """Returns the threat model with `factor` times its epsilon, which may be beyond the range: it allows everything.
+    """Returns the threat model with `factor` times its epsilon, which may exceed the range.
 
     >>> scaled(LinfThreat(0.25), 2.0)
     LinfThreat(epsilon=0.5, bounds=(0.0, 1.0))
     """
     if isinstance(threat, _Ball):
         return _unchecked(type(threat), threat.epsilon * factor, threat.bounds)
-    return dataclasses.replace(threat, epsilon=threat.epsilon * factor)  # type: ignore[type-var]  # One's own.
+    return dataclasses.replace(threat, epsilon=threat.epsilon * factor)  # type: ignore[type-var]  # A user's own.
 
 
 def whole_range(threat: ThreatModel, image_shape: Sequence[int]) -> ThreatModel:
-    """Returns the threat model with the smallest radius that allows every image whatever.
+    """Returns the threat model with the smallest radius that allows every image.
 
     Args:
-        threat: Its norm and bounds count.
+        threat: Its norm and bounds are used.
         image_shape: `[H, W, C]`.
 
     >>> whole_range(L2Threat(0.5), (8, 8, 1)), whole_range(LinfThreat(0.5, bounds=(-1.0, 1.0)), (8, 8, 1)).epsilon
@@ -268,7 +268,7 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
     """Projects points onto the ball around the images, and then onto the valid range.
 
     Args:
-        adversarial: `[B, ...]`, any points; a NaN stays one, so that a diverged generator is noticed.
+        adversarial: `[B, ...]`, any points; NaN stays NaN.
         images: `[B, ...]`, the centres, inside the range.
         threat: The threat model.
 
@@ -278,7 +278,7 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
         where the gradient is that of the inside.
 
     Raises:
-        UserError: The images are not floats, are known to be out of the range, or are not as many as the points.
+        UserError: The images are not floats, are known to be out of the range, or have another shape than the points.
 
     Guarantees:
         `test_project_stays_in_the_ball_and_the_range`: within epsilon + 2**-24 of the image, computed in float64, and
@@ -291,7 +291,7 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
     check_threat(threat)
     check_images(images, threat)
     if adversarial.shape != images.shape:
-        raise UserError(f"what is projected must have the shape of the images, {images.shape}, not {adversarial.shape}")
+        raise UserError(f"the points must have the shape of the images, {images.shape}, not {adversarial.shape}")
     compute_dtype = get_compute_dtype(images.dtype)
     centre, moved = images.astype(compute_dtype), adversarial.astype(compute_dtype)
     epsilon = jnp.asarray(threat.epsilon, compute_dtype)
@@ -300,7 +300,7 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
     else:
         delta = jnp.clip(moved - centre, -1e30, 1e30)
         norm = l2_norm(delta)
-        # The margins absorb the rounding of the norm, the smaller one so that what was shrunk is not shrunk again.
+        # The margins absorb the rounding of the norm; the first is smaller, so that the projection is idempotent.
         outside = norm > epsilon * (1 - 2.0**-21)
         step = _expand(epsilon * (1 - 2.0**-20) / jnp.where(outside, norm, 1.0), delta) * delta
         shrunk = _round_towards(centre + step, centre, jnp.abs(step), compute_dtype)
@@ -312,7 +312,7 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
 
 
 def perturb(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Array:
-    """Adds noise in [-1, 1] to images so that the result lies inside the ball and the valid range.
+    """Perturbs images by noise in [-1, 1]: the result is inside the ball and the valid range.
 
     In L-infinity the perturbation is epsilon * noise; in L2 it is epsilon * noise / max(1, ||noise||). Where that
     leaves the range it is clipped. Differentiable in `noise`.
@@ -345,8 +345,8 @@ def perturb(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Arr
 def perturb_rescaled(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Array:
     """Maps noise onto the valid pixels within epsilon of each pixel: -1 to the least of them, 1 to the greatest.
 
-    Where `perturb` clips, noise beyond the border of the range has no effect and no gradient; here all noise counts.
-    Noise of 0 is the middle of the box, which near the border of the range is not the image.
+    Where `perturb` clips, noise beyond the border of the range has no effect and no gradient; here it has. Noise of 0
+    is mapped to the middle of this interval, which near the border of the range is not the image.
 
     Args:
         images: `[B, ...]`, inside the range.
@@ -382,7 +382,7 @@ def random_start(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax
         `[B, ...]`.
 
     Raises:
-        UserError: As `project`, or there are fewer or more keys.
+        UserError: As `project`, or the number of keys is wrong.
 
     >>> x = jnp.full((2, 4, 4, 1), 0.5)
     >>> start = random_start(jax.random.split(jax.random.key(0), 2), x, LinfThreat(0.1))
@@ -405,14 +405,14 @@ def random_start(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax
 
 
 def steepest_ascent(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
-    """Returns the direction of unit size along which a linear function grows the most: sign(g), or g / ||g||.
+    """Computes the direction of steepest ascent, of unit norm: sign(g), or g / ||g||.
 
     Args:
         gradient: `[B, ...]`.
         threat: The threat model, for its norm.
 
     Returns:
-        `[B, ...]`, at least float32; zero where the gradient of an image is zero, and in entries that are NaN.
+        `[B, ...]`, at least float32; zero where the gradient of an image is zero, and where it is NaN.
 
     >>> steepest_ascent(jnp.array([[3.0, -4.0]]), L2Threat(1.0)).tolist()
     [[0.6000000238418579, -0.800000011920929]]
@@ -426,12 +426,12 @@ def steepest_ascent(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
 
 
 def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
-    """Returns the size of each perturbation in the norm of the threat model: `[B]`; NaN where a pixel is NaN.
+    """Computes the norm of each perturbation: `[B]`; NaN where a pixel is NaN.
 
     Args:
         adversarial: `[B, ...]`.
-        images: `[B, ...]`, the clean ones.
-        threat: Its norm counts alone.
+        images: `[B, ...]`, the clean images.
+        threat: The threat model, for its norm.
 
     >>> distance(jnp.array([[0.3, 0.4]]), jnp.zeros((1, 2)), L2Threat(1.0)).tolist()
     [0.5]
@@ -440,12 +440,12 @@ def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> 
     delta = adversarial.astype(compute_dtype) - images.astype(compute_dtype)
     axes = tuple(range(1, delta.ndim))
     size = jnp.max(jnp.abs(delta), axis=axes) if threat.norm == "linf" else l2_norm(delta)
-    # A maximum over many numbers loses NaN on a CPU (jaxlib 0.10), and what is lost would lie inside the ball.
+    # A maximum over many numbers loses NaN on a CPU (jaxlib 0.10).
     return jnp.where(jnp.any(jnp.isnan(delta), axis=axes), jnp.nan, size)
 
 
 def l2_norm(delta: jax.Array) -> jax.Array:
-    """Returns the Euclidean norm of each row, with gradient 0 (not NaN) at 0: `[B, ...]` to `[B]`.
+    """Computes the Euclidean norm of each row, with gradient 0 (not NaN) at 0: `[B, ...]` to `[B]`.
 
     The squares of tiny and of huge entries neither underflow nor overflow.
 
@@ -453,7 +453,7 @@ def l2_norm(delta: jax.Array) -> jax.Array:
     [5.0, 0.0]
     """
     largest = jnp.max(jnp.abs(delta), axis=tuple(range(1, delta.ndim)))
-    # Below the smallest normal number a quotient is not reliable; the scale is a constant to the derivatives.
+    # Quotients of subnormal numbers are inexact; the scale is a constant to the derivatives.
     positive = largest >= jnp.finfo(delta.dtype).tiny
     scale = jax.lax.stop_gradient(jnp.where(positive, largest, 1.0))
     square = jnp.sum(jnp.square(delta / _expand(scale, delta)), axis=tuple(range(1, delta.ndim)))
@@ -461,7 +461,7 @@ def l2_norm(delta: jax.Array) -> jax.Array:
 
 
 def _clip(values: jax.Array, low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) -> jax.Array:
-    """Clips with gradient 1 on the border, where `jnp.clip` has 1/2: a generator's noise often is exactly 1."""
+    """Clips with gradient 1 on the border, where `jnp.clip` has 1/2: a generator's noise is often exactly 1."""
     return jnp.where(values < low, low, jnp.where(values > high, high, values))
 
 

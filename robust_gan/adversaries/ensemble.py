@@ -22,7 +22,7 @@ class EnsembleState(NamedTuple):
 
     sources: tuple[PyTree, ...]
     key: jax.Array
-    count: jax.Array  # type: ignore[assignment]  # Hides a method of tuple that nobody needs.
+    count: jax.Array  # type: ignore[assignment]  # Hides an unused method of tuple.
 
 
 def ensemble(
