@@ -95,7 +95,7 @@ def run_sequential(
             `attacks.randomised` classifies each adversarial image once.
 
     Returns:
-        The adversarial images, and which images remain after each attack.
+        The adversarial images `[B, H, W, C]`, and which images remain after each attack, `[attacks + 1, B]`.
 
     Raises:
         UserError: There are too few classes for one of the attacks (the DLR loss needs 3, the targeted one 4), or
