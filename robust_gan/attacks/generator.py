@@ -104,24 +104,30 @@ def generator(
     return generate(apply, (), logits_fn, latent, images, labels, threat, design, num_classes)[0]
 
 
-@functools.cache
 def trained(
     noise_fn: Callable[..., jax.Array], design: Design = PAPER, num_classes: int = 0
 ) -> Callable[..., jax.Array]:
     """Returns the attack of a network: `(params, batch_stats, logits_fn, key, images, labels, threat) -> images`.
 
     With the network's arrays bound by `jax.tree_util.Partial` it is an `Attack`. The same arguments return the same
-    object, so that compiled functions are reused.
+    object for a network of this package, so that compiled functions are reused; a cache would keep any other function,
+    and the arrays that it closes over, for as long as the process lives.
 
     Args:
         noise_fn: `(params, batch_stats, inputs) -> noise`, as `networks.inference.generate` returns it.
         design: How it attacks.
         num_classes: K.
 
-    >>> trained(jnp.add) is trained(jnp.add)
-    True
+    >>> noise_fn = inference.generate("digits_generator", 1)
+    >>> trained(noise_fn) is trained(noise_fn), trained(jnp.add) is trained(jnp.add)
+    (True, False)
     """
+    make = _trained if inference.architecture_of(noise_fn) else _trained.__wrapped__
+    return make(noise_fn, design, num_classes)
 
+
+@functools.cache
+def _trained(noise_fn, design, num_classes):
     def attack(params, batch_stats, logits_fn, key, images, labels, threat):
         apply = functools.partial(noise_fn, params, batch_stats)
         return generator(

@@ -104,7 +104,9 @@ def spsa(
     def step(index, carry):
         points, moments, best = carry
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        ascent, moments = adam.update(estimate(points, step_keys), moments)
+        slopes = estimate(points, step_keys)
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an integer.
+            ascent, moments = adam.update(slopes, moments)
         points = threat_model.project(points + step_size * ascent, centre, threat)
         return points, moments, evaluate(points, best)
 

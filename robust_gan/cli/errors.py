@@ -35,6 +35,7 @@ def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str], *, p
             raise UserError(f"unexpected argument {argv[1]!r}: everything is given as --flag=value")
         return main(argv)
     except UserError as error:
+        _end_quietly()
         return complain(str(error))
     except NotFiniteError as error:
         complain(" ".join([str(error), *getattr(error, "__notes__", [])]))
@@ -52,6 +53,18 @@ def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str], *, p
         if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
             return complain(f"{error.filename or 'a file'} cannot be written ({str(error.strerror).lower()})")
         raise
+
+
+def _end_quietly() -> None:
+    """Keeps what a model's callback raised, and a sentence has said, from being printed again when JAX shuts down."""
+    if (jax := sys.modules.get("jax")) is None:
+        return
+
+    def report(unraisable):
+        if not isinstance(unraisable.exc_value, jax.errors.JaxRuntimeError):
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report
 
 
 def complain(sentence: str) -> int:

@@ -59,6 +59,8 @@ def check_model(
     batch_size: int = 500,
     seed: int = 0,
     underivable: str = "",
+    robust: Mapping[str, np.ndarray] = MappingProxyType({}),
+    predicted: np.ndarray | None = None,
 ) -> list[Alarm]:
     """Examines a classifier by itself: its outputs, its gradients, and whether attacks on it do what they must.
 
@@ -73,14 +75,18 @@ def check_model(
         batch_size: Images that the classifier is given at once, at most.
         seed: Of the attacks, the orders and the draw.
         underivable: Why the classifier has no derivative, where that is known already.
+        robust: By the name of an attack, bool `[N]`: which images were classified right clean and under it in an
+            evaluation. `not_converged` quotes these for `pgd40` in place of an attack of its own.
+        predicted: int32 `[N]`, the classes that an evaluation took the clean images for.
 
     Returns:
-        The alarms `randomised`, `probabilities`, `near_chance`, `nan_logits`, `zero_gradients`, `nan_gradients`,
-        `not_converged` and `does_not_reach_0`. The last four are not asked of a classifier without a derivative.
+        The alarms `randomised`, `changed` (with `predicted`), `probabilities`, `near_chance`, `nan_logits`,
+        `zero_gradients`, `nan_gradients`, `not_converged` and `does_not_reach_0`. The last four are not asked of a
+        classifier without a derivative.
 
     Raises:
         DataError: The images or labels are none that can be scored (`evaluation.check_images`).
-        ValueError: `count` or `batch_size` is below 1.
+        ValueError: `count` or `batch_size` is below 1, or `robust` or `predicted` is of other images.
 
     >>> import jax.numpy as jnp
     >>> images = np.random.default_rng(0).uniform(size=(16, 2, 2, 1))
@@ -99,15 +105,21 @@ def check_model(
     every = Probe(logits_fn, batch_size, images, labels)
     logits = every.logits()
     check_images(images, labels, logits.shape[-1])
+    for found in (*robust.values(), *([] if predicted is None else [predicted])):
+        if np.shape(found) != labels.shape:
+            raise ValueError(
+                f"robust and predicted must be [{len(labels)}], a value for each image, not {np.shape(found)}"
+            )
     drawn = draw(labels, count, seed)
     probe, some = every.part(drawn), logits[drawn]
     chosen = f"of {len(drawn)} images" + (f" drawn over the classes of {len(images)}" * (len(drawn) < len(images)))
     return [
         _randomised(probe, seed),
+        *([] if predicted is None else [_changed(logits, predicted)]),
         _probabilities(logits),
         _near_chance(logits, labels),
         _nan_logits(logits),
-        *_of_gradients(probe, some, threat, seed, chosen, underivable),
+        *_of_gradients(probe, some, threat, seed, chosen, underivable, robust),
     ]
 
 
@@ -267,6 +279,19 @@ def _size(logits):
     return np.where(np.isfinite(logits), logits, 0.0).max(-1)
 
 
+def _changed(logits, predicted):
+    """Compares the classes of the clean images before the attacks and after them."""
+    now = np.where(invalid(logits), -1, np.argmax(logits, axis=-1))
+    others = np.flatnonzero(now != predicted)
+    fired = len(others) > _TIES * len(predicted)
+    finding = (
+        f"{len(others)} of {len(predicted)} clean images are taken for another class after the attacks than before"
+    )
+    return Alarm(
+        "changed", fired, finding + f"{_which(others)}: the classifier is not the one that was attacked" * fired
+    )
+
+
 def _probabilities(logits):
     logits = np.asarray(logits, np.float64)[~invalid(logits)]
     within = len(logits) > 0 and logits.min() >= 0 and logits.max() <= 1
@@ -301,13 +326,15 @@ def _nan_logits(logits):
     return Alarm("nan_logits", len(bad) > 0, finding + (": they count as misclassified" if len(bad) else ""))
 
 
-def _of_gradients(probe, logits, threat, seed, chosen, underivable):
+def _of_gradients(probe, logits, threat, seed, chosen, underivable, robust):
     """Asks for gradients, and how far attacks come that follow them."""
     names = "zero_gradients", "nan_gradients", "not_converged", "does_not_reach_0"
     if why := underivable or probe.underivable():
         return [Alarm(name, False, f"not asked: no derivative ({why})", asked=False) for name in names]
     gradients = probe.gradients()
     found, once, twice, wide = _attacks_reach(probe, threat, seed)
+    if (made := robust.get(f"pgd{_STEPS}")) is not None:
+        once = made[probe.positions]
     attacked = probe.gradients(found)
     return [
         _zero_gradients(probe, logits, gradients, chosen),

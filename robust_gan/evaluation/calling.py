@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan.errors import UserError, one_line
+from robust_gan.evaluation.units import check_deterministic
 from robust_gan.types import LogitsFn
 
 _UNROLLED = 2
@@ -28,6 +29,9 @@ def in_batches(logits_fn: LogitsFn, most: int, *, exactly: bool = False, name: s
     Returns:
         The classifier; the arrays that a `jax.tree_util.Partial` binds stay bound.
 
+    Raises:
+        UserError: The classifier is randomised.
+
     >>> sizes = []
     >>> logits_fn = lambda x: sizes.append(len(x)) or x[:, 0, 0]
     >>> in_batches(logits_fn, 2)(jnp.zeros((3, 1, 1, 2))).shape, sizes
@@ -35,6 +39,7 @@ def in_batches(logits_fn: LogitsFn, most: int, *, exactly: bool = False, name: s
     >>> in_batches(logits_fn, 2, exactly=True)(jnp.zeros((3, 1, 1, 2))).shape, sizes
     ((3, 2), [2, 1, 2, 2])
     """
+    check_deterministic(name or "the classifier", logits_fn)  # The keys would not be handed on.
     call = _caller(most, exactly, name)
     if not isinstance(logits_fn, jax.tree_util.Partial):
         return lambda images: call(logits_fn, images)

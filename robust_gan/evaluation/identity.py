@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import prng
+from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation.models import to_unit
 from robust_gan.evaluation.probes import draw
 from robust_gan.evaluation.sharded_model import ShardedModel, arguments_of, compiled, is_architecture
@@ -73,11 +74,21 @@ def check_model(
         threat: The threat model, for the generator.
         batch_size: Images at once.
         num_devices: That share a batch.
+
+    Raises:
+        UserError: The model fails.
     """
     # The threat model matters to a generator alone.
     key = batch_size, num_devices, *([] if placed.generator is None else [threat.norm, float(threat.epsilon)])
     if key not in placed.known:
-        placed.known[key] = _traits(placed, images, labels, threat, batch_size, num_devices)
+        try:
+            placed.known[key] = _traits(placed, images, labels, threat, batch_size, num_devices)
+        except UserError:
+            raise
+        except Exception as error:  # It is the user's own program, and may raise anything.
+            if is_architecture(placed.model.logits_fn):
+                raise
+            raise UserError(f"{placed.name} fails on the images: {type(error).__name__}: {one_line(error)}") from error
     return placed.known[key]
 
 

@@ -12,7 +12,7 @@ from robust_gan.attacks import input_gradient, pgd
 from robust_gan.data import batching
 from robust_gan.errors import one_line
 from robust_gan.evaluation.models import to_unit
-from robust_gan.evaluation.sharded_model import compiled
+from robust_gan.evaluation.sharded_model import attack_key, compiled
 from robust_gan.losses import is_correct
 from robust_gan.types import LogitsFn, ThreatModel
 
@@ -115,12 +115,16 @@ class Probe:
     def attack(self, threat: ThreatModel, seed: int, **settings: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images after PGD, `[N, H, W, C]`, and which are classified right before and after it, `[N]`.
 
+        The keys are those of the attack of that name in an evaluation of all images with the same seed.
+
         Args:
             threat: The threat model.
             seed: Of the attack.
             **settings: `num_steps` and `num_restarts` of `attacks.pgd`.
         """
-        keys, key = prng.per_image_keys(prng.make_key(seed), len(self.images)), tuple(settings.items())
+        restarts = settings.get("num_restarts", 1)
+        name = f"pgd{settings['num_steps']}" + (f"x{restarts}" if restarts > 1 else "")
+        keys, key = prng.keys_at(attack_key(name, seed), jnp.asarray(self.positions)), tuple(settings.items())
         robust = self._attacks.setdefault(key, compiled(_robust, self._logits_fn, **settings))
 
         def attack(images, rows):

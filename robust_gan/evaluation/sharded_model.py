@@ -167,7 +167,7 @@ class ShardedModel:
             threat: The threat model.
             seed: Of the attack's randomness; an image's key depends on it, the attack's name and its position alone.
         """
-        key = jax.random.fold_in(prng.make_key(seed), zlib.crc32(attack.encode()))
+        key = attack_key(attack, seed)
         functions, arguments = [self.model.logits_fn], [self._arguments]
         if attack == GENERATOR or attack in RETRAINED or attack in self.attacks:
             made: Callable[..., Any] | None = self.attacks.get(attack, self.generator)
@@ -226,6 +226,19 @@ def place(
     for placed in found:
         placed.attacks |= attacks
     return found
+
+
+def attack_key(attack: str, seed: int) -> jax.Array:
+    """Returns the key of an attack, from which each image's key is derived by its position (`prng.keys_at`).
+
+    Args:
+        attack: Its name.
+        seed: Of the evaluation.
+
+    >>> bool(attack_key("fgsm", 0) == attack_key("pgd10", 0))
+    False
+    """
+    return jax.random.fold_in(prng.make_key(seed), zlib.crc32(attack.encode()))
 
 
 def share(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, devices: Sequence[jax.Device]) -> Shares:

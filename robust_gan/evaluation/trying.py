@@ -13,6 +13,7 @@ from robust_gan.attacks import input_gradient
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation.calling import in_batches
 from robust_gan.evaluation.models import GENERATOR, RETRAINED, Model, to_unit
+from robust_gan.evaluation.units import check_deterministic
 from robust_gan.types import LogitsFn, ThreatModel
 
 _QUERIES = ("square", "spsa", "uniform_noise")
@@ -66,7 +67,7 @@ def try_model(model: Model, images: np.ndarray, most: int, num_classes: int) -> 
         The model, whose `logits_fn` takes any number of images, outside compiled functions too, and leaves them whole.
 
     Raises:
-        UserError: It fails, or what it returns cannot be logits of the classes, or differs from batch to batch.
+        UserError: It is randomised, it fails, or what it returns cannot be logits of the classes, or differs from batch to batch.
 
     >>> tried = try_model(Model("mine", lambda x: x.sum((1, 2))), np.zeros((5, 4, 4, 3), np.uint8), 4, 3)
     >>> tried.logits_fn(np.zeros((9, 4, 4, 3), np.float32)).shape
@@ -77,6 +78,7 @@ def try_model(model: Model, images: np.ndarray, most: int, num_classes: int) -> 
     """
     from robust_gan.evaluation.user_inputs import check_model
 
+    check_deterministic(model.name, model.logits_fn)
     whole = to_unit(images[np.arange(most) % len(images)])
     exactly = most > 1 and not _answers(model.logits_fn, whole[:1]) and _answers(model.logits_fn, whole)
     sizes = [most] if exactly else sorted({min(2, most), 1, most})

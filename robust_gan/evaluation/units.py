@@ -15,7 +15,7 @@ from robust_gan.attacks._eot import is_randomised, needs_keys
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation.models import Model, check_images
 from robust_gan.threat_model import L2Threat, LinfThreat
-from robust_gan.types import ThreatModel
+from robust_gan.types import LogitsFn, ThreatModel
 
 
 def in_unit_range(
@@ -65,12 +65,27 @@ def _check_range(images: np.ndarray, low: float, high: float) -> None:
         )
 
 
-def _num_classes(model: Model, shape: tuple[int, ...]) -> int:
-    if is_randomised(model.logits_fn) or needs_keys(model.logits_fn):
+def check_deterministic(name: str, logits_fn: LogitsFn) -> None:
+    """Refuses a classifier that takes keys: the figures of an evaluation would depend on them.
+
+    Args:
+        name: Of the model, for the sentence.
+        logits_fn: The classifier.
+
+    Raises:
+        UserError: It is marked by `attacks.randomised`, or cannot be called without keys.
+
+    >>> check_deterministic("mine", lambda images, keys=None: images)
+    """
+    if is_randomised(logits_fn) or needs_keys(logits_fn):
         raise UserError(
-            f"{model.name} is randomised: evaluations are of deterministic classifiers; attack it with "
+            f"{name} is randomised: evaluations are of deterministic classifiers; attack it with "
             "attacks.run_sequential(attacks.autoattack('rand'), ...)"
         )
+
+
+def _num_classes(model: Model, shape: tuple[int, ...]) -> int:
+    check_deterministic(model.name, model.logits_fn)
     logits = jax.eval_shape(model.logits_fn, jax.ShapeDtypeStruct((1, *shape), np.float32))
     if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != 1:
         found = getattr(logits, "shape", type(logits).__name__)

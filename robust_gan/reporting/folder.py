@@ -137,6 +137,8 @@ def claim(
 def held(path: epath.Path | None) -> Iterator[None]:
     """Makes a folder this process's own while the context lasts; where there are several processes, the first's.
 
+    A folder in which nothing was found belongs to no evaluation: where the context ends so, the claim is taken back.
+
     Args:
         path: Of `check`; None for no folder. An object store has no locks: there it is for the caller to see to it.
 
@@ -147,7 +149,14 @@ def held(path: epath.Path | None) -> Iterator[None]:
         yield
         return
     with parallel.run_on_all_processes(lambda: _lock(path) if parallel.is_primary() else contextlib.nullcontext()):
-        yield
+        try:
+            yield
+        finally:
+            if parallel.is_primary() and not any((path / name).exists() for name in (SCORES, tables.RECORD)):
+                with contextlib.suppress(OSError):  # Other files in the folder stay.
+                    (path / SUBJECT).unlink(missing_ok=True)
+                    (path / _LOCK).unlink(missing_ok=True)
+                    path.rmdir()
 
 
 def _lock(path):

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 
 from robust_gan import checkpoint, training
-from robust_gan.errors import CheckpointError
+from robust_gan.errors import CheckpointError, UserError
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import plots
 from robust_gan.reporting import run as run_lib
@@ -21,7 +21,7 @@ from robust_gan.training import setup
 RECORD, TABLES, PICTURE, COSTS = "reproduction.json", "reproduction.md", "reproduction.png", "costs.png"
 SCHEMA = "robust_gan.reproduction/2"
 
-_KEY, _BEGUN = "key.json", "begun.json"
+_KEY, _BEGUN, _DATA = "key.json", "begun.json", "data.json"
 
 
 class InterruptedRunError(Exception):
@@ -64,7 +64,7 @@ def run(
     folder = epath.Path(output).expanduser()
     for (seed, name), config in plan.runs.items():
         workdir.check(run_folder(folder, seed, name), config)
-    setup.load_data(next(iter(plan.runs.values())))  # Before the first folder is made.
+    _check_data(folder, setup.load_data(next(iter(plan.runs.values()))))  # Before the first folder is made.
     for index, ((seed, name), config) in enumerate(plan.runs.items(), 1):
         where = run_folder(folder, seed, name)
         log_fn(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")
@@ -104,6 +104,17 @@ def run(
         histories = {row["label"]: [paid["history"] for paid in row["cost"]] for row in table.values()}
         plots.draw_costs(folder / COSTS, histories)
     return text, values
+
+
+def _check_data(folder, dataset):
+    """Refuses to go on where runs were trained on other data: images of one shape have the same configuration."""
+    here = {"checksums": setup.checksums(dataset)}
+    if (folder / _DATA).exists() and not _is_at(folder / _DATA, here):
+        raise UserError(
+            f"{folder} holds an experiment on other images or labels of {dataset.name}: give another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    workdir.write_text(folder / _DATA, json.dumps(here) + "\n")
 
 
 def _is_finished(where, config):

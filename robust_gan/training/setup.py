@@ -133,8 +133,8 @@ def load_data(config: Config) -> data.Dataset:
 
 
 def checksums(dataset: data.Dataset) -> dict[str, int]:
-    """Returns a CRC-32 of the training and of the validation split, to compare them across processes."""
-    splits = {"train": dataset.train, "validation": dataset.validation}
+    """Returns a CRC-32 of each split, to compare them across processes and with those of an earlier run."""
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     return {
         name: zlib.crc32(np.ascontiguousarray(split.labels).data, zlib.crc32(np.ascontiguousarray(split.images).data))
         for name, split in splits.items()

@@ -456,3 +456,11 @@ def test_a_sweep_over_epsilon_compiles_an_attack_once():
     ]
     assert len(traces) == traced
     assert losses_at[0] < losses_at[1] < losses_at[2]
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd2", "spsa1"])
+def test_attacks_promote_no_types_implicitly(name):
+    images = images_between(0.2, 0.8, count=2)
+    with jax.numpy_dtype_promotion("strict"):
+        made = attacks.by_name(name)(linear, KEY, images, LABELS[:2], LinfThreat(0.1))
+    assert made.dtype == images.dtype

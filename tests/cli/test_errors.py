@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 
 import mistakes
 import pytest
@@ -43,3 +45,24 @@ def test_the_page_has_every_launcher_and_a_mistake_of_every_kind():
     assert {row.command.split()[0] for row in ROWS} == {"train.py", "evaluate.py", "prepare_data.py"}
     assert {row.code for row in ROWS} == {2}
     assert len(set(ROWS)) == len(ROWS)
+
+
+def test_what_a_callback_raised_is_printed_once():
+    program = """
+import jax, sys
+from robust_gan.cli.errors import guard
+from robust_gan.errors import UserError
+def main(argv):
+    def there(x):
+        raise RuntimeError("the camera is off")
+    try:
+        found = jax.jit(lambda x: jax.pure_callback(there, jax.ShapeDtypeStruct((), "float32"), x))(1.0)
+        jax.block_until_ready(found)
+    except Exception as error:
+        raise UserError("it failed") from error
+sys.exit(guard(main, []))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("error: it failed\n")
+    assert "Exception ignored" not in ended.stderr

@@ -276,3 +276,37 @@ def test_a_distance_to_nan_is_nan(threat):
     found = np.asarray(threat_model.distance(images.at[0, 31, 31, 2].set(jnp.nan), images, threat))
     assert np.isnan(found[0])
     assert found[1] == 0
+
+
+@pytest.mark.slow
+def test_the_alarms_quote_the_figures_of_the_evaluation():
+    images, labels = images_of(40)
+
+    def curved(x):
+        return jnp.tanh(3 * linear(x)) + 0.5 * linear(jnp.sin(9 * x))
+
+    labels = np.argmax(curved(jnp.asarray(images)), -1)
+    model, threat = Model("m", curved), LinfThreat(0.08)
+    scores = evaluation.evaluate([model], images, labels, threat, attacks=["pgd40", "pgd80x2"], seed=3)
+    stood = {attack: scores.robust["m", "m", attack] for attack in scores.attacks}
+    told = f"{stood['pgd40'].sum()} of 40 images stand under pgd40, {stood['pgd80x2'].sum()} with twice the steps"
+    assert 0 < stood["pgd40"].sum() < 40
+    for robust in ({}, stood):
+        found = {
+            alarm.name: alarm for alarm in alarms.check_model(curved, images, labels, threat, seed=3, robust=robust)
+        }
+        assert found["not_converged"].finding.startswith(told)
+    found = alarms.check_model(curved, images, labels, threat, seed=3, robust={"pgd40": np.zeros(40, bool)})
+    assert [alarm.finding for alarm in found if alarm.name == "not_converged"][0].startswith("0 of 40 images stand")
+    with pytest.raises(ValueError, match=r"robust and predicted must be .40., a value for each image, not \(3,\)"):
+        alarms.check_model(curved, images, labels, threat, predicted=np.zeros(3, int))
+
+
+def test_a_model_that_changed_since_it_was_attacked_is_found():
+    images, labels = images_of(8)
+    scores = evaluation.evaluate([Model("m", linear)], images, labels, THREAT, attacks=[])
+    predicted = scores.predicted["m", evaluation.CLEAN]
+    for now, fires in ((linear, False), (lambda x: linear(x)[:, ::-1], True)):
+        found = {alarm.name: alarm for alarm in alarms.check_model(now, images, labels, THREAT, predicted=predicted)}
+        assert found["changed"].fired == fires
+    assert "of 8 clean images are taken for another class after the attacks" in found["changed"].finding

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from robust_gan import LinfThreat, evaluation, networks
+from robust_gan.attacks.generator import trained
 from robust_gan.errors import UserError
 from robust_gan.evaluation import EvaluationState, Model, alarms, state
 from robust_gan.networks import inference
@@ -74,6 +75,7 @@ def test_nothing_keeps_a_function_that_was_evaluated():
         clean(jax.tree_util.Partial(logits_fn))
         alarms.check_model(logits_fn, IMAGES[:8], LABELS[:8], THREAT)
         evaluation.trace_curve([Model("a", logits_fn)], IMAGES, LABELS, THREAT, attack="fgsm", kept=EvaluationState())
+        trained(lambda params, batch_stats, seen, weights=weights: seen)
         del logits_fn, weights
     gc.collect()
     assert [reference() for reference in functions] == [None] * 4
@@ -251,3 +253,14 @@ def test_what_was_found_is_written_every_interval_and_when_an_evaluation_is_inte
         assert file["done: fgsm, made on a: a"].sum() == 96
     whole = evaluation.evaluate([Model("a", linear)], IMAGES, LABELS, THREAT, attacks=["fgsm"])
     assert np.array_equal(run(lambda count: None).robust["a", "a", "fgsm"], whole.robust["a", "a", "fgsm"])
+
+
+def test_a_model_that_fails_while_it_is_identified_is_one_sentence():
+    def ask(images):
+        raise RuntimeError("the camera is off")
+
+    def fails(x):
+        return jax.pure_callback(ask, jax.ShapeDtypeStruct((len(x), 4), np.float32), x)
+
+    with pytest.raises(UserError, match=r"^a fails on the images: .*the camera is off$"):
+        EvaluationState().differs([Model("a", fails)], IMAGES, LABELS, THREAT, 0)

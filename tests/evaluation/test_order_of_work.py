@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from robust_gan import evaluation, training
 from robust_gan.errors import UserError
 from robust_gan.evaluation import alarms, calling, trying
 from robust_gan.evaluation.state import Rows
 from robust_gan.reporting import details, page, plots, tables
+from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import run as run_lib
 from robust_gan.reporting.run import additions
 
@@ -134,6 +136,20 @@ def test_attacks_that_follow_a_gradient_are_refused_before_anything_is_written(r
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("found", [False, True])
+def test_a_folder_in_which_nothing_was_found_is_nobodys(tmp_path, found):
+    path = epath.Path(tmp_path / "out")
+    with pytest.raises(RuntimeError), folder_lib.held(path):
+        kept = folder_lib.claim(path, {"models": {}})
+        assert (path / folder_lib.SUBJECT).exists()
+        if found:
+            kept.part("clean: m", 1)
+            kept.save()
+            kept.flush()
+        raise RuntimeError
+    assert path.exists() == found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [donates, at_most_two, exactly_two, with_at])
 @pytest.mark.filterwarnings("ignore:Some donated buffers")
@@ -203,6 +219,19 @@ def test_every_attack_is_traced_on_a_model():
 
     with pytest.raises(UserError, match=r"^spsa1 cannot be made on mine \("):
         trying.try_attacks(evaluation.Model("mine", narrow), IMAGES, _threat(), ["spsa1"], 2, "")
+
+
+def test_a_randomised_model_is_refused_before_it_is_wrapped():
+    from robust_gan import attacks
+
+    noisy = attacks.randomised(lambda x, keys=None: linear(x))
+    for call in (
+        lambda: calling.in_batches(noisy, 2),
+        lambda: calling.in_batches(jax.tree_util.Partial(noisy), 2),
+        lambda: trying.try_model(evaluation.Model("mine", noisy), IMAGES, 4, 3),
+    ):
+        with pytest.raises(UserError, match=r"^(mine|the classifier) is randomised: evaluations are of determ"):
+            call()
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 7])

@@ -226,3 +226,20 @@ def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):
         assert all(0 <= share <= 1 for share in np.ravel([row["clean"], row["all"]]))
         assert row["all"][0] <= row["white_box"]["worst case"][0] <= row["clean"][0]
         assert row["all"][0] <= row["black_box"]["worst case"][0]
+
+
+def test_an_experiment_does_not_go_on_with_other_images_or_labels_of_the_same_shape(tmp_path):
+    from etils import epath
+
+    from robust_gan import data
+    from robust_gan.reproduction import run
+
+    dataset = data.load("digits", data_dir=tmp_path, validation_size=137)
+    folder = epath.Path(tmp_path) / "out"
+    for _ in range(2):
+        run._check_data(folder, dataset)
+    for split in ("train", "validation", "test"):
+        part = getattr(dataset, split)
+        other = dataset._replace(**{split: part._replace(labels=part.labels[::-1])})
+        with pytest.raises(UserError, match=r"out holds an experiment on other images or labels of digits: give anoth"):
+            run._check_data(folder, other)

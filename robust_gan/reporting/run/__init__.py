@@ -314,15 +314,21 @@ def _attack(
                 result.attack: broken_by == place for place, result in enumerate(found.results[model.name])
             }
             found.predicted[model.name, details.SEQUENTIAL] = np.where(found.standing[model.name], labels, taken)
-    except jax.errors.JaxRuntimeError as error:
-        smaller = ": give a smaller --batch_size" if "RESOURCE_EXHAUSTED" in str(error) else ""
-        raise UserError(f"an attack failed while it ran: {one_line(error)}{smaller}; {_going_on(folder)}") from error
+    except UserError:
+        raise
     except OSError as error:
         if folder is None:
             raise
         raise UserError(
             f"{folder} cannot be written ({(error.strerror or str(error)).lower()}): {_going_on(folder)}"
         ) from error
+    except Exception as error:  # A model is the user's own program, and may raise anything.
+        if all(entrant.record is not None for entrant in subject.everyone) and not isinstance(
+            error, jax.errors.JaxRuntimeError
+        ):
+            raise
+        smaller = ": give a smaller --batch_size" if "RESOURCE_EXHAUSTED" in str(error) else ""
+        raise UserError(f"an attack failed while it ran: {one_line(error)}{smaller}; {_going_on(folder)}") from error
     return found
 
 

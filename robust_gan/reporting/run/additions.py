@@ -117,6 +117,9 @@ def examine(request: Request, found: Found, missing: Mapping[str, str], most: in
             asked = alarms.check_model(
                 model.logits_fn, images, labels, threat, batch_size=most, seed=request.seed,
                 underivable=missing.get(model.name, ""),
+                robust={attack: found.scores.robust[name, maker, attack] for name, maker, attack in found.scores.robust
+                        if name == maker == model.name},
+                predicted=found.scores.predicted.get((model.name, evaluation.CLEAN)),
             )  # fmt: skip
             kept.remember(name, asked)
             return asked
