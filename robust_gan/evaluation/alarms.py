@@ -284,12 +284,10 @@ def _changed(logits, predicted):
     now = np.where(invalid(logits), -1, np.argmax(logits, axis=-1))
     others = np.flatnonzero(now != predicted)
     fired = len(others) > _TIES * len(predicted)
-    finding = (
-        f"{len(others)} of {len(predicted)} clean images are taken for another class after the attacks than before"
-    )
-    return Alarm(
-        "changed", fired, finding + f"{_which(others)}: the classifier is not the one that was attacked" * fired
-    )
+    finding = f"{len(others)} of {len(predicted)} clean images change their predicted class between attacks and alarms"
+    if fired:
+        finding += f"{_which(others)}: the classifier is not the one that was attacked"
+    return Alarm("changed", fired, finding)
 
 
 def _probabilities(logits):

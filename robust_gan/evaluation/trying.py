@@ -67,7 +67,8 @@ def try_model(model: Model, images: np.ndarray, most: int, num_classes: int) -> 
         The model, whose `logits_fn` takes any number of images, outside compiled functions too, and leaves them whole.
 
     Raises:
-        UserError: It is randomised, it fails, or what it returns cannot be logits of the classes, or differs from batch to batch.
+        UserError: It is randomised, it fails, or what it returns cannot be logits of the classes, or differs from
+            batch to batch.
 
     >>> tried = try_model(Model("mine", lambda x: x.sum((1, 2))), np.zeros((5, 4, 4, 3), np.uint8), 4, 3)
     >>> tried.logits_fn(np.zeros((9, 4, 4, 3), np.float32)).shape

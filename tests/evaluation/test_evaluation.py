@@ -266,7 +266,7 @@ def test_a_suite_attacks_in_turn_and_its_report_says_what_stood_and_what_the_ala
         results[-1]["robust_accuracy"], target["robust_accuracy"]["fgsm"]["tiny"]
     )
     assert {alarm["name"] for alarm in target["alarms"]} == {
-        "randomised", "probabilities", "near_chance", "nan_logits", "zero_gradients", "nan_gradients",
+        "randomised", "changed", "probabilities", "near_chance", "nan_logits", "zero_gradients", "nan_gradients",
         "not_converged", "does_not_reach_0", "nan_logits_under_attack",
         "black_box_beats_white",  # Square comes after the others.
     }  # fmt: skip

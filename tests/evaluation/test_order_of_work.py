@@ -139,14 +139,19 @@ def test_attacks_that_follow_a_gradient_are_refused_before_anything_is_written(r
 @pytest.mark.parametrize("found", [False, True])
 def test_a_folder_in_which_nothing_was_found_is_nobodys(tmp_path, found):
     path = epath.Path(tmp_path / "out")
-    with pytest.raises(RuntimeError), folder_lib.held(path):
-        kept = folder_lib.claim(path, {"models": {}})
-        assert (path / folder_lib.SUBJECT).exists()
-        if found:
-            kept.part("clean: m", 1)
-            kept.save()
-            kept.flush()
-        raise RuntimeError
+
+    def evaluate():
+        with folder_lib.held(path):
+            kept = folder_lib.claim(path, {"models": {}})
+            assert (path / folder_lib.SUBJECT).exists()
+            if found:
+                kept.part("clean: m", 1)
+                kept.save()
+                kept.flush()
+            raise RuntimeError("failed")
+
+    with pytest.raises(RuntimeError, match="failed"):
+        evaluate()
     assert path.exists() == found
 
 
