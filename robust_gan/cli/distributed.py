@@ -1,4 +1,4 @@
-"""A launcher as one of several processes, on one machine or many: how it is told so, and how it ends."""
+"""Commands that run as one of several processes, on one machine or many: their flags, and how they exit."""
 
 import sys
 import traceback
@@ -9,7 +9,7 @@ from absl import flags
 from robust_gan.cli.errors import complain, guard
 
 LOST = 1
-"""The exit code where another process was lost."""
+"""The exit code after another process was lost."""
 
 
 GROUP = {
@@ -21,25 +21,25 @@ GROUP = {
 
 
 def define_flags() -> None:
-    """Defines the flags of a launcher that can be one of several processes."""
-    flags.DEFINE_bool("distributed", False, "One of several: found out on Cloud TPU, SLURM, Kubernetes and Open MPI.")
-    flags.DEFINE_string("coordinator", "", "Where there is nothing to find out: where process 0 listens,")
-    flags.DEFINE_integer("num_processes", None, "how many processes there are,")
-    flags.DEFINE_integer("process_id", None, "and which of them this is, from 0.")
-    flags.DEFINE_integer("join_timeout", 300, "How long to wait until all have come.")
+    """Defines the flags of a command that can be one of several processes."""
+    flags.DEFINE_bool("distributed", False, "One of several; detected on Cloud TPU, SLURM, Kubernetes, Open MPI.")
+    flags.DEFINE_string("coordinator", "", "Elsewhere: the address on which process 0 listens,")
+    flags.DEFINE_integer("num_processes", None, "the number of processes,")
+    flags.DEFINE_integer("process_id", None, "and the number of this one, from 0.")
+    flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for all processes.")
 
 
 def is_distributed() -> bool:
-    """Tells whether the command line says that there are several processes."""
+    """Returns whether the flags name several processes."""
     return any(flags.FLAGS[name].value for name in ("distributed", "coordinator")) or any(
         flags.FLAGS[name].value is not None for name in ("num_processes", "process_id")
     )
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
-    """Joins the other processes, calls `main`, and leaves them, as `mistakes.guard` does for one alone.
+    """Joins the other processes, calls `main` as `errors.guard` does, and leaves them.
 
-    A process that fails leaves at once and says why; the others learn of it within seconds.
+    A process that fails exits at once with an error message; the others notice within seconds.
     """
     from robust_gan import parallel
 

@@ -1,4 +1,4 @@
-"""What a user can put right: told in one sentence on stderr, with an exit code of its own."""
+"""Exit codes, and errors of the user reported in one sentence on stderr."""
 
 import errno
 import os
@@ -14,16 +14,16 @@ NOT_FINITE = 3
 """The exit code of a run whose numbers became NaN or infinite."""
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, where nobody was there to save."""
+"""The exit code after Ctrl-C, where nothing was saved."""
 
 
 def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str], *, positional: bool = False) -> int | None:
-    """Calls `main`, and turns what a user can put right into one sentence on stderr and the exit code 2.
+    """Calls `main`, and reports an error of the user in one sentence on stderr, with exit code 2.
 
     Args:
         main: Takes the arguments, of which the first is the program.
-        argv: They.
-        positional: Whether it takes arguments that are no flags.
+        argv: The arguments.
+        positional: Whether it takes arguments that are not flags.
 
     >>> def main(argv):
     ...     raise UserError("batch_size must be at least 1, not 0")
@@ -43,7 +43,7 @@ def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str], *, p
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # Whoever read our output, such as `head`, has had enough.
+    except BrokenPipeError:  # The reader of the output, such as `head`, closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except PermissionError as error:
@@ -78,7 +78,7 @@ def complain(sentence: str) -> int:
 
 
 def required(flag: str, value: str | None, what: str) -> str:
-    """Returns the value of a flag that must be given.
+    """Returns the value of a required flag.
 
     Raises:
         UserError: It is missing.

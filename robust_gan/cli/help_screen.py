@@ -1,4 +1,4 @@
-"""The help of a launcher: one screen, its flags in groups, in place of absl's list in the order of the alphabet."""
+"""The help of a command: one screen with its flags in groups, in place of absl's alphabetical list."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ _FIELD = f"Any field of the configuration, such as --{FLAG}.seed=1 or --{FLAG}.t
 
 
 def is_asked_for(argv: Sequence[str]) -> bool:
-    """Tells whether a command line asks for help; `--helpfull`, with the flags of every library, is absl's.
+    """Returns whether a command line requests help; `--helpfull`, with the flags of every library, is absl's.
 
     >>> is_asked_for(["train.py", "--config=a.py", "--help"]), is_asked_for(["train.py", "--", "--help"])
     (True, False)
@@ -29,12 +29,12 @@ def is_asked_for(argv: Sequence[str]) -> bool:
 
 
 def page(document: str, groups: Mapping[str, Sequence[str]], width: int = 0) -> str:
-    """Returns the help of a launcher.
+    """Returns the help of a command.
 
     Args:
-        document: What it does, with examples.
-        groups: For the title of each group its flags, with what they take: `workdir=DIR`, or `[no]progress`.
-        width: Columns; 0 for those of the terminal, from 80 to 120.
+        document: Its description, with examples.
+        groups: The flags of each group by its title, with their values: `workdir=DIR`, or `[no]progress`.
+        width: Columns; 0 for the width of the terminal, from 80 to 120.
 
     >>> from absl import flags
     >>> flag = flags.DEFINE_integer("sheets", 3, "How many.")
@@ -53,7 +53,7 @@ def page(document: str, groups: Mapping[str, Sequence[str]], width: int = 0) -> 
 
 
 def get_flag(form: str) -> str:
-    """Returns the name of a flag that a group shows.
+    """Returns the name of a flag of a group.
 
     >>> get_flag("workdir=DIR"), get_flag("[no]progress")
     ('workdir', 'progress')

@@ -31,8 +31,8 @@ _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the methods, from 0 to 99."
 _ATTACKS = flags.DEFINE_string("attacks", "", "See robust-gan-evaluate; empty for those of the budget.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for the config's.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once in the evaluation.", lower_bound=1)
-_PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
-_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
+_PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Empty for the best available.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show bars; by default where stderr is a terminal.")
 
 _GROUPS = {

@@ -25,8 +25,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     sys_argv=cli.arguments(),
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
-_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
+_PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Empty for the best available.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write for TensorBoard too (needs the extra tensorboard).")
 _ON_NAN = flags.DEFINE_enum(

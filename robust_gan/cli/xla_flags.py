@@ -1,4 +1,4 @@
-"""What XLA is told before jax is loaded, where the user has not told it already."""
+"""Flags of XLA and the compilation cache, set before jax is loaded where the user has not set them."""
 
 import contextlib
 import hashlib
@@ -18,11 +18,11 @@ _CACHE_SIZE = 4 * 2**30
 
 
 def set_flags(*, spread: bool = False) -> None:
-    """Adds to `XLA_FLAGS`; nothing that is there is changed, and nothing where jax is loaded already.
+    """Extends `XLA_FLAGS`; changes nothing in it, and does nothing once jax is loaded.
 
     Args:
-        spread: Make a device of every core of a CPU. For work that splits without talking, as evaluation does: one
-            device keeps only part of the cores busy with small networks.
+        spread: Make a device of every core of a CPU, for work that splits without communication, such as evaluation:
+            one device uses only part of the cores with small networks.
     """
     if "jax" in sys.modules:
         return
@@ -37,26 +37,26 @@ def set_flags(*, spread: bool = False) -> None:
 
 
 def set_cache() -> None:
-    """Lets compiled functions be kept between processes: the second start of a run compiles nothing.
+    """Sets a cache of compiled functions, so that the second start of a run compiles nothing.
 
-    They lie in `~/.cache/robust_gan` (or `$XDG_CACHE_HOME/robust_gan`). JAX's own variables are obeyed where they are
-    set: `JAX_COMPILATION_CACHE_DIR` for another folder, `JAX_ENABLE_COMPILATION_CACHE=false` for none.
+    It is in `~/.cache/robust_gan` (or `$XDG_CACHE_HOME/robust_gan`). JAX's own variables take
+    precedence: `JAX_COMPILATION_CACHE_DIR` for another folder, `JAX_ENABLE_COMPILATION_CACHE=false` for none.
     """
     if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = _home() / cache_name()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # A home that cannot be written to: slower, and no reason to stop.
+    except OSError:  # The home cannot be written: slower, but no error.
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_CACHE_SIZE))
 
 
 def cache_name() -> str:
-    """Returns a name for what this jaxlib compiles on this kind of processor.
+    """Returns a name for the cache of this jaxlib on this kind of processor.
 
-    What is compiled for a CPU may use any instruction that it has, and a home can be shared by unlike machines.
+    Code compiled for a CPU may use all its instructions, and different machines can share a home.
 
     >>> cache_name().startswith("jaxlib-0.")
     True
@@ -71,9 +71,9 @@ def _home() -> pathlib.Path:
 
 
 def _is_known(flag: str) -> bool:
-    """Tells whether this jaxlib takes a flag; one that it does not know, or a value, would end the process.
+    """Returns whether this jaxlib accepts a flag; an unknown flag or value would end the process.
 
-    So another process is asked, a third of a second, and the answer is kept for this version.
+    Another process tries it, in a third of a second, and the answer is stored for this version.
     """
     name = hashlib.sha256(f"{importlib.metadata.version('jaxlib')} {flag}".encode()).hexdigest()[:12]
     answer = _home() / "flags" / name
@@ -89,7 +89,7 @@ def _is_known(flag: str) -> bool:
     except (OSError, subprocess.SubprocessError):
         return False
     known = ended.returncode == 0
-    with contextlib.suppress(OSError):  # A home that cannot be written to: it is asked again.
+    with contextlib.suppress(OSError):  # The home cannot be written: the next start tries again.
         answer.parent.mkdir(parents=True, exist_ok=True)
         part = answer.with_name(f"{name}.{os.getpid()}")
         part.write_text("known" if known else "unknown")
@@ -106,5 +106,5 @@ def _processor() -> str:
 
 
 def _cores() -> int:
-    """Counts the cores that this process may use, which may be fewer than there are."""
+    """Returns the number of cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,11 +20,11 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclasses.dataclass
 class DataConfig:
-    """Which images.
+    """The images.
 
     Attributes:
         name: A TFDS data set: digits, mnist, cifar10, cifar100, svhn_cropped, or any prepared as array_record.
-        data_dir: Where the prepared data lie; empty for TFDS's own default.
+        data_dir: The folder of the prepared data; empty for the default of TFDS.
         validation_size: Images held out of the training split for model selection; the test split is never touched.
         train_size: Use this many training images only; 0 for all.
         extra_size: Images of SVHN's `extra` split added to training.
@@ -43,7 +43,7 @@ class DataConfig:
 
 @dataclasses.dataclass
 class ThreatConfig:
-    """What the attacker may do.
+    """The threat model.
 
     Attributes:
         norm: `linf` or `l2`.
@@ -56,24 +56,24 @@ class ThreatConfig:
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """How one player moves.
+    """The optimiser of one player.
 
     Attributes:
         name: `sgd` (with momentum), `adam` or `adamw`.
         learning_rate: The rate at step 0.
-        momentum: Of sgd.
-        b1: Of adam and adamw.
-        b2: Of adam and adamw.
+        momentum: The momentum of sgd.
+        b1: The decay of the first moment, of adam and adamw.
+        b2: The decay of the second moment, of adam and adamw.
         weight_decay: On kernels alone, never on biases or BatchNorm. For sgd and adam it is the gradient of
             `weight_decay / 2 * ||w||^2` (the released code's loss term); for adamw it is decoupled.
         schedule: `piecewise`: the rate is multiplied by `decay_factor` after each of `decay_steps`; `cosine`: half a
             cosine down to 0 at `schedule_steps`; `one_cycle`: up in a straight line to `learning_rate` at 40 % of
             `schedule_steps`, and down to 0 at their end.
-        decay_steps: Of `piecewise`: steps of this optimiser.
-        decay_factor: Of `piecewise`.
-        restart_momentum: Of sgd: whether the momentum starts again from 0 at each of `decay_steps`, as in the released
+        decay_steps: For `piecewise`: steps of this optimiser.
+        decay_factor: For `piecewise`.
+        restart_momentum: For sgd: whether the momentum restarts from 0 at each of `decay_steps`, as in the released
             code, where a second optimiser takes over.
-        schedule_steps: Of `cosine` and `one_cycle`: steps of this optimiser. It is a field of its own, so that a run
+        schedule_steps: For `cosine` and `one_cycle`: steps of this optimiser. It is a field of its own, so that a run
             that is made longer by `num_steps` does not change what it did before.
     """
 
@@ -92,12 +92,12 @@ class OptimizerConfig:
 
 @dataclasses.dataclass
 class ClassifierConfig:
-    """The classifier (the released code's discriminator) and how it learns.
+    """The classifier (the released code's discriminator) and its loss.
 
     Attributes:
         network: A name of `networks.CLASSIFIERS`, or `package.module:function`, which returns a `Network`; the function
             takes any of `num_classes` and `dtype`.
-        optimizer: How it moves.
+        optimizer: Its optimiser.
         loss: `cross_entropy`, on clean and on adversarial images; or `trades`: on clean images, and the divergence
             KL(clean || adversarial) of the predictions in place of the adversarial term (Zhang et al. 2019).
         clean_weight: Weight of the cross-entropy on clean images; 0 trains on adversarial images alone.
@@ -106,8 +106,8 @@ class ClassifierConfig:
             cross-entropy; the adversary attacks the unsmoothed one.
         awp_gamma: Adversarial weight perturbation (Wu et al. 2020): the size, relative to each kernel, of
             the step against itself at which the classifier takes its gradient; 0.005 is usual, 0 is none.
-        ema_decay: Decay of an exponential moving average of the weights, which is what is validated and
-            evaluated then; 0 is none.
+        ema_decay: Decay of an exponential moving average of the weights, which is then validated and evaluated; 0 is
+            none.
         attack_bn_mode: BatchNorm statistics of the classifier *while it is attacked in training*: `batch`, those
             of the attacked batch, as the released code does, or `running`. At test it is always `running`.
     """
@@ -125,7 +125,7 @@ class ClassifierConfig:
 
 @dataclasses.dataclass
 class FGSMConfig:
-    """One gradient step as the adversary of training, in a form that does not collapse.
+    """One gradient step as the adversary of training, in a variant without catastrophic overfitting.
 
     Attributes:
         start: `random`: from a random point of the ball, back into the ball (Wong et al. 2020); `noise`: from noise of
@@ -144,8 +144,10 @@ class PGDConfig:
     Attributes:
         num_steps: Gradient steps.
         step_size: In the unit of epsilon; 0 for 2.5 epsilon / num_steps.
-        loss: What it ascends: `cross_entropy`, `margin`, or `kl`, the divergence from the clean prediction (TRADES).
-        keep_best: Whether the classifier learns from the best point seen, or from the last, as in the released code.
+        loss: The loss that it maximises: `cross_entropy`, `margin`, or `kl`, the divergence from the clean prediction
+            (TRADES).
+        keep_best: Whether the classifier learns from the point of the highest loss, or from the last, as in the
+            released code.
     """
 
     num_steps: int = 10
@@ -177,26 +179,26 @@ class EnsembleConfig:
 
 @dataclasses.dataclass
 class GeneratorConfig:
-    """The generator as the adversary of training: image-only by default, and what was added to it since.
+    """The generator as the adversary of training: image-only by default.
 
     Attributes:
         network: A name of `networks.GENERATORS`, or `package.module:function`, which returns a `Network`; the function
             takes any of `channels`, `dtype` and `remat`.
-        optimizer: How it moves.
-        steps: Generator steps on each minibatch.
-        batches_per_step: Minibatches per classifier step; the classifier learns from the last. 5 in the released MNIST
-            recipe, otherwise 1.
-        inputs: What it sees beside the image, of `gradient` (of the classifier's loss in the pixels), `perturbation`
+        optimizer: Its optimiser.
+        steps: Generator steps on each batch.
+        batches_per_step: Batches per classifier step; the classifier learns from the last. 5 in the released code
+            for MNIST, otherwise 1.
+        inputs: Its inputs beside the image, of `gradient` (of the classifier's loss in the pixels), `perturbation`
             (so far) and `label`.
-        num_refinements: How often it is asked for each image; each answer replaces the one before.
-        latent_size: Random channels that it sees, in [0, 1].
+        num_refinements: How often it is applied to each image; each perturbation replaces the one before.
+        latent_size: Random input channels, in [0, 1].
         diversity: Coefficient of the mean distance between two perturbations of an image, in units of epsilon, over
             that of their random inputs; the generator is rewarded for it.
         final_fgsm_step: Length, in units of epsilon, of a last step along the sign of the gradient; 0 for none.
         parametrization: `clip`: clip to valid pixels; `rescale`: map the noise onto the box of valid pixels
             (L-infinity only).
-        remat: Whether its backward pass computes the inside of each layer and block anew, which takes a third more of
-            its work and less memory.
+        remat: Whether its backward pass recomputes the inside of each layer and block, with a third more work and less
+            memory.
     """
 
     network: str = "digits_generator"
@@ -216,7 +218,7 @@ class GeneratorConfig:
 
 @dataclasses.dataclass
 class AdversaryConfig:
-    """Whom the classifier plays against.
+    """The maximising player.
 
     Attributes:
         name: `none`, `fgsm`, `pgd`, `ensemble`, `generator`, or `package.module:function`, which returns an
@@ -257,7 +259,7 @@ class PenaltyConfig:
 
 @dataclasses.dataclass
 class ValidationConfig:
-    """What is measured on the validation split while training.
+    """Validation during training.
 
     Attributes:
         every: Training steps between validations; also between checkpoints.
@@ -279,20 +281,20 @@ class Config:
     """One training run.
 
     Attributes:
-        seed: Reaches the initialisation, the order of the images, their augmentation and the adversary.
-        data: Which images.
-        threat: What the attacker may do, in training and validation.
+        seed: Of the initialisation, the order of the images, their augmentation and the adversary.
+        data: The images.
+        threat: The threat model of training and validation.
         classifier: The minimising player.
         adversary: The maximising player.
         penalty: The gradient penalty.
-        batch_size: Images in a minibatch, over all devices.
-        precision: In what the inner layers of both players are computed while they train: `float32`, or `bfloat16` with
+        batch_size: Images in a batch, over all devices.
+        precision: The type in which the inner layers of both players compute in training: `float32`, or `bfloat16` with
             float32 parameters, statistics, losses, images and perturbations. Validation and evaluation are in float32.
         num_steps: Classifier steps.
-        steps_per_call: Steps that the device plays in one go, at most; 0 for one on a CPU and all between two lines of
+        steps_per_call: Most steps in one call of the compiled program; 0 for one on a CPU and all between two lines of
             metrics on an accelerator. It changes no bit of the result.
         log_every: Steps between lines of metrics.
-        validation: What is measured while training, and how often.
+        validation: Validation during training.
         max_to_keep: Newest checkpoints kept, beside the best.
     """
 
@@ -312,4 +314,4 @@ class Config:
 
 
 CHANGEABLE = ("num_steps", "steps_per_call", "log_every", "max_to_keep", "data.data_dir", "validation.patience")
-"""Fields in which a resumed run may differ from the one it continues: they do not touch what a step computes."""
+"""Fields in which a resumed run may differ from the one it continues: no step depends on them."""

@@ -1,4 +1,4 @@
-"""What a configuration must be: one clear sentence for each mistake."""
+"""Validates a configuration, with one sentence for each mistake."""
 
 import dataclasses
 import functools
@@ -57,11 +57,11 @@ _SHARES = ("classifier.label_smoothing", "classifier.ema_decay", "adversary.ense
 
 
 def check_epsilon(epsilon: Any, field: str = "epsilon", norm: str = "linf", *, image_shape: Sequence[int] = ()) -> None:
-    """Refuses a radius that cannot be meant.
+    """Refuses a radius that is no valid one.
 
     Args:
         epsilon: Of any type.
-        field: What it is called in the sentence.
+        field: Its name in the sentence.
         norm: `linf` or `l2`.
         image_shape: `[H, W, C]`, where it is known: in L2 no two images are farther apart than sqrt(H W C).
 
@@ -94,7 +94,7 @@ def check_epsilon(epsilon: Any, field: str = "epsilon", norm: str = "linf", *, i
 
 
 def validate(config: Config) -> None:
-    """Refuses a configuration that cannot be right.
+    """Refuses an invalid configuration.
 
     Raises:
         UserError: One sentence: the field, its value, what would be right.
@@ -126,8 +126,8 @@ def validate(config: Config) -> None:
     _validate_penalty(config)
     if config.precision == "bfloat16" and config.penalty.coefficient and config.penalty.form == "finite_difference":
         raise UserError(
-            "penalty.form must be 'exact' with precision 'bfloat16': what 'finite_difference' divides by penalty.step "
-            "would be rounding"
+            "penalty.form must be 'exact' with precision 'bfloat16': the numerator of 'finite_difference' would be "
+            "rounding error"
         )
     _validate_generator(config.adversary.generator, config.threat.norm)
     if "" in config.adversary.ensemble.sources:
