@@ -23,7 +23,7 @@ from robust_gan.storage import workdir
 from robust_gan.types import ThreatModel
 from robust_gan.version import __version__
 
-SCHEMA = "robust_gan.evaluation/4"
+SCHEMA = "robust_gan.evaluation/5"
 """Version of `report.json`, whose JSON Schema `schema` returns."""
 
 USE_BATCH_STATS = (

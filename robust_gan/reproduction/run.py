@@ -19,7 +19,7 @@ from robust_gan.storage import files, workdir
 from robust_gan.training import setup
 
 RECORD, TABLES, PICTURE, COSTS = "reproduction.json", "reproduction.md", "reproduction.png", "costs.png"
-SCHEMA = "robust_gan.reproduction/2"
+SCHEMA = "robust_gan.reproduction/3"
 
 _KEY, _BEGUN, _DATA = "key.json", "begun.json", "data.json"
 

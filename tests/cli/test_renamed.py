@@ -86,3 +86,14 @@ def test_the_checkpoint_of_an_earlier_version_is_refused(launch, tmp_path):
     assert (ended.code, ended.out) == (2, "")
     assert "hops is now called adversary.generator.num_refinements): use that version, or train again" in ended.err
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(("file", "schema"), [("report.json", "evaluation/4"), ("reproduction.json", "reproduction/2")])
+def test_the_report_of_an_earlier_version_is_refused(launch, tmp_path, file, schema):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / file).write_text(json.dumps({"schema": f"robust_gan.{schema}"}))
+    ended = launch("report", tmp_path / "old", f"--output={tmp_path}/page.html")
+    assert (ended.code, ended.out) == (2, "")
+    assert f"is of the schema 'robust_gan.{schema}', not robust_gan." in ended.err
+    assert "make it again, or leave its folder out" in ended.err
+    assert not (tmp_path / "page.html").exists()

@@ -13,7 +13,7 @@ from robust_gan.reporting.noise_images import NoiseImages
 from robust_gan.storage import files, workdir
 
 REPORT, REPRODUCTION = "report.json", "reproduction.json"
-SCHEMAS = {REPORT: "robust_gan.evaluation/4", REPRODUCTION: "robust_gan.reproduction/2"}
+SCHEMAS = {REPORT: "robust_gan.evaluation/5", REPRODUCTION: "robust_gan.reproduction/3"}
 """Those of `reporting.tables` and `reproduction`, whose modules load jax."""
 
 _DEPTH = 4
