@@ -1,4 +1,4 @@
-"""The experiments: every method trained alike, attacked by all others, and put into tables."""
+"""Experiments: trains all methods with the same settings, evaluates white-box and transfer attacks, writes tables."""
 
 from robust_gan.reproduction.plan import PAPER_METHODS, Plan, plan
 from robust_gan.reproduction.run import InterruptedRunError, run

@@ -1,4 +1,4 @@
-"""What training was: time, gradients of the classifier for each of its updates, parameters, and where losses ended."""
+"""The cost of training: time, classifier gradients per update, parameters; and the final losses."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ LOSSES = ("clean_loss", "adversarial_loss", "generator_loss", "penalty")
 
 
 def gradient_evaluations(config: Config) -> int:
-    """Counts the backward passes through the classifier for one of its updates, each over one minibatch.
+    """Returns the number of backward passes through the classifier per update, each over one batch.
 
-    Those of the adversary in the pixels and those of the update in the weights count alike; the product with the
-    Hessian of the exact penalty counts as two.
+    Gradients in the pixels and in the weights count alike; the Hessian-vector product of the exact penalty counts as
+    two.
 
     >>> from robust_gan.config import AdversaryConfig, GeneratorConfig
     >>> gradient_evaluations(Config(adversary=AdversaryConfig(name="pgd")))
@@ -40,20 +40,20 @@ def gradient_evaluations(config: Config) -> int:
     if adversary.name == "ensemble":
         return update + (1 if adversary.ensemble.scheme == "tramer" else 1 + adversary.ensemble.pgd_steps)
     generator = adversary.generator
-    looks = generator.num_refinements * ("gradient" in generator.inputs) + int(generator.final_fgsm_step > 0)
+    gradients = generator.num_refinements * ("gradient" in generator.inputs) + int(generator.final_fgsm_step > 0)
     steps = generator.steps * generator.batches_per_step
-    return update + steps * (looks * (2 if generator.diversity else 1) + 1) + looks
+    return update + steps * (gradients * (2 if generator.diversity else 1) + 1) + gradients
 
 
 def history(config: Config, folder: epath.Path) -> list[dict[str, float]]:
-    """Returns a run's validations against what had been paid by then.
+    """Returns the validations of a run with the cost up to each.
 
     Args:
         config: The run.
         folder: Its workdir.
 
     Returns:
-        For each validation `step`, `seconds` of training, `gradient_evaluations` (minibatches) and `robust_accuracy`
+        For each validation `step`, `seconds` of training, `gradient_evaluations` (batches) and `robust_accuracy`
         under PGD on the validation split.
     """
     metric, timing = f"validation/pgd{config.validation.pgd_steps}", _lines(folder / workdir.TIMING)
@@ -70,13 +70,13 @@ def history(config: Config, folder: epath.Path) -> list[dict[str, float]]:
 
 
 def losses(folder: epath.Path) -> dict[str, float]:
-    """Returns the losses of both players in training, averaged over the last fifth of what was logged.
+    """Returns the training losses of both players, averaged over the last fifth of the log.
 
     Args:
         folder: The workdir of a finished run.
 
     Returns:
-        Those of `LOSSES` that the run has; `penalty` is 1/2 of the squared norm of the generator's gradient.
+        The `LOSSES` of the run; `penalty` is half the squared norm of the generator's gradient.
     """
     logged = [line for line in _lines(folder / workdir.METRICS) if "train/classifier_loss" in line]
     last = logged[-max(1, len(logged) // 5) :]
@@ -88,9 +88,9 @@ def losses(folder: epath.Path) -> dict[str, float]:
 
 
 def measure(config: Config, folder: epath.Path, info: checkpoint.DataInfo) -> dict[str, Any]:
-    """Returns what a finished run cost: seconds of training, gradients, parameters; its `losses` and `history`.
+    """Returns the cost of a finished run: seconds, gradients, parameters; and its `losses` and `history`.
 
-    The seconds are those of the steps, compilation included and validation left out.
+    The seconds include compilation but not validation.
 
     Args:
         config: The run.
@@ -101,9 +101,9 @@ def measure(config: Config, folder: epath.Path, info: checkpoint.DataInfo) -> di
     classifier = networks.build_classifier(config.classifier.network, info.num_classes)
     parameters = {"classifier": _count(classifier, info.image_shape)}
     if config.adversary.name == "generator":
-        seen = adversaries.get_design(config.adversary.generator).channels(channels, info.num_classes)
+        channels_in = adversaries.get_design(config.adversary.generator).channels(channels, info.num_classes)
         generator = networks.build_generator(config.adversary.generator.network, channels)
-        parameters["generator"] = _count(generator, (height, width, seen))
+        parameters["generator"] = _count(generator, (height, width, channels_in))
     return {
         "seconds": round(sum(line["seconds"] for line in _lines(folder / workdir.TIMING)), 1),
         "updates": config.num_steps,

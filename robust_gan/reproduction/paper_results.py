@@ -1,8 +1,8 @@
-"""Figures of Wang and Yu as others cite them: the paper's text was not at hand, and none was checked against it."""
+"""Results of Wang and Yu as cited by others; none was checked against the paper, which was not available."""
 
 REFERENCE = (
-    "Wang and Yu, ICLR 2019, as others cite it: the paper's text was not at hand. The released code normalises its "
-    "classifier by batch statistics at test, which is lenient; the numbers of images and of seeds are not known"
+    "Wang and Yu, ICLR 2019, as cited by others: the paper was not available. The released code evaluates with batch "
+    "statistics, which overestimates robustness; the numbers of images and seeds are unknown"
 )
 
 WHITE_BOX: dict[str, dict[str, dict[str, float]]] = {
@@ -12,10 +12,10 @@ WHITE_BOX: dict[str, dict[str, dict[str, float]]] = {
     },
     "svhn": {"generator": {"pgd10": 37.97}, "pgd": {"pgd10": 42.96}},
 }
-"""Accuracy in % by data set, method and attack, attacked in the open."""
+"""White-box accuracy in % by data set, method and attack."""
 
 BLACK_BOX: dict[str, dict[str, dict[str, float]]] = {
     "cifar10": {"generator": {"fgsm": 77.23, "pgd10": 74.04}, "pgd": {"fgsm": 57.73, "pgd10": 55.72}},
     "svhn": {"generator": {"pgd10": 81.68}, "pgd": {"pgd10": 83.23}},
 }
-"""The same from another trained model. That PGD training should fare worse there than in the open is suspect."""
+"""Black-box accuracy in %. The values for PGD training are lower than its white-box ones, which is implausible."""

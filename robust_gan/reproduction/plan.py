@@ -1,4 +1,4 @@
-"""Which runs an experiment needs: methods and the surrogates that attack them, for every seed."""
+"""The runs of an experiment: methods and held-out surrogate models, for every seed."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ PAPER_METHODS = (
     "none", "fgsm", "n_fgsm", "pgd", "trades", "ensemble", "ensemble_tramer", "released", "generator",
     "cond_generator", "cond_generator_fgsm", "cond_generator_refined", "cond_generator_adv_only",
 )  # fmt: skip
-"""The methods that are trained where none are named: baselines, the released game, and what came after."""
+"""The default methods: baselines, the released game, and generators conditioned on the gradient."""
 
 ATTACKS = {
     "paper": "fgsm,pgd10,pgd50x10,margin_pgd50x10,generator",
@@ -22,10 +22,10 @@ ATTACKS = {
     "debug": "fgsm,pgd2,generator",
 }
 SEED = "surrogate"
-NETWORK = "stranger_network"
+NETWORK = "surrogate_network"
 SOURCE = "source"
 SURROGATES = {SEED: 100, NETWORK: 200, SOURCE: 300}
-"""Standard classifiers of other seeds: one of them of another network; the last is what the ensembles attack."""
+"""Standard classifiers with other seeds; the second has another network, the last is the ensembles' source."""
 
 OTHER_NETWORK = {
     "digits_cnn": "mnist_cnn", "mnist_cnn": "digits_cnn", "mnist_cnn_strided": "mnist_cnn",
@@ -35,15 +35,15 @@ OTHER_NETWORK = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What an experiment trains and measures.
+    """The plan of an experiment.
 
     Attributes:
         dataset: The config's name.
         budget: One of `config.methods.BUDGETS`.
         methods: Names, in the order of the tables.
-        seeds: Of the methods; a surrogate model's seed is 100, 200 or 300 more.
+        seeds: Seeds of the methods; a surrogate model's seed is 100, 200 or 300 more.
         attacks: Names, separated by commas.
-        runs: The configuration of every run, by `(seed, name)`, in the order in which they are trained.
+        runs: The configurations by `(seed, name)`, in the order of training.
     """
 
     dataset: str
@@ -65,29 +65,29 @@ def plan(
     attacks: str = "",
     data_dir: str = "",
 ) -> Plan:
-    """Plans an experiment.
+    """Returns the plan of an experiment.
 
     Args:
         get_config: Returns the config of `METHOD/BUDGET`.
         dataset: The config's name.
         budget: One of `config.methods.BUDGETS`.
-        output: The folder of the experiment; runs go to `runs/seed-SEED/NAME` in it.
+        output: The folder of the experiment; runs are in `runs/seed-SEED/NAME` below it.
         methods: Names of `config.methods.METHODS`; by default `PAPER_METHODS`.
-        seeds: Of the methods.
-        attacks: Names, separated by commas; empty for those of the budget.
-        data_dir: Where the prepared data lie; empty for the config's.
+        seeds: Seeds of the methods.
+        attacks: Names, separated by commas; empty for the attacks of the budget.
+        data_dir: Folder of the prepared data; empty for the one of the config.
 
     Returns:
         The plan; nothing is written.
 
     Raises:
-        UserError: A method, an attack or the budget is unknown, a name or seed is given twice, a config is wrong.
+        UserError: A method, an attack or the budget is unknown, a name or seed is given twice, or a config is invalid.
 
     >>> import functools
     >>> from robust_gan.config import datasets
     >>> digits = functools.partial(datasets.get_config, "digits")
     >>> list(plan(digits, "digits", "debug", "out", methods=["none"]).runs)
-    [(0, 'none'), (0, 'surrogate'), (0, 'stranger_network')]
+    [(0, 'none'), (0, 'surrogate'), (0, 'surrogate_network')]
     """
     names = tuple(methods) or PAPER_METHODS
     for name in names:
@@ -120,7 +120,7 @@ def plan(
         surrogates = {name: read_config("none", seed + SURROGATES[name]) for name in needed}
         network = surrogates[NETWORK].classifier.network
         surrogates[NETWORK].classifier.network = OTHER_NETWORK[network]
-        # The source first, for the ensembles; the methods next, for a newcomer to see something soon.
+        # The source first, for the ensembles; then the methods, so that their results come early.
         runs |= {(seed, name): config for name, config in surrogates.items() if name == SOURCE}
         for name in names:
             runs[seed, name] = config = read_config(name, seed)

@@ -1,4 +1,4 @@
-"""Trains and evaluates what a plan says, going on where it was stopped."""
+"""Runs an experiment, and resumes one that was stopped."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ _KEY, _BEGUN, _DATA = "key.json", "begun.json", "data.json"
 
 
 class InterruptedRunError(Exception):
-    """A signal ended a run; what was done is saved."""
+    """A signal stopped a run, whose state is saved."""
 
 
 def run(
@@ -39,24 +39,24 @@ def run(
 ) -> tuple[str, dict[str, Any]]:
     """Trains every run of a plan, evaluates each seed, and writes the tables.
 
-    Started again on the same folder it goes on: finished runs are not trained and finished evaluations not made again.
+    On the same folder it resumes: finished runs and evaluations are not repeated.
 
     Args:
-        plan: What to do.
+        plan: The experiment.
         output: Its folder: `runs/seed-SEED/NAME` for the runs, `seed-SEED` for the evaluations, and the tables
-            `reproduction.md`, `reproduction.json` and, with the extra `plot`, the pictures `reproduction.png`
+            `reproduction.md`, `reproduction.json` and, with the extra `plot`, the plots `reproduction.png`
             and `costs.png`.
-        devices: Where; None for all.
-        batch_size: Images at once in the evaluation.
-        progress: Bars; None for only where stderr is a terminal.
+        devices: The devices; None for all.
+        batch_size: Batch size of the evaluation.
+        progress: Whether to show progress bars; None shows them if stderr is a terminal.
         log_fn: Called with a sentence.
 
     Returns:
-        The tables as Markdown, and what `reproduction.json` holds.
+        The tables as Markdown, and the content of `reproduction.json`.
 
     Raises:
         UserError: The data are not prepared, or the folder holds another experiment.
-        InterruptedRunError: A signal ended a run.
+        InterruptedRunError: A signal stopped a run.
 
     Guarantees:
         `test_a_killed_experiment_goes_on_to_the_same_tables`.
@@ -118,7 +118,7 @@ def _check_data(folder, dataset):
 
 
 def _is_finished(where, config):
-    """Tells it from the newest checkpoint's record; training would load the data and compile before it says so."""
+    """Returns whether a run is finished by its newest record, without loading data."""
     try:
         return checkpoint.read_record(where, "last").step >= config.num_steps
     except CheckpointError:
@@ -133,7 +133,7 @@ def _is_at(path, key):
 
 
 def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
-    """Evaluates a seed, unless the same checkpoints were under the same attacks before."""
+    """Evaluates a seed, unless its checkpoints, attacks and versions are those of a finished evaluation."""
     records = [checkpoint.read_record(where) for where in (*targets, *sources)]
     key = {
         "attacks": plan.attacks,
@@ -147,11 +147,11 @@ def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
                 if values["schema"] == tables_lib.SCHEMA:
                     return values
         except (files.UnreadableError, KeyError, TypeError):
-            pass  # Cut while it was written: evaluated anew.
+            pass  # Incomplete: evaluated again.
     begun = _is_at(output / _BEGUN, key)
     if not begun:
         output.mkdir(parents=True, exist_ok=True)
-        (output / folder_lib.SUBJECT).unlink(missing_ok=True)  # What lies there is of no evaluation any more.
+        (output / folder_lib.SUBJECT).unlink(missing_ok=True)  # The files there belong to another evaluation.
         workdir.write_text(output / _BEGUN, json.dumps(key) + "\n")
     _, values = run_lib.compare(
         [str(where) for where in targets],
@@ -160,7 +160,7 @@ def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
         batch_size=batch_size,
         devices=devices,
         output=output,
-        overwrite=not begun,  # What was stopped goes on.
+        overwrite=not begun,  # A stopped evaluation is resumed.
         progress=progress,
     )
     workdir.write_text(output / _KEY, json.dumps(key))

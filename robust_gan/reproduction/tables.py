@@ -1,4 +1,4 @@
-"""Tables over several seeds: white box, black box by source, paired comparisons, cost; and a picture of them."""
+"""Tables over several seeds: white-box, black-box by source, paired comparisons, cost."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,32 +12,32 @@ from robust_gan.reproduction.plan import SOURCE, SURROGATES, Plan
 
 WORST = "worst case"
 _BASELINE = "pgd"
-"""The others are compared with it; without it, with the first method."""
+"""The method that the others are compared with; without it, the first method."""
 
 
 def summarise(plan: Plan, reports: dict[int, dict[str, Any]], costs: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Gathers the reports of all seeds.
+    """Collects the reports of all seeds.
 
     Args:
         plan: The experiment.
-        reports: For each seed the record of `reporting.run.compare`.
-        costs: For each seed and method what `cost.measure` returned.
+        reports: For each seed the record of the evaluation.
+        costs: For each seed and method the output of `cost.measure`.
 
     Returns:
         For each method its `label`, and `clean`, `white_box` by attack and in the worst case, `black_box` by attack
-        and maker and in the worst case, and `cost`; every figure a list over the seeds, accuracies as shares.
+        and source and in the worst case, and `cost`; every value is a list over the seeds, accuracies are shares.
     """
     table: dict[str, Any] = {}
     for name in plan.methods:
         targets = [reports[seed]["targets"][name] for seed in plan.seeds]
         of_all = reports[plan.seeds[0]]["attacks"]
         attacks = [attack for attack in of_all if name in targets[0]["robust_accuracy"].get(attack, {})]
-        makers = [maker for maker in reports[plan.seeds[0]]["models"] if maker != name]
+        sources = [source for source in reports[plan.seeds[0]]["models"] if source != name]
         black_box: dict[str, Any] = {
             attack: {
-                maker: [target["robust_accuracy"][attack][maker] for target in targets]
-                for maker in makers
-                if maker in targets[0]["robust_accuracy"].get(attack, {})
+                source: [target["robust_accuracy"][attack][source] for target in targets]
+                for source in sources
+                if source in targets[0]["robust_accuracy"].get(attack, {})
             }
             for attack in of_all
         }
@@ -58,8 +58,8 @@ def write_up(plan: Plan, table: dict[str, Any], reports: dict[int, dict[str, Any
 
     Args:
         plan: The experiment.
-        table: What `summarise` returned.
-        reports: For each seed the record of `reporting.run.compare`.
+        table: The output of `summarise`.
+        reports: For each seed the record of the evaluation.
     """
     first = reports[plan.seeds[0]]
     data, threat = first["data"], first["threat"]
@@ -77,22 +77,22 @@ def write_up(plan: Plan, table: dict[str, Any], reports: dict[int, dict[str, Any
             [
                 f"# {plan.dataset}",
                 conditions,
-                f"{spread}. Robust accuracy in % of all {count} images; robust is right clean and under attack. The "
-                f"worst case is taken image by image over all attacks.{_naming(plan)}",
-                "## White box",
+                f"{spread}. Robust accuracy in % of all {count} images; robust: classified correctly clean and under "
+                f"attack. The worst case is image by image over all attacks.{_naming(plan)}",
+                "## White-box accuracy",
                 _white_box(plan, table, count),
-                "## Black box, by source",
-                f"Attack {_strongest(first['attacks'])}, made on the model of the column; the last column is the worst "
-                "case over all attacks and all of these sources.",
+                "## Black-box accuracy by source",
+                f"Attack {_strongest(first['attacks'])}, on the model of the column; the last column is the worst "
+                "case over all attacks and sources.",
                 _black_box(plan, table, _strongest(first["attacks"]), count),
                 *_paired(plan, table, first),
                 "## Cost",
                 _cost(plan, table),
                 "## Losses at the end of training",
-                "Of the classifier on clean and on adversarial images, of the generator, and the gradient penalty "
-                "before its coefficient: means over the last fifth of what was logged, with the batch's statistics.",
+                "Classifier on clean and on adversarial images, generator, and gradient penalty without its "
+                "coefficient: means over the last fifth of the log, with batch statistics.",
                 _losses(plan, table),
-                *_second_hand(plan),
+                *_published(plan),
             ]
         )
         + "\n"
@@ -100,7 +100,7 @@ def write_up(plan: Plan, table: dict[str, Any], reports: dict[int, dict[str, Any
 
 
 def columns(plan: Plan, table: dict[str, Any]) -> dict[str, dict[str, Sequence[float]]]:
-    """Returns what the picture shows of each method: clean, black box and white box in the worst case."""
+    """Returns the accuracies of each method in the plot: clean, black-box and white-box worst case."""
     return {
         table[name]["label"]: {
             "clean": table[name]["clean"],
@@ -111,14 +111,14 @@ def columns(plan: Plan, table: dict[str, Any]) -> dict[str, dict[str, Sequence[f
     }
 
 
-def figure(values: Sequence[float | None], count: int) -> str:
-    """Returns shares in %: one with its interval, of several the mean and the standard deviation.
+def format_shares(values: Sequence[float | None], count: int) -> str:
+    """Returns shares in %: a single one with its interval, several as mean and standard deviation.
 
     Args:
-        values: One for each seed; a dash is returned where one is missing.
-        count: Of how many images.
+        values: One for each seed; if one is missing, a dash is returned.
+        count: Number of images.
 
-    >>> figure([0.5], 100), figure([0.5, 0.6], 100), figure([None], 100)
+    >>> format_shares([0.5], 100), format_shares([0.5, 0.6], 100), format_shares([None], 100)
     ('50.0 (40.4 to 59.6)', '55.0 ± 7.1', '-')
     """
     given = [value for value in values if value is not None]
@@ -130,12 +130,12 @@ def figure(values: Sequence[float | None], count: int) -> str:
 
 
 def label(plan: Plan, name: str) -> str:
-    """Returns the name of a method in the tables: the plain generator's says what it sees, and its penalty.
+    """Returns the name of a method in the tables; for the image-only generator with its penalty.
 
     Args:
         plan: The experiment.
-        name: Of the method. One is called `released` only where the networks, the optimisers and the schedule are
-            those of the released code too, not its penalty alone: see `is_released`.
+        name: The method. `released` is used only if networks, optimizers and schedule are also those of the released
+            code, see `is_released`.
 
     >>> import functools
     >>> from robust_gan.config import datasets
@@ -147,14 +147,14 @@ def label(plan: Plan, name: str) -> str:
         return name
     penalty = plan.runs[plan.seeds[0], name].penalty
     sign = "+" if penalty.coefficient > 0 else "-"
-    told = f"{sign} {penalty.form.replace('_', ' ')} penalty" if penalty.coefficient else "no penalty"
-    return f"image-only generator ({told})"
+    penalty_label = f"{sign} {penalty.form.replace('_', ' ')} penalty" if penalty.coefficient else "no penalty"
+    return f"image-only generator ({penalty_label})"
 
 
 def is_released(plan: Plan) -> bool:
-    """Returns whether an experiment has the networks, the optimisers and the schedule of the released code.
+    """Returns whether an experiment has the networks, optimizers and schedule of the released code.
 
-    CIFAR-100's folder is missing from it.
+    The released code has no folder for CIFAR-100.
 
     Args:
         plan: The experiment.
@@ -164,11 +164,11 @@ def is_released(plan: Plan) -> bool:
 
 def _naming(plan):
     labels = {name: label(plan, name) for name in plan.methods}
-    return "".join(f" The method `{name}` is the {told}." for name, told in labels.items() if told != name)
+    return "".join(f" The method `{name}` is the {text}." for name, text in labels.items() if text != name)
 
 
 def _strongest(attacks: Sequence[str]) -> str:
-    """The last PGD attack, else the last one of all that can be made on every model."""
+    """Returns the last PGD attack, otherwise the last attack on every model."""
     on_all = [attack for attack in attacks if attack != "generator"]
     return ([attack for attack in on_all if attack.startswith("pgd")] or on_all)[-1]
 
@@ -177,44 +177,44 @@ def _white_box(plan, table, count):
     attacks = list(dict.fromkeys(attack for row in table.values() for attack in row["white_box"]))
     attacks = [*(attack for attack in attacks if attack != WORST), WORST]
     rows = [
-        [label(plan, name), figure(table[name]["clean"], count)]
-        + [figure(table[name]["white_box"].get(attack, [None]), count) for attack in attacks]
-        + [figure(table[name]["all"], count)]
+        [label(plan, name), format_shares(table[name]["clean"], count)]
+        + [format_shares(table[name]["white_box"].get(attack, [None]), count) for attack in attacks]
+        + [format_shares(table[name]["all"], count)]
         for name in plan.methods
     ]
     return tables.markdown(["method", "clean", *attacks, "and black box"], rows)
 
 
 def _black_box(plan, table, attack, count):
-    makers = [*plan.methods, *(name for name in SURROGATES if name != SOURCE)]
+    sources = [*plan.methods, *(name for name in SURROGATES if name != SOURCE)]
     rows = []
     for name in plan.methods:
-        by_maker = table[name]["black_box"][attack]
-        cells = [figure(by_maker.get(maker, [None]), count) for maker in makers]
-        rows.append([label(plan, name), *cells, figure(table[name]["black_box"][WORST], count)])
-    names = [label(plan, maker) if maker in plan.methods else maker for maker in makers]
+        by_source = table[name]["black_box"][attack]
+        cells = [format_shares(by_source.get(source, [None]), count) for source in sources]
+        rows.append([label(plan, name), *cells, format_shares(table[name]["black_box"][WORST], count)])
+    names = [label(plan, source) if source in plan.methods else source for source in sources]
     return tables.markdown(["method", *names, WORST], rows)
 
 
 def _paired(plan, table, first):
-    """Compares each method with the baseline: over the images of one seed, or over several seeds."""
+    """Returns paired comparisons of each method with the baseline: over the images of one seed, or over seeds."""
     base = _BASELINE if _BASELINE in plan.methods else plan.methods[0]
     others = [name for name in plan.methods if name != base]
     if not others:
         return []
     if len(plan.seeds) == 1:
-        told = f"Each method and {label(plan, base)}. {statistics.PAIRED}"
+        text = f"Each method and {label(plan, base)}. {statistics.PAIRED}"
         cells = statistics.paired_cells(
             [row for row in first.get("paired", ()) if base in (row["first"], row["second"])]
         )
-        return ["## Paired comparisons", told, tables.markdown(statistics.PAIRED_HEADER, cells)] if cells else []
+        return ["## Paired comparisons", text, tables.markdown(statistics.PAIRED_HEADER, cells)] if cells else []
     kinds = {
         "clean": lambda row: row["clean"],
         f"{WORST}, white box": lambda row: row["white_box"][WORST],
         f"{WORST}, black box": lambda row: row["black_box"][WORST],
     }
-    told = (
-        f"Accuracy minus that of {label(plan, base)} trained with the same seed, in points: mean over the seeds, its "
+    text = (
+        f"Difference to {label(plan, base)} with the same seed, in percentage points: mean over seeds, its "
         "95 % interval, and the p-value of the paired t-test, not corrected for the number of methods."
     )
 
@@ -227,7 +227,7 @@ def _paired(plan, table, first):
         return f"{difference} ({ends}), p {statistics.format_p(p_value)}"
 
     rows = [[label(plan, name), *(against_base(name, of) for of in kinds.values())] for name in others]
-    return ["## Paired comparisons", told, tables.markdown(["method", *kinds], rows)]
+    return ["## Paired comparisons", text, tables.markdown(["method", *kinds], rows)]
 
 
 def _cost(plan, table):
@@ -268,17 +268,17 @@ def _spread(values):
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2g}"
 
 
-def _second_hand(plan):
+def _published(plan):
     white, black = paper_results.WHITE_BOX.get(plan.dataset), paper_results.BLACK_BOX.get(plan.dataset)
     if not white or not black:
-        return ["No published figures on these data were at hand."]
+        return ["No published results on these data were available."]
     attacks = list(dict.fromkeys(a for part in (white, black) for row in part.values() for a in row if a != "clean"))
     rows = [
         [name, _cell(white[name], "clean"), *(_cell(part[name], a) for part in (white, black) for a in attacks)]
         for name in white
     ]
     header = ["method", "clean", *(f"{a}, white box" for a in attacks), *(f"{a}, black box" for a in attacks)]
-    return ["## Published figures, second-hand", f"{paper_results.REFERENCE}.", tables.markdown(header, rows)]
+    return ["## Published results, second-hand", f"{paper_results.REFERENCE}.", tables.markdown(header, rows)]
 
 
 def _cell(row, attack):

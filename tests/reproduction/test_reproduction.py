@@ -37,12 +37,12 @@ def test_methods_are_matched_where_their_authors_do_not_differ():
     assert set(plan.methods) == set(reproduction.PAPER_METHODS)
 
 
-def test_strangers_differ_in_seed_or_network_and_the_source_comes_before_who_needs_it():
+def test_surrogates_differ_in_seed_or_network_and_the_source_comes_before_the_ensembles():
     plan = reproduction.plan(built_in(), "digits", "short", "out", methods=["ensemble", "none"], seeds=[3])
     names = [name for _, name in plan.runs]
-    assert names == ["source", "ensemble", "none", "surrogate", "stranger_network"]
+    assert names == ["source", "ensemble", "none", "surrogate", "surrogate_network"]
     assert [config.seed for config in plan.runs.values()] == [303, 3, 3, 103, 203]
-    assert plan.runs[3, "stranger_network"].classifier.network != plan.runs[3, "none"].classifier.network
+    assert plan.runs[3, "surrogate_network"].classifier.network != plan.runs[3, "none"].classifier.network
     assert plan.runs[3, "ensemble"].adversary.ensemble.sources == ("out/runs/seed-3/source",)
     assert "source" not in [
         name for _, name in reproduction.plan(built_in(), "digits", "short", "o", methods=["pgd"]).runs
@@ -137,17 +137,17 @@ def test_only_the_released_game_is_called_released():
     assert labels("digits", "short") == labels("mnist", "short") == labels("cifar100", "paper") == [difference, exact]
 
 
-def test_figures_by_hand():
-    assert tables.figure([0.8125], 160) == "81.2 (74.5 to 86.5)"
-    assert tables.figure([0.7, 0.8, 0.9], 160) == "80.0 ± 10.0"
+def test_shares_are_formatted():
+    assert tables.format_shares([0.8125], 160) == "81.2 (74.5 to 86.5)"
+    assert tables.format_shares([0.7, 0.8, 0.9], 160) == "80.0 ± 10.0"
 
 
-def test_the_tables_hold_what_the_reports_say():
+def test_the_tables_hold_the_results_of_the_reports():
     plan = reproduction.plan(built_in(), "cifar10", "paper", "out", methods=["pgd", "generator"], seeds=[0, 1])
-    makers = ["pgd", "generator", "surrogate", "stranger_network"]
+    sources = ["pgd", "generator", "surrogate", "surrogate_network"]
 
     def report_of(base):
-        values = dict(zip(makers, (base, base + 0.1, base + 0.2, base + 0.3), strict=True))
+        values = dict(zip(sources, (base, base + 0.1, base + 0.2, base + 0.3), strict=True))
         target = {
             "clean_accuracy": 0.9,
             "robust_accuracy": {"fgsm": values, "pgd10": values, "generator": {"generator": base}},
@@ -155,7 +155,7 @@ def test_the_tables_hold_what_the_reports_say():
         }
         return {
             "targets": {"pgd": target, "generator": target}, "attacks": ["fgsm", "pgd10", "generator"],
-            "models": dict.fromkeys(makers), "data": {"name": "cifar10", "split": "test", "count": 10},
+            "models": dict.fromkeys(sources), "data": {"name": "cifar10", "split": "test", "count": 10},
             "threat": {"norm": "linf", "epsilon": 0.1}, "created": "2026-01-01T00:00:00", "device": "cpu",
             "versions": {"jax": "0"},
         }  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):
         return values
 
     assert figures(tmp_path / "a") == figures(tmp_path / "b")
-    assert "## White box" in whole.out
+    assert "## White-box accuracy" in whole.out
     assert (tmp_path / "b/reproduction.md").read_text().strip() in whole.out
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a/seed-0").iterdir()}
     again = launch("reproduce", *flags, f"--output={tmp_path}/a")
