@@ -98,8 +98,13 @@ ADVERSARIES: dict[str, tuple[Adversary, float]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ADVERSARIES)
+DEFAULT = ("fgsm", "pgd", "ensemble", "generator", "generator with everything", "generator in L2")
+"""One of each kind; the others are variations, and slow to compile."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.slow) for name in ADVERSARIES]
+)
 def test_every_adversary_raises_the_loss_within_the_ball(name):
     adversary, reach = ADVERSARIES[name]
     batch, classifier_fn = make_batch(64), make_source(0)

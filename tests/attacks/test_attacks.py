@@ -238,9 +238,10 @@ def test_more_restarts_never_hurt():
     assert (many_loss[same] >= one_loss[same] - 1e-5).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["fgsm", "margin_pgd2x2"])
-@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("fgsm", "linf"), ("margin_pgd2x2", "l2"), pytest.param("margin_pgd2x2", "linf", marks=pytest.mark.slow)],
+)
 def test_attack_does_not_depend_on_the_batch_size(name, norm):
     images, labels, keys = images_between(0, 1, seed=5), jnp.arange(8) % 3, prng.keys_at(KEY, jnp.arange(8))
     threat = THREATS[norm](0.1)
@@ -269,6 +270,29 @@ def test_the_same_key_gives_the_same_images_and_another_gives_others():
     assert np.array_equal(attack(KEY, images, labels, threat), attack(keys, images, labels, threat))
 
 
+EPSILONS = st.sampled_from([0.0, 1e-6, 8 / 255, 0.3, 1.0])
+
+
+def check_ball_and_range(name, norm, dtype, epsilon, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(size=(8, *SHAPE))
+    images = jnp.asarray(np.where(rng.uniform(size=images.shape) < 0.3, images.round(), images), dtype)
+    adversarial = compiled(name)(jax.random.key(seed), images, LABELS, THREATS[norm](epsilon))
+    assert_inside(adversarial, images, norm, epsilon)
+    if epsilon == 0:
+        assert np.array_equal(adversarial, images)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("fgsm", "linf"), ("fgsm", "l2"), ("margin_pgd2x2", "linf"), ("pgd_from_clean", "l2"), ("generator", "linf")],
+)
+@given(epsilon=EPSILONS, seed=st.integers(0, 99))
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_every_attack_stays_in_the_ball_and_the_range(name, norm, epsilon, seed):
+    check_ball_and_range(name, norm, "float32", epsilon, seed)
+
+
 @pytest.mark.slow
 @given(
     case=st.sampled_from(
@@ -280,19 +304,12 @@ def test_the_same_key_gives_the_same_images_and_another_gives_others():
             if (name, norm, dtype) != ("margin_pgd2x2", "linf", "bfloat16")  # Compiles for seconds.
         ]
     ),
-    epsilon=st.sampled_from([0.0, 1e-6, 8 / 255, 0.3, 1.0]),
+    epsilon=EPSILONS,
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_every_attack_stays_in_the_ball_and_the_range(case, epsilon, seed):
-    name, norm, dtype = case
-    rng = np.random.default_rng(seed)
-    images = rng.uniform(size=(8, *SHAPE))
-    images = jnp.asarray(np.where(rng.uniform(size=images.shape) < 0.3, images.round(), images), dtype)
-    adversarial = compiled(name)(jax.random.key(seed), images, LABELS, THREATS[norm](epsilon))
-    assert_inside(adversarial, images, norm, epsilon)
-    if epsilon == 0:
-        assert np.array_equal(adversarial, images)
+def test_every_attack_stays_in_the_ball_and_the_range_in_both_norms_and_dtypes(case, epsilon, seed):
+    check_ball_and_range(*case, epsilon, seed)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd_from_clean"])

@@ -101,7 +101,6 @@ def test_a_classifier_step_lowers_its_loss_and_leaves_the_adversary_alone():
     assert trees_equal(before, state.adversary)
 
 
-@pytest.mark.slow
 def test_the_classifier_gradient_is_that_of_the_stated_loss():
     batch = make_batch()
     game = make_game(clean_weight=0.7, adversarial_weight=1.3)
@@ -180,8 +179,7 @@ def penalty_part(settings):
     return part, (game, state, batch, keys)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("coefficient", [2.0, -0.5])
+@pytest.mark.parametrize("coefficient", [2.0, pytest.param(-0.5, marks=pytest.mark.slow)])
 def test_the_penalty_matches_finite_differences(coefficient):
     with jax.enable_x64(True):
         part, case = penalty_part({"gradient_penalty": coefficient, "adversarial_weight": 1.5})
