@@ -59,10 +59,10 @@ def _launch(script, *arguments):
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
-            # As in a process of its own: ml_collections loads recipes in a deprecated way.
+            # As in a process of its own: ml_collections loads configs in a deprecated way.
             warnings.simplefilter("ignore", DeprecationWarning)
             flags.FLAGS.unparse_flags()
-            sys.modules.pop("config_config", None)  # The recipe before.
+            sys.modules.pop("config_config", None)  # The config file before.
             # It defines its flags when it is imported.
             sys.modules.pop(f"robust_gan.cli.{script}", None)
             try:

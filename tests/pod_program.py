@@ -9,7 +9,7 @@ import sys
 
 import jax
 import numpy as np
-import tiny_recipe
+import tiny_config
 
 from robust_gan import parallel, training
 from robust_gan.errors import UserError
@@ -54,7 +54,7 @@ found["state"] = [step, *(leaves.digest(leaves.to_host(leaf)) for leaf in jax.tr
 agreement = parallel.StopConsensus(devices)
 found["agreed"] = [agreement.reached(process == 1 and question == 2) for question in range(5)]
 
-config = tiny_recipe.get_config()
+config = tiny_config.get_config()
 config.seed = process
 found["train_not_same"] = refused(training.train, config, folder / "run")
 config.seed, config.num_steps = 0, 4

@@ -29,8 +29,8 @@ def load(name: str, **arguments: Any) -> Adversary:
     for part in ("init", "improve", "perturb"):
         if not callable(getattr(adversary, part, None)):
             raise UserError(
-                f"{name} must return a robust_gan.Adversary, functions init, improve and perturb, not "
-                f"{type(adversary).__name__} without {part}"
+                f"{name} must return a robust_gan.Adversary of the functions init, improve and perturb: the "
+                f"{type(adversary).__name__} that it returned has no {part}"
             )
     return Adversary(adversary.init, adversary.improve, adversary.perturb, getattr(adversary, "response", None))
 

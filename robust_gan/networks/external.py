@@ -29,8 +29,8 @@ def load(name: str, kind: str, **arguments: Any) -> Network:
     for part in Network._fields:
         if not callable(getattr(network, part, None)):
             raise UserError(
-                f"{name} must return a robust_gan.Network, functions init and apply, not {type(network).__name__} "
-                f"without {part}"
+                f"{name} must return a robust_gan.Network of the functions init and apply: the "
+                f"{type(network).__name__} that it returned has no {part}"
             )
     return Network(network.init, network.apply)
 

@@ -1,6 +1,6 @@
 """Networks of one's own under a name that a configuration can say.
 
-A recipe is Python, so it can register what it names. A checkpoint holds the name and not the network: whoever loads it
+A config file is Python, so it can register what it names. A checkpoint holds the name and not the network: whoever loads it
 registers the same first.
 """
 

@@ -15,7 +15,6 @@ import pytest
 import tiny_networks as tiny
 
 from robust_gan import data, evaluation, networks, reproduction
-from robust_gan.attacks.generator import trained
 
 pytestmark = pytest.mark.docs
 
@@ -58,7 +57,7 @@ def small(monkeypatch):
     for module in (networks, networks.inference):
         monkeypatch.setattr(module, "build_classifier", build_classifier)
         monkeypatch.setattr(module, "build_generator", lambda name, channels, *_, **__: tiny.build_generator(channels))
-    forget = [networks.inference.classify.cache_clear, networks.inference.generate.cache_clear, trained.cache_clear]
+    forget = [networks.inference.classify.cache_clear, networks.inference.generate.cache_clear]
     for cached in forget:
         cached()
     monkeypatch.setattr(evaluation.alarms, "check_model", lambda *_, **__: [])

@@ -74,8 +74,8 @@ def text():
     return "text"
 
 
-def without_perturb():
-    return {"init": len}
+def without_perturb(threat):
+    return signs(threat, rg.Config().adversary)._replace(perturb=None)
 
 
 def changes_shape(threat):
@@ -168,8 +168,8 @@ ADVERSARIES = {
     "argument: 'width')",
     "theirs.parts:fails": "theirs.parts:fails fails: RuntimeError: boom",
     "theirs.parts:leaves": "theirs.parts:leaves fails: SystemExit: 0",
-    "theirs.parts:text": "must return a robust_gan.Adversary, functions init, improve and perturb, not str",
-    "theirs.parts:without_perturb": "must return a robust_gan.Adversary, functions init, improve and perturb, not",
+    "theirs.parts:text": "functions init, improve and perturb: the str that it returned has no init",
+    "theirs.parts:without_perturb": "improve and perturb: the Adversary that it returned has no perturb",
     "theirs.parts:changes_shape": "must return images of shape (2, 8, 8, 1), not (3,)",
     "theirs.parts:raises_in_perturb": "perturb of the adversary theirs.parts:raises_in_perturb fails on "
     "images of shape (2, 8, 8, 1): KeyError",
@@ -180,8 +180,8 @@ NETWORKS = {
     "raising:network": "the module raising of the classifier fails: ZeroDivisionError: division by zero",
     "theirs.parts:constant": "theirs.parts:constant is not a function, but of type int",
     "theirs.parts:needs": "cannot be called with num_classes, dtype alone (missing a required argument: 'width')",
-    "theirs.parts:text": "must return a robust_gan.Network, functions init and apply, not str",
-    "theirs.parts:no_arguments": "must return a robust_gan.Network, functions init and apply, not Adversary",
+    "theirs.parts:text": "functions init and apply: the str that it returned has no init",
+    "theirs.parts:no_arguments": "functions init and apply: the Adversary that it returned has no apply",
     "theirs.parts:flat": "must return outputs of shape (2, 10) for images of shape (2, 8, 8, 1), not (2,)",
     "theirs.parts:raises_in_apply": "fails on images of shape (2, 8, 8, 1): ZeroDivisionError",
 }

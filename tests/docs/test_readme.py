@@ -19,7 +19,7 @@ def test_the_block_for_ones_own_project_runs():
     assert np.abs(names["params"]).max() > 0
 
 
-def test_every_file_and_recipe_it_names_is_there():
+def test_every_file_and_config_it_names_is_there():
     text = (ROOT / "README.md").read_text()
     named = re.findall(r"\]\(((?!http)[^)]+)\)", text) + re.findall(r"(?:launch|configs)/\w+\.(?:sh|py)", text)
     assert named

@@ -34,12 +34,12 @@ def main():
     parser.add_argument("--models", type=int, default=20)
     parser.add_argument("--steps", type=int, default=150)
     arguments = parser.parse_args()
-    recipe = runpy.run_path(str(smallest.ROOT / "configs" / "digits.py"))["get_config"]
+    config_file = runpy.run_path(str(smallest.ROOT / "configs" / "digits.py"))["get_config"]
     devices, began = parallel.find_devices(num_devices=1), time.monotonic()
     fired = {scale: collections.Counter() for scale in (1, 100)}
     accuracies = {scale: [] for scale in fired}
     for index in range(arguments.models):
-        config = recipe(METHODS[index % len(METHODS)])
+        config = config_file(METHODS[index % len(METHODS)])
         config.seed, config.num_steps = index, arguments.steps
         config.validation = ValidationConfig(every=arguments.steps, pgd_steps=10, size=60)
         with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""Fuzzed command lines and recipes: one sentence, no traceback, no hang over 10 s, nothing written.
+"""Fuzzed command lines and configs: one sentence, no traceback, no hang over 10 s, nothing written.
 
     python tests/faults/fuzz.py [--examples=500] [--seed=0]
 
 Command lines of `train.py` and `evaluate.py` are drawn by hypothesis: fields of the configuration and flags that there
-are and that there are not, with values that may be right, and recipes that are no Python, no text, or raise. What is
+are and that there are not, with values that may be right, and configs that are no Python, no text, or raise. What is
 right in all respects is stopped where the run would claim its folder, or the evaluation attack its first image.
 """
 
@@ -77,7 +77,7 @@ BODIES = st.one_of(
     ]),
     TEXT,
 )  # fmt: skip
-RECIPES = st.one_of(
+CONFIGS = st.one_of(
     BODIES.map(lambda body: PROGRAM.format(body).encode()),
     TEXT.map(str.encode),
     st.binary(max_size=40),
@@ -98,12 +98,12 @@ def main():
         workdir.lock = reached
         dry_run.measure = reached
         evaluation.evaluate = reached
-        recipe = folder / "recipe.py"
+        config_file = folder / "config.py"
 
         def one(script, flags, program, method, at):
             if program is not None:
-                recipe.write_bytes(program)
-            given = f"--config={recipe if program is not None else 'configs/digits.py'}{method}"
+                config_file.write_bytes(program)
+            given = f"--config={config_file if program is not None else 'configs/digits.py'}{method}"
             given = [given, f"--workdir={folder}/new"] if script == "train" else []
             flags = [flag.replace("{run}", f"{folder}/run") for flag in flags]
             line = [*flags[:at], *given, *flags[at:]]
@@ -124,7 +124,7 @@ def main():
             if outcome[:4].isupper():
                 wrong.append((script, line, program, outcome))
 
-        train = st.tuples(st.just("train"), st.lists(TRAIN_FLAGS, max_size=4), st.none() | RECIPES, METHODS)
+        train = st.tuples(st.just("train"), st.lists(TRAIN_FLAGS, max_size=4), st.none() | CONFIGS, METHODS)
         evaluate = st.tuples(st.just("evaluate"), st.lists(EVALUATE_FLAGS, max_size=4), st.none(), st.just(""))
         strategy = st.tuples(train | train | evaluate, st.integers(0, 4))
         run = hypothesis.given(strategy)(lambda drawn: one(*drawn[0], drawn[1]))
@@ -161,7 +161,7 @@ def judge(ended):
 
 def tree(folder):
     return {path: path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts and path.name != "recipe.py"}  # fmt: skip
+            if path.is_file() and "__pycache__" not in path.parts and path.name != "config.py"}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
-    recipe, _, method = arguments.config.partition(":")
-    config = runpy.run_path(str(ROOT / "configs" / f"{recipe}.py"))["get_config"](method)
+    config_file, _, method = arguments.config.partition(":")
+    config = runpy.run_path(str(ROOT / "configs" / f"{config_file}.py"))["get_config"](method)
     dataset, devices = setup.load_data(config), parallel.find_devices(num_devices=1)
     shape = dataset.train.images.shape[1:]
     game = game_lib.from_config(config, num_classes=dataset.num_classes, channels=shape[-1])

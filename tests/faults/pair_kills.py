@@ -72,7 +72,7 @@ def start(directory, steps):
         chosen.bind(("127.0.0.1", 0))
         port = chosen.getsockname()[1]
     command = [
-        sys.executable, "launch/train.py", "--config=tests/tiny_recipe.py", f"--workdir={directory}",
+        sys.executable, "launch/train.py", "--config=tests/tiny_config.py", f"--workdir={directory}",
         f"--config.num_steps={steps}", "--config.validation.every=20", "--config.log_every=5",
         f"--coordinator=127.0.0.1:{port}", "--num_processes=2",
     ]  # fmt: skip

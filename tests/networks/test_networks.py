@@ -328,7 +328,7 @@ def test_max_pool_is_that_of_flax(shape):
         assert np.array_equal(ours, theirs)
 
 
-RECIPE = """
+CONFIG = """
 import flax.linen as nn
 from robust_gan import networks
 from robust_gan.config import *
@@ -355,10 +355,10 @@ def get_config(method="pgd"):
 
 
 @pytest.mark.slow
-def test_a_recipe_trains_a_network_of_its_own_and_whoever_registers_it_loads_it(tmp_path, launch):
-    (tmp_path / "recipe.py").write_text(RECIPE)
+def test_a_config_trains_a_network_of_its_own_and_whoever_registers_it_loads_it(tmp_path, launch):
+    (tmp_path / "config.py").write_text(CONFIG)
     try:
-        ended = launch("train", f"--config={tmp_path}/recipe.py", f"--workdir={tmp_path}/run", "--num_devices=1")
+        ended = launch("train", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run", "--num_devices=1")
         assert ended.code == 0, ended.err
         logits_fn = checkpoint.load_classifier(tmp_path / "run")
         assert logits_fn(jnp.zeros((3, 8, 8, 1))).shape == (3, 10)

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-import tiny_recipe
+import tiny_config
 from conftest import ROOT
 
 from robust_gan import parallel, training
@@ -24,7 +24,7 @@ from robust_gan.storage import leaves, workdir
 pytestmark = pytest.mark.remote
 TESTS = ROOT / "tests"
 TIMEOUT = 600
-TRAIN = [sys.executable, "launch/train.py", "--config=tests/tiny_recipe.py"]
+TRAIN = [sys.executable, "launch/train.py", "--config=tests/tiny_config.py"]
 
 
 def environment(devices=1):
@@ -39,7 +39,7 @@ def free_port():
 
 
 def train_alone(directory, num_steps, devices, every=3, **settings):
-    config = tiny_recipe.get_config()
+    config = tiny_config.get_config()
     config.num_steps, config.validation.every = num_steps, every
     devices = parallel.find_devices(num_devices=devices)
     return training.train(
@@ -129,7 +129,7 @@ def test_the_first_alone_writes_and_says(pair):
 
 def test_two_processes_evaluate_as_one_and_write_one_report(pair, tiny_names):
     (first, second), folder = pair
-    tiny_recipe.get_config()
+    tiny_config.get_config()
     settings = {
         "attacks": "clean,fgsm,generator",
         "sequential": "pgd2",

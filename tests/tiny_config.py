@@ -1,4 +1,4 @@
-"""A recipe of seconds for launchers in processes of their own: digits, and the networks of `tiny_networks.py`."""
+"""A config of seconds for commands in processes of their own: digits, and the networks of `tiny_networks.py`."""
 
 import pathlib
 import sys
