@@ -1,7 +1,7 @@
-"""Networks of one's own under a name that a configuration can say.
+"""Names of the user's own networks in a configuration.
 
-A config file is Python, so it can register what it names. A checkpoint holds the name and not the network: whoever loads it
-registers the same first.
+A config file is Python, so it can register what it names. A checkpoint holds the name and not the network: register the
+same network before loading it. A network named `package.module:function` needs no registration.
 """
 
 from collections.abc import Callable
