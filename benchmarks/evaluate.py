@@ -102,10 +102,10 @@ def whole(report: measuring.Report, given: argparse.Namespace) -> None:
     """Attacks the test images of a checkpoint's data with AutoAttack standard, as `launch/evaluate.py` does."""
     from robust_gan import evaluation
     from robust_gan.attacks.autoattack import VERSIONS
-    from robust_gan.evaluation import loading
+    from robust_gan.evaluation import EvaluationConfig, loading
 
     (evaluated,) = loading.from_checkpoints([given.checkpoint])
-    chosen = loading.choose_data([evaluated], dataset="", split="test", data_dir="", count=given.images)
+    chosen = loading.load_data([evaluated], EvaluationConfig(num_examples=given.images))
     threat = LinfThreat(given.epsilon)
     for run in ("with compilation", "without"):
         cpu = time.process_time()

@@ -13,6 +13,7 @@ import tiny_config
 
 from robust_gan import parallel, training
 from robust_gan.errors import UserError
+from robust_gan.evaluation import EvaluationConfig
 from robust_gan.reporting import run
 from robust_gan.storage import leaves
 
@@ -66,8 +67,14 @@ result = training.train(config, folder / "run", progress=False, log_fn=said.appe
 found["said"] = said
 found["digests"] = {name: leaves.digest(np.asarray(leaf)) for name, leaf in leaves.named(result.state).items()}
 found["validation"] = result.validation
-settings = {"attacks": "clean,fgsm,generator", "sequential": "pgd2", "count": 30, "batch_size": 20, "progress": False}
-scores, values = run.compare([str(folder / "run@6")], output=folder / "report", **settings)
+settings = {
+    "attacks": "clean,fgsm,generator",
+    "sequential": "pgd2",
+    "num_examples": 30,
+    "batch_size": 20,
+    "progress": False,
+}
+scores, values = run.run(EvaluationConfig([str(folder / "run@6")], output=folder / "report", **settings))
 found["scores"] = {" of ".join(key): held.tolist() for key, held in scores.robust.items()}
 found["sequential"] = [result["robust_accuracy"] for result in values["targets"]["run"]["sequential"]]
 (folder / f"{process}.json").write_text(json.dumps(found))

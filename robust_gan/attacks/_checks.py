@@ -5,6 +5,7 @@ logits are checked where the attack computes them.
 """
 
 import functools
+import inspect
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -217,3 +218,69 @@ given by loss_args=(...,) and taken as loss_fn(logits, labels, ...), so that the
                 "given by loss_args=(...,) and taken as loss_fn(logits, labels, ...), so that they are gathered"
             )
     return checked_fn
+
+
+def check_signature(name: str, attack: Any) -> None:
+    """Refuses an object that cannot be called as an attack.
+
+    Args:
+        name: Of the attack, for the sentence.
+        attack: Any object.
+
+    Raises:
+        UserError: It is not a function, or takes other arguments.
+
+    >>> check_signature("mine", lambda images, epsilon: images)
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: mine cannot be called as attack(logits_fn, key, images, labels, threat): too many \
+positional arguments
+    """
+    if not callable(attack):
+        raise UserError(f"the attack {name} must be a function, not {type(attack).__name__}")
+    try:
+        signature = inspect.signature(attack)
+    except (TypeError, ValueError):
+        return  # Some functions written in C have none.
+    try:
+        signature.bind(None, None, None, None, None)
+    except TypeError as error:
+        raise UserError(
+            f"{name} cannot be called as attack(logits_fn, key, images, labels, threat): {error}"
+            + (": bind it with functools.partial" if "missing" in str(error) else "")
+        ) from error
+
+
+def find_violation(adversarial: Any, images: Any, threat: Any) -> str:
+    """Returns why images are not adversarial images of a threat model, in a phrase; empty where they are.
+
+    Args:
+        adversarial: The result of an attack; any object.
+        images: `[B, ...]`, the clean images.
+        threat: The threat model.
+
+    >>> from robust_gan import LinfThreat
+    >>> find_violation(np.full((1, 2, 2, 1), 0.7), np.full((1, 2, 2, 1), 0.5), LinfThreat(0.1))
+    'leaves the ball: a perturbation has size 0.2, and epsilon is 0.1'
+    """
+    if not (hasattr(adversarial, "shape") and hasattr(adversarial, "dtype")):
+        return f"returns a {type(adversarial).__name__} in place of images"
+    if adversarial.shape != images.shape:
+        return f"returns an array of shape {adversarial.shape} for images of shape {images.shape}"
+    if not jnp.issubdtype(adversarial.dtype, jnp.floating):
+        return f"returns {adversarial.dtype} pixels in place of floats"
+    found = np.asarray(adversarial).astype(np.float64)
+    if not np.isfinite(found).all():
+        return "returns pixels that are NaN or infinite"
+    low, high = getattr(threat, "bounds", (0.0, 1.0))
+    rounding = (high - low) * max(2.0**-22, float(jnp.finfo(adversarial.dtype).eps) / 2)
+    if found.min(initial=low) < low - rounding or found.max(initial=high) > high + rounding:
+        return f"leaves the range of pixels [{low:g}, {high:g}]: they lie in [{found.min():.4g}, {found.max():.4g}]"
+    delta = (found - np.asarray(images).astype(np.float64)).reshape(len(found), -1)
+    if threat.norm == "linf":
+        size = np.abs(delta).max(initial=0.0)
+    else:
+        size, rounding = np.linalg.norm(delta, axis=1).max(initial=0.0), rounding * math.sqrt(max(delta.shape[1], 1))
+    epsilon = float(threat.epsilon)
+    if size > epsilon * (1 + 1e-5) + rounding:
+        return f"leaves the ball: a perturbation has size {size:.4g}, and epsilon is {epsilon:.4g}"
+    return ""

@@ -1,34 +1,52 @@
-"""How robust classifiers are: as a matrix of who attacks whom, or against attacks in turn, with alarms.
+"""Evaluates how robust classifiers are: white-box, by transfer, sequentially, and with alarms.
 
-Everything takes any `logits_fn`: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
+`evaluate` runs a whole evaluation; `evaluate_transfer`, `evaluate_sequential` and `trace_curve` are its parts. All take
+any `logits_fn`: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
 """
 
 from robust_gan.evaluation import alarms
+from robust_gan.evaluation.config import PLOTS, EvaluationConfig
 from robust_gan.evaluation.curve import Curve, trace_curve
-from robust_gan.evaluation.models import CLEAN, GENERATOR, RETRAINED, Model, attack_names, check_images, to_unit
+from robust_gan.evaluation.evaluate import EvaluationResult, SequentialResult, evaluate
+from robust_gan.evaluation.models import (
+    CLEAN,
+    GENERATOR,
+    RETRAINED,
+    EvaluationData,
+    Model,
+    attack_names,
+    check_images,
+    to_unit,
+)
 from robust_gan.evaluation.sequential import AttackResult, evaluate_sequential
 from robust_gan.evaluation.state import EvaluationState
 from robust_gan.evaluation.suites import SUITES, Suite, get_suite
-from robust_gan.evaluation.transfer import Scores, evaluate, total
+from robust_gan.evaluation.transfer import Scores, evaluate_transfer, num_attacked
 
 __all__ = [
     "CLEAN",
     "GENERATOR",
+    "PLOTS",
     "RETRAINED",
     "SUITES",
     "AttackResult",
     "Curve",
+    "EvaluationConfig",
+    "EvaluationData",
+    "EvaluationResult",
     "EvaluationState",
     "Model",
     "Scores",
+    "SequentialResult",
     "Suite",
     "alarms",
     "attack_names",
     "check_images",
     "evaluate",
     "evaluate_sequential",
+    "evaluate_transfer",
     "get_suite",
+    "num_attacked",
     "to_unit",
-    "total",
     "trace_curve",
 ]

@@ -154,14 +154,14 @@ def check_scores(
     last = max((place for place, attack in enumerate(sequential) if _differentiates(attack)), default=-1)
     queries = {attack: ~broke for place, (attack, broke) in enumerate(sequential.items())
                if place > last and attack.startswith(_QUERY)}  # fmt: skip
-    differentiate = [kept for attack, kept in white.items() if _differentiates(attack)]
+    differentiate = [robust for attack, robust in white.items() if _differentiates(attack)]
     others = [~broke for attack, broke in sequential.items() if attack not in queries]
     alarms = _nan_under_attack(scores.predicted if predicted is None else predicted, target)
-    black = queries | {f"{attack} made on {maker}": kept for (name, maker, attack), kept in scores.robust.items()
-                       if name == target and (maker != target or attack.startswith(_QUERY))}  # fmt: skip
+    black = queries | {f"{attack} made on {source}": robust for (name, source, attack), robust in scores.robust.items()
+                       if name == target and (source != target or attack.startswith(_QUERY))}  # fmt: skip
     if black and (differentiate or last >= 0):
-        standing = np.all([*differentiate, *others], axis=0)
-        worst, lost = max(((what, 100 * float((standing & ~kept).mean())) for what, kept in black.items()),
+        remaining = np.all([*differentiate, *others], axis=0)
+        worst, lost = max(((what, 100 * float((remaining & ~robust).mean())) for what, robust in black.items()),
                           key=lambda pair: pair[1])  # fmt: skip
         alarms.append(
             Alarm(

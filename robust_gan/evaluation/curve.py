@@ -9,7 +9,7 @@ import numpy as np
 from robust_gan import parallel, threat_model
 from robust_gan.errors import UserError
 from robust_gan.evaluation.models import GENERATOR, Model
-from robust_gan.evaluation.sharded_model import ShardedModel, place
+from robust_gan.evaluation.sharded_model import ShardedModel, shard_models
 from robust_gan.evaluation.state import EvaluationState
 from robust_gan.evaluation.transfer import score
 from robust_gan.evaluation.units import in_unit_range
@@ -43,8 +43,8 @@ def trace_curve(
     batch_size: int = 500,
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
-    kept: EvaluationState | None = None,
-    advance: Callable[[int], Any] = lambda images: None,
+    state: EvaluationState | None = None,
+    progress_fn: Callable[[int], Any] = lambda images: None,
 ) -> Curve:
     """Attacks models at growing radii until nothing stands.
 
@@ -57,8 +57,8 @@ def trace_curve(
         batch_size: Images at once, over all devices.
         seed: Of the attack.
         devices: Where; None for all.
-        kept: What a stopped evaluation had found.
-        advance: Called with the number of images attacked.
+        state: What a stopped evaluation had found.
+        progress_fn: Called with the number of images attacked.
 
     Returns:
         The curve; at radius 0 it is the accuracy on clean images.
@@ -77,14 +77,14 @@ def trace_curve(
     devices = parallel.find_devices() if devices is None else devices
     low, high = getattr(threat, "bounds", (0.0, 1.0))
     models, images, labels, threat = in_unit_range(models, images, labels, threat)
-    placed = place(models, images, labels, devices)
-    if kept is not None:
+    sharded = shard_models(models, images, labels, devices)
+    if state is not None:
         # The radius is in the names of the parts.
         unit = type(threat)(1.0, bounds=threat.bounds)  # type: ignore[call-arg]
-        kept.under("curve, ").belong(
-            placed, images, labels, unit, seed, attacks=[attack], batch_size=batch_size, devices=devices
+        state.under("curve, ").belong(
+            sharded, images, labels, unit, seed, attacks=[attack], batch_size=batch_size, devices=devices
         )
-    kept = EvaluationState() if kept is None else kept.under("curve, ")
+    state = EvaluationState() if state is None else state.under("curve, ")
     largest = threat_model.whole_range(threat, images.shape[1:]).epsilon / float(threat.epsilon)
     if attack == GENERATOR and (without := [model.name for model in models if model.generator is None]):
         raise UserError(f"{without[0]} has no generator: trace its curve under another attack")
@@ -94,16 +94,16 @@ def trace_curve(
         scaled = threat_model.scaled(threat, factor)
         epsilon = float(scaled.epsilon)
         scores = score(
-            placed, images, labels, scaled, attacks=[attack], sources=[], transfers=False, batch_size=batch_size,
-            seed=seed, devices=devices, kept=kept.under(f"epsilon {epsilon!r}: "), shown=(), advance=advance,
+            sharded, images, labels, scaled, attacks=[attack], surrogates=[], transfers=False, batch_size=batch_size,
+            seed=seed, devices=devices, state=state.under(f"epsilon {epsilon!r}: "), shown=(), progress_fn=progress_fn,
         )  # fmt: skip
         epsilons.append(epsilon * (high - low))
         for model in models:
             if len(epsilons) == 2:
                 shares[model.name].append(scores.clean_accuracy(model.name))
-            stood = scores.robust_accuracy(model.name, [model.name])
-            assert stood is not None  # The attack was made on every model.
-            shares[model.name].append(stood)
+            robust = scores.robust_accuracy(model.name, [model.name])
+            assert robust is not None  # The attack was made on every model.
+            shares[model.name].append(robust)
         if not any(row[-1] for row in shares.values()):
             break
     return Curve(attack, tuple(epsilons), {name: tuple(row) for name, row in shares.items()})

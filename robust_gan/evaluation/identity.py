@@ -8,7 +8,7 @@ import numpy as np
 
 from robust_gan import prng
 from robust_gan.errors import UserError, one_line
-from robust_gan.evaluation.models import to_unit
+from robust_gan.evaluation.models import take, to_unit
 from robust_gan.evaluation.probes import draw
 from robust_gan.evaluation.sharded_model import ShardedModel, arguments_of, compiled, is_architecture
 from robust_gan.storage import leaves
@@ -56,7 +56,12 @@ class Trait(NamedTuple):
 
 
 def check_model(
-    placed: ShardedModel, images: np.ndarray, labels: np.ndarray, threat: ThreatModel, batch_size: int, num_devices: int
+    sharded: ShardedModel,
+    images: np.ndarray,
+    labels: np.ndarray,
+    threat: ThreatModel,
+    batch_size: int,
+    num_devices: int,
 ) -> list[Trait]:
     """Returns what a model is known by; found once for each `ShardedModel`.
 
@@ -68,7 +73,7 @@ def check_model(
     differ and by less than a hundredth, are not told apart.
 
     Args:
-        placed: The model.
+        sharded: The model.
         images: uint8 or float `[N, H, W, C]`.
         labels: `[N]`.
         threat: The threat model, for the generator.
@@ -79,22 +84,22 @@ def check_model(
         UserError: The model fails.
     """
     # The threat model matters to a generator alone.
-    key = batch_size, num_devices, *([] if placed.generator is None else [threat.norm, float(threat.epsilon)])
-    if key not in placed.known:
+    key = batch_size, num_devices, *([] if sharded.generator is None else [threat.norm, float(threat.epsilon)])
+    if key not in sharded.known:
         try:
-            placed.known[key] = _traits(placed, images, labels, threat, batch_size, num_devices)
+            sharded.known[key] = _traits(sharded, images, labels, threat, batch_size, num_devices)
         except UserError:
             raise
         except Exception as error:  # It is the user's own program, and may raise anything.
-            if is_architecture(placed.model.logits_fn):
+            if is_architecture(sharded.model.logits_fn):
                 raise
-            raise UserError(f"{placed.name} fails on the images: {type(error).__name__}: {one_line(error)}") from error
-    return placed.known[key]
+            raise UserError(f"{sharded.name} fails on the images: {type(error).__name__}: {one_line(error)}") from error
+    return sharded.known[key]
 
 
-def _traits(placed, images, labels, threat, batch_size, num_devices):
-    logits_fn, where = placed.model.logits_fn, draw(labels, LOOKED_AT, seed=0)
-    drawn, width = to_unit(images[where]), min(batch_size, len(where), _WIDTH)
+def _traits(sharded, images, labels, threat, batch_size, num_devices):
+    logits_fn, where = sharded.model.logits_fn, draw(labels, LOOKED_AT, seed=0)
+    drawn, width = take(images, where), min(batch_size, len(where), _WIDTH)
     ask = compiled(_ask, logits_fn)
     logits, noise, first = _in_batches(ask, drawn, width), 0.0, jnp.array(drawn[:width])
     if not is_architecture(logits_fn):
@@ -119,11 +124,11 @@ def _traits(placed, images, labels, threat, batch_size, num_devices):
                 _gradients(logits_fn, images[draw(labels, DIFFERENTIATED, seed=0)], width, logits.shape[-1]),
             )
         )
-    if placed.generator is not None:
-        traits += _arrays("arrays of the generator", placed.generator)
-        if not is_architecture(placed.generator):
+    if sharded.generator is not None:
+        traits += _arrays("arrays of the generator", sharded.generator)
+        if not is_architecture(sharded.generator):
             few = draw(labels, CRAFTED, seed=0)
-            traits.append(_rows("generator", _crafted(placed, placed.generator, images[few], labels[few], threat)))
+            traits.append(_rows("generator", _crafted(sharded, sharded.generator, images[few], labels[few], threat)))
     return traits
 
 
@@ -146,26 +151,26 @@ def _gradients(logits_fn, images, width, num_classes):
 
 
 def of_attack(
-    placed: ShardedModel, attack: Attack, images: np.ndarray, labels: np.ndarray, threat: ThreatModel
+    sharded: ShardedModel, attack: Attack, images: np.ndarray, labels: np.ndarray, threat: ThreatModel
 ) -> list[Trait]:
     """Returns what an attack that is somebody's own function is known by: its arrays, and what it adds to `CRAFTED`.
 
     Args:
-        placed: The model that it is tried on.
+        sharded: The model that it is tried on.
         attack: The function.
         images: uint8 or float `[N, H, W, C]`.
         labels: `[N]`.
         threat: The threat model.
     """
     few = draw(labels, CRAFTED, seed=0)
-    made = _crafted(placed, attack, images[few], labels[few], threat)
+    made = _crafted(sharded, attack, images[few], labels[few], threat)
     return [*_arrays("arrays of the attack", attack), _rows("generator", made)]
 
 
-def _crafted(placed, attack, images, labels, threat):
+def _crafted(sharded, attack, images, labels, threat):
     """What an attack that is somebody's own function adds to images."""
     keys = prng.per_image_keys(prng.make_key(0), len(images))
-    craft = compiled(lambda made, x, y: made(placed.model.logits_fn, keys, x, y, threat), attack)
+    craft = compiled(lambda made, x, y: made(sharded.model.logits_fn, keys, x, y, threat), attack)
     images = to_unit(images)
     try:
         return np.asarray(craft(images, labels.astype(np.int32)), np.float64) - images

@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import numpy as np
 from etils import epath
 
-from robust_gan import checkpoint, data, evaluation
+from robust_gan import checkpoint, data
 from robust_gan.checkpoint import Record
 from robust_gan.config import DataConfig
 from robust_gan.errors import UserError
-from robust_gan.evaluation import Model, user_inputs
+from robust_gan.evaluation import user_inputs
+from robust_gan.evaluation.config import EvaluationConfig
+from robust_gan.evaluation.models import EvaluatedModel, EvaluationData, Model, check_images
 from robust_gan.storage import paths
 
 SPLITS = ("test", "validation", "train")
@@ -19,38 +19,6 @@ SPLITS = ("test", "validation", "train")
 
 _NO_DATA = (".npy", ".pt", ".pth", ".pkl", ".csv", ".zip")
 """What people take for data."""
-
-
-class EvaluatedModel(NamedTuple):
-    """A model and where it comes from.
-
-    Attributes:
-        model: It.
-        description: For the report.
-        record: Of its checkpoint; None for a classifier that somebody brought.
-    """
-
-    model: Model
-    description: dict[str, Any]
-    record: Record | None = None
-
-
-class EvaluationData(NamedTuple):
-    """The images of an evaluation.
-
-    Attributes:
-        name: Of the data set or file.
-        split: Of the data set; `all` for a file.
-        images: uint8 or float `[N, H, W, C]`.
-        labels: `[N]`.
-        label_names: Of the classes.
-    """
-
-    name: str
-    split: str
-    images: np.ndarray
-    labels: np.ndarray
-    label_names: tuple[str, ...]
 
 
 def from_checkpoints(locations: Sequence[str], *, use_batch_stats: bool = False) -> list[EvaluatedModel]:
@@ -97,55 +65,68 @@ def from_functions(names: Sequence[str]) -> list[EvaluatedModel]:
     return [EvaluatedModel(Model(name, user_inputs.load_model(name)), {"function": name}) for name in names]
 
 
-def choose_data(
-    entrants: Sequence[EvaluatedModel], *, dataset: str, split: str, data_dir: str, count: int, channels: str = ""
-) -> EvaluationData:
-    """Loads the images, and checks that all models can take them.
+def load_data(models: Sequence[EvaluatedModel], config: EvaluationConfig) -> EvaluationData:
+    """Loads the images, and checks that they fit all models.
 
     Args:
-        entrants: Whom to evaluate.
-        dataset: A TFDS data set, or an `.npz` file of `images` and `labels`; empty for that of the first checkpoint.
-        split: `test`, `validation` or `train`; of no meaning for a file.
-        data_dir: Where prepared data lie; empty for where the first checkpoint's training found them.
-        count: Only the first images; 0 for all.
-        channels: `last` to take the images of a file as they are, whatever their shape looks like.
+        models: Models to evaluate.
+        config: Its fields on images: `data`, `split`, `data_dir`, `num_examples` and `channels`.
 
     Raises:
         UserError: There is no such split, there are too few images, or a model does not fit them.
-        DataError: The data are not prepared, or not what can be scored.
+        DataError: The data are not prepared, or cannot be scored.
     """
-    if split not in SPLITS:
-        raise UserError(f"the split must be one of {', '.join(SPLITS)}, not {split!r}")
-    first = next((entrant.record for entrant in entrants if entrant.record is not None), None)
-    if epath.Path(dataset).suffix in _NO_DATA:
-        raise UserError(f"--data is a data set such as mnist, or an .npz of images and labels, not {dataset}")
-    if dataset.endswith(".npz"):
-        arrays = user_inputs.load_arrays(dataset, channels=channels)
-        num_classes = int(arrays.labels.max()) + 1 if arrays.labels.size else 0
-        names = first.data.label_names if first else tuple(map(str, range(num_classes)))
-        chosen = EvaluationData(epath.Path(dataset).name, "all", *arrays, names)
-    else:
-        if not dataset and first is None:
-            raise UserError("--data is missing: give a data set such as mnist, or an .npz of images and labels")
-        same = first is not None and dataset in ("", first.data.name)
-        config = first.config.data if first is not None and same else DataConfig(dataset)
-        config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
-        loaded = data.load_split(config, split, count=count, was_trained_on=same)
-        chosen = EvaluationData(loaded.name, split, loaded.images, loaded.labels, loaded.label_names)
-    num_classes = first.data.num_classes if first is not None else len(chosen.label_names)
-    evaluation.check_images(chosen.images, chosen.labels, num_classes)
-    if count > len(chosen.labels):
+    if config.split not in SPLITS:
+        raise UserError(f"the split must be one of {', '.join(SPLITS)}, not {config.split!r}")
+    count = config.num_examples
+    first = next((evaluated.record for evaluated in models if evaluated.record is not None), None)
+    found = _load_files(config, first) or _load_split(config, first)
+    check_images(found.images, found.labels, first.data.num_classes if first else len(found.label_names))
+    if count > len(found.labels):
         raise UserError(
-            f"count is {count}, but the {chosen.split} split of {chosen.name} has {len(chosen.labels)} images"
+            f"num_examples is {count}, but the {found.split} split of {found.name} has {len(found.labels)} images"
         )
-    for entrant in entrants:
-        shape = chosen.images.shape[1:]
-        if entrant.record is not None and entrant.record.data.image_shape != shape:
+    shape = found.images.shape[1:]
+    for evaluated in models:
+        if evaluated.record is not None and evaluated.record.data.image_shape != shape:
             raise UserError(
-                f"{chosen.name} has images of shape {shape} here, but {entrant.model.name} was trained on "
-                f"{entrant.record.data.image_shape}"
+                f"{found.name} has images of shape {shape} here, but {evaluated.model.name} was trained on "
+                f"{evaluated.record.data.image_shape}"
             )
-    return chosen._replace(images=chosen.images[: count or None], labels=chosen.labels[: count or None])
+    return found._replace(images=found.images[: count or None], labels=found.labels[: count or None])
+
+
+def _load_files(config: EvaluationConfig, first: Record | None) -> EvaluationData | None:
+    """Loads images and labels of the user's own; None where `--data` names a data set."""
+    parts = config.data.split(",")
+    is_pair = len(parts) == 2 and all(file.endswith(".npy") for file in parts)
+    if is_pair:
+        arrays = user_inputs.map_arrays(parts[0], parts[1], channels=config.channels)
+    elif config.data.endswith(".npz"):
+        arrays = user_inputs.load_arrays(config.data, channels=config.channels)
+    elif len(parts) > 1 or epath.Path(config.data).suffix in _NO_DATA:
+        raise UserError(
+            "--data is a data set such as mnist, an .npz of images and labels, or IMAGES.npy,LABELS.npy, not "
+            f"{config.data}"
+        )
+    else:
+        return None
+    num_classes = int(arrays.labels.max()) + 1 if arrays.labels.size else 0
+    names = first.data.label_names if first else tuple(map(str, range(num_classes)))
+    name = epath.Path(parts[0] if is_pair else config.data).name
+    return EvaluationData(name, "all", *arrays, names)
+
+
+def _load_split(config: EvaluationConfig, first: Record | None) -> EvaluationData:
+    if not config.data and first is None:
+        raise UserError(
+            "--data is missing: give a data set such as mnist, an .npz of images and labels, or IMAGES.npy,LABELS.npy"
+        )
+    same = first is not None and config.data in ("", first.data.name)
+    chosen = first.config.data if first is not None and same else DataConfig(config.data)
+    chosen = dataclasses.replace(chosen, data_dir=config.data_dir or chosen.data_dir)
+    loaded = data.load_split(chosen, config.split, count=config.num_examples, was_trained_on=same)
+    return EvaluationData(loaded.name, config.split, loaded.images, loaded.labels, loaded.label_names)
 
 
 def _read_records(locations: Sequence[str]) -> dict[str, Record]:

@@ -1,11 +1,14 @@
 """What is evaluated, on which images, under attacks of which names."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
+from robust_gan.attacks._checks import check_signature
 from robust_gan.attacks.retrained_generator import DESIGNS
 from robust_gan.errors import DataError, UserError
 from robust_gan.types import Attack, LogitsFn
@@ -35,20 +38,68 @@ class Model:
     generator: Attack | None = None
 
 
-def attack_names(text: str) -> tuple[str, ...]:
-    """Reads a comma-separated list of attacks, as on the command line; `clean` is always measured and may be named.
+class EvaluatedModel(NamedTuple):
+    """A model and its origin.
+
+    Attributes:
+        model: The model.
+        description: Its origin, for the report.
+        record: The `checkpoint.Record` of its checkpoint; None for a classifier of the user's own.
+    """
+
+    model: Model
+    description: dict[str, Any]
+    record: Any = None
+
+
+class EvaluationData(NamedTuple):
+    """The images of an evaluation.
+
+    Attributes:
+        name: Of the data set or file.
+        split: Of the data set; `all` for a file.
+        images: uint8 or float `[N, H, W, C]`.
+        labels: `[N]`.
+        label_names: Names of the classes.
+    """
+
+    name: str
+    split: str
+    images: np.ndarray
+    labels: np.ndarray
+    label_names: tuple[str, ...]
+
+    @classmethod
+    def from_arrays(cls, images: np.ndarray, labels: np.ndarray) -> "EvaluationData":
+        """Returns the data of two arrays.
+
+        >>> EvaluationData.from_arrays(np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1])).label_names
+        ('0', '1')
+        """
+        labels = np.asarray(labels)
+        num_classes = int(labels.max()) + 1 if labels.size and labels.dtype.kind in "iu" else 0
+        return cls("arrays", "all", images, labels, tuple(map(str, range(num_classes))))
+
+
+def attack_names(attacks: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of attacks; `clean`, which is always evaluated, is left out.
+
+    Args:
+        attacks: Names, or one string with commas: those of `attacks.by_name`, `generator`, retrained generators, and
+            `package.module:function` for an attack of the user's own.
 
     Raises:
         UserError: An attack is unknown or named twice.
 
-    >>> attack_names("clean,fgsm,pgd10,generator")
-    ('fgsm', 'pgd10', 'generator')
+    >>> attack_names("clean,fgsm,pgd10,generator,my_attacks:flip")
+    ('fgsm', 'pgd10', 'generator', 'my_attacks:flip')
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    parts = attacks.split(",") if isinstance(attacks, str) else attacks
+    names = [name.strip() for name in parts if name.strip()]
     if len(set(names)) < len(names):
-        raise UserError(f"an attack is named twice in {text!r}")
+        raise UserError(f"an attack is named twice in {','.join(names)!r}")
     for name in names:
-        if name not in (CLEAN, GENERATOR, *RETRAINED):
+        if name not in (CLEAN, GENERATOR, *RETRAINED) and ":" not in name:
             attacks_lib.by_name(name)
     return tuple(name for name in names if name != CLEAN)
 
@@ -86,6 +137,8 @@ def name_attacks(attacks: "Attacks") -> tuple[tuple[str, ...], dict[str, Attack]
             )
         if name in names:
             raise UserError(f"the attack {name} is given twice: give each a name of its own")
+        if callable(function):
+            check_signature(name, function)
         known = name in (CLEAN, GENERATOR, *RETRAINED)
         if function == name and not known:
             attacks_lib.by_name(name)
@@ -123,11 +176,12 @@ def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise DataError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
     if images.dtype != np.uint8:
-        if not np.isfinite(images).all():
+        low, high = pixel_range(images)
+        if not (np.isfinite(low) and np.isfinite(high)):
             raise DataError("images must be finite, but hold NaN or infinite pixels")
-        if images.min() < -1e-6 or images.max() > 1 + 1e-6:
-            remedy = "normalise inside the model" if images.min() < -1e-6 else "divide by 255, or store them as uint8"
-            raise DataError(f"pixels must be in [0, 1], but range from {images.min():g} to {images.max():g}: {remedy}")
+        if low < -1e-6 or high > 1 + 1e-6:
+            remedy = "normalise inside the model" if low < -1e-6 else "divide by 255, or store them as uint8"
+            raise DataError(f"pixels must be in [0, 1], but range from {low:g} to {high:g}: {remedy}")
     if labels.shape != images.shape[:1]:
         raise DataError(f"labels must have shape {images.shape[:1]}, one per image, not {labels.shape}")
     if not np.issubdtype(labels.dtype, np.integer):
@@ -149,3 +203,45 @@ def to_unit(images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
     return np.clip(images.astype(np.float32), 0, 1)
+
+
+def take(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Returns some of the images as `to_unit` does; of a memory-mapped file nothing stays in memory.
+
+    >>> take(np.array([[0], [255]], np.uint8), np.array([1])).tolist()
+    [[1.0]]
+    """
+    taken = to_unit(images[indices])
+    _release(images)
+    return taken
+
+
+def chunks(images: np.ndarray, size: int = 2**25) -> Iterator[np.ndarray]:
+    """Yields the images in parts of at most some bytes; of a memory-mapped file one part at a time is in memory.
+
+    >>> [len(part) for part in chunks(np.zeros((5, 2), np.uint8), size=4)]
+    [2, 2, 1]
+    """
+    rows = max(1, size // max(1, images[:1].nbytes))
+    for start in range(0, len(images), rows):
+        yield images[start : start + rows]
+        _release(images)
+
+
+def pixel_range(images: np.ndarray) -> tuple[float, float]:
+    """Returns the smallest and the largest pixel; NaN where a pixel is NaN.
+
+    >>> pixel_range(np.array([[1], [3]], np.uint8))
+    (1.0, 3.0)
+    """
+    ends = np.array([(part.min(), part.max()) for part in chunks(images)], np.float64)
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
+
+
+def _release(images):
+    """Drops the pages of a file that is mapped for reading from this process's memory."""
+    base = images
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and not images.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)

@@ -11,7 +11,7 @@ from robust_gan import prng
 from robust_gan.attacks import input_gradient, pgd
 from robust_gan.data import batching
 from robust_gan.errors import one_line
-from robust_gan.evaluation.models import to_unit
+from robust_gan.evaluation.models import take
 from robust_gan.evaluation.sharded_model import attack_key, compiled
 from robust_gan.losses import is_correct
 from robust_gan.types import LogitsFn, ThreatModel
@@ -93,11 +93,11 @@ class Probe:
         """Returns the logits of images in an order and in batches of a size, without compiling, `[len(order), K]`."""
         size = max(1, min(size, self.width))
         parts = [order[start : start + size] for start in range(0, len(order), size)]
-        return np.concatenate([np.asarray(self._logits_fn(jnp.array(to_unit(self.images[part])))) for part in parts])
+        return np.concatenate([np.asarray(self._logits_fn(jnp.array(take(self.images, part)))) for part in parts])
 
     def recompiled(self, positions: np.ndarray) -> np.ndarray:
         """Returns the logits of images, at most a batch, from code that is compiled for this call: `[B, K]`."""
-        return np.asarray(compiled(_predict, self._anew())(jnp.array(to_unit(self.images[positions]))))
+        return np.asarray(compiled(_predict, self._anew())(jnp.array(take(self.images, positions))))
 
     def underivable(self) -> str:
         """Returns why the classifier has no derivative, in a phrase; empty where it has one."""
@@ -157,7 +157,7 @@ class Probe:
         images = self.images if images is None else images
         parts = []
         for rows, mask in batching.padded_batches(len(images), self.width):
-            found = function(jnp.array(to_unit(images[rows])), rows)
+            found = function(jnp.array(take(images, rows)), rows)
             parts.append(jax.tree.map(lambda array, mask=mask: np.asarray(array)[mask], found))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

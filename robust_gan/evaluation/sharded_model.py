@@ -12,8 +12,10 @@ import numpy as np
 
 from robust_gan import attacks as attacks_lib
 from robust_gan import networks, parallel, prng
+from robust_gan.attacks._checks import find_violation
 from robust_gan.attacks.retrained_generator import DESIGNS
-from robust_gan.evaluation.models import GENERATOR, RETRAINED, Model, to_unit
+from robust_gan.errors import UserError
+from robust_gan.evaluation.models import GENERATOR, RETRAINED, Model, take, to_unit
 from robust_gan.losses import has_class, is_correct
 from robust_gan.networks import inference
 from robust_gan.types import Attack, PyTree, ThreatModel
@@ -163,7 +165,7 @@ class ShardedModel:
         Args:
             attack: A name of `attacks.by_name` or of `ShardedModel.attacks`, `generator`, or one of `RETRAINED`, which
                 is trained first.
-            shares: Of `share`.
+            shares: Of `shard_batch`.
             threat: The threat model.
             seed: Of the attack's randomness; an image's key depends on it, the attack's name and its position alone.
         """
@@ -177,7 +179,12 @@ class ShardedModel:
             if id(made) not in self._generators:
                 self._generators[id(made)] = parallel.replicate(arguments_of(made), self._devices)
             functions, arguments = [*functions, made], [*arguments, self._generators[id(made)]]
-        return self._compiler.map(_crafter(attack), functions)((arguments, (key, threat)), shares)
+        made_images = self._compiler.map(_crafter(attack), functions)((arguments, (key, threat)), shares)
+        if attack not in self.attacks and attack != GENERATOR:
+            return made_images
+        if why := find_violation(parallel.gather(made_images), parallel.gather(shares[1]), threat):
+            raise UserError(f"the attack {attack} on {self.name} {why}")
+        return made_images
 
     def _trained(self, attack: str, key: jax.Array, threat: ThreatModel) -> Attack:
         """Trains a generator against the model, once for each radius, on the first of the devices."""
@@ -199,7 +206,7 @@ class ShardedModel:
         return parallel.gather(right), parallel.gather(predicted)
 
 
-def place(
+def shard_models(
     models: Sequence[Model | ShardedModel],
     images: np.ndarray,
     labels: np.ndarray,
@@ -215,7 +222,7 @@ def place(
         devices: Where.
         attacks: Functions that attack, by the names that they have in this evaluation.
 
-    >>> [placed.name for placed in place([Model("a", len)], np.zeros((2, 1, 1, 1)), np.zeros(2), jax.devices())]
+    >>> [model.name for model in shard_models([Model("a", len)], np.zeros((2, 1, 1, 1)), np.zeros(2), jax.devices())]
     ['a']
     """
     compiler = Compiler(devices)
@@ -223,8 +230,8 @@ def place(
         model if isinstance(model, ShardedModel) else ShardedModel(model, images, labels, devices, compiler)
         for model in models
     ]
-    for placed in found:
-        placed.attacks |= attacks
+    for sharded in found:
+        sharded.attacks |= attacks
     return found
 
 
@@ -241,9 +248,9 @@ def attack_key(attack: str, seed: int) -> jax.Array:
     return jax.random.fold_in(prng.make_key(seed), zlib.crc32(attack.encode()))
 
 
-def share(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, devices: Sequence[jax.Device]) -> Shares:
+def shard_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, devices: Sequence[jax.Device]) -> Shares:
     """Splits a batch over the devices: `(indices, images, labels)`, the images as floats in [0, 1]."""
-    batch = (indices, to_unit(images[indices]), labels[indices].astype(np.int32))
+    batch = (indices, take(images, indices), labels[indices].astype(np.int32))
     return parallel.shard_tree(batch, devices)
 
 

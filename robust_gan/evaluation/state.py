@@ -22,8 +22,8 @@ from robust_gan.attacks.retrained_generator import DESIGNS, train_generator
 from robust_gan.errors import UserError
 from robust_gan.evaluation import identity
 from robust_gan.evaluation.identity import Trait
-from robust_gan.evaluation.models import GENERATOR, Model
-from robust_gan.evaluation.sharded_model import ShardedModel, place
+from robust_gan.evaluation.models import GENERATOR, Model, chunks
+from robust_gan.evaluation.sharded_model import ShardedModel, shard_models
 from robust_gan.storage import files, paths, workdir
 from robust_gan.types import ThreatModel
 from robust_gan.version import __version__
@@ -31,8 +31,12 @@ from robust_gan.version import __version__
 SECONDS = 30.0
 """Between two writings: what a kill can lose."""
 
+LAYOUT = 2
+"""Number of the layout of state files; it grows when the names or the meaning of their arrays change."""
+
+_LAYOUT = "layout"
 _DONE = "done: "
-_RUNS = "the runs"
+_RUNS, _IDENTITY = "the runs", "identity"
 _TOLD = "told: "
 _INDICES, _VALUES = "indices", "values: "
 
@@ -119,6 +123,11 @@ class EvaluationState:
                 raise UserError(
                     f"{self._path} is damaged ({error}): remove it, and the evaluation begins anew"
                 ) from error
+            if self._arrays and int(self._arrays.get(_LAYOUT, np.zeros(()))) != LAYOUT:
+                raise UserError(
+                    f"{self._path} is a state file of an older layout, which cannot be continued: remove it, or "
+                    "give --overwrite, and the evaluation starts again"
+                )
             self._state.anew = False
             self._state.files = max((int(file.stem) for file in self._files()), default=0)
 
@@ -231,12 +240,12 @@ class EvaluationState:
         for what, trait in parts:
             if not self._agrees(what, trait):
                 return what
-        placed = place(models, images, labels, devices)
-        for name, made in functions.items() if placed else ():
-            for trait in identity.of_attack(placed[0], made, images, labels, threat):
+        sharded = shard_models(models, images, labels, devices)
+        for name, made in functions.items() if sharded else ():
+            for trait in identity.of_attack(sharded[0], made, images, labels, threat):
                 if not self._agrees(f"another {name}: {trait.name}", trait):
                     return f"another {name}"
-        for model in placed:
+        for model in sharded:
             for trait in identity.check_model(model, images, labels, threat, batch_size, len(devices)):
                 if not self._agrees(f"another {model.name}: {trait.name}", trait):
                     by_batch = f"{model.name} in batches of another size, on which its logits depend"
@@ -286,6 +295,18 @@ class EvaluationState:
     def recall(self, name: str) -> Any:
         """Returns what `remember` kept under a name; None where there is nothing."""
         return json.loads(str(self._arrays.get(_TOLD + name, "null")))
+
+    def identify(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """Returns the identity of the evaluation in this state; in an empty state, sets it first.
+
+        Args:
+            identity: JSON-able.
+
+        >>> state = EvaluationState()
+        >>> state.identify({"seed": 0}), state.identify({"seed": 1})
+        ({'seed': 0}, {'seed': 0})
+        """
+        return json.loads(str(self._arrays.setdefault(_IDENTITY, np.array(json.dumps(identity)))))
 
     def start(self, run: dict[str, Any]) -> None:
         """Begins a run, to which what is found from now on belongs, until `stop`.
@@ -341,7 +362,7 @@ class EvaluationState:
                     self._parts().mkdir(exist_ok=True)
                     self._state.files += 1
                     workdir.write_bytes(self._parts() / f"{self._state.files:06d}.npz", rows.packed(name))
-            workdir.write_bytes(self._path, _packed(self._arrays))
+            workdir.write_bytes(self._path, _packed(self._arrays | {_LAYOUT: np.array(LAYOUT)}))
         self._state.pending, self._state.written = False, time.monotonic()
 
     def shared(self) -> "EvaluationState":
@@ -384,9 +405,10 @@ def _signature(function):
 
 
 def _digest(array: np.ndarray) -> np.ndarray:
-    layout = f"{array.dtype} {array.shape}".encode()
-    digest = hashlib.sha256(layout + np.ascontiguousarray(array).tobytes()).digest()
-    return np.frombuffer(digest, np.uint8).astype(np.int16)
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    for part in chunks(array):
+        digest.update(np.ascontiguousarray(part).data)
+    return np.frombuffer(digest.digest(), np.uint8).astype(np.int16)
 
 
 def _packed(arrays: dict[str, np.ndarray]) -> bytes:

@@ -10,12 +10,15 @@ import numpy as np
 from robust_gan import attacks as attacks_lib
 from robust_gan import prng
 from robust_gan.attacks import input_gradient
+from robust_gan.attacks._checks import check_signature, find_violation
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation.calling import in_batches
-from robust_gan.evaluation.models import GENERATOR, RETRAINED, Model, to_unit
+from robust_gan.evaluation.models import GENERATOR, RETRAINED, EvaluationData, Model, to_unit
 from robust_gan.evaluation.units import check_deterministic
-from robust_gan.types import LogitsFn, ThreatModel
+from robust_gan.types import Attack, LogitsFn, ThreatModel
 
+_FEW = 8
+"""Images on which an attack of the user's own is tried."""
 _QUERIES = ("square", "spsa", "uniform_noise")
 """Attacks that need no gradient of the classifier."""
 
@@ -155,6 +158,47 @@ by queries alone, with --attacks=square
                 f"{name} cannot be made on {model.name} ({type(error).__name__}: {one_line(error)}): leave it out with "
                 "--attacks or --sequential"
             ) from error
+
+
+def try_function(name: str, attack: Attack, model: Model, data: EvaluationData, threat: ThreatModel, most: int) -> None:
+    """Runs an attack of the user's own on a few images, and checks that the images it returns are adversarial ones.
+
+    Args:
+        name: Of the attack.
+        attack: The function.
+        model: The model under attack.
+        data: The images.
+        threat: The threat model.
+        most: Images of a batch on one device.
+
+    Raises:
+        UserError: It fails, returns something else than images, or leaves the ball or the range.
+
+    >>> from robust_gan import LinfThreat
+    >>> data = EvaluationData.from_arrays(np.full((1, 2, 2, 1), 0.5, np.float32), np.zeros(1, int))
+    >>> model = Model("m", lambda x: x.sum((1, 2)))
+    >>> try_function("mine", lambda logits_fn, key, images, *rest: images + 1, model, data, LinfThreat(0.1), 4)
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: the attack mine on m leaves the range of pixels [0, 1]: they lie in [1.5, 1.5]
+    """
+    check_signature(name, attack)
+
+    def run(images, labels):
+        return attack(model.logits_fn, prng.per_image_keys(prng.make_key(0), len(images)), images, labels, threat)
+
+    shapes = [jax.ShapeDtypeStruct((most, *data.images.shape[1:]), np.float32), jax.ShapeDtypeStruct((most,), np.int32)]
+    images, labels = to_unit(data.images[: min(most, _FEW)]), data.labels[: min(most, _FEW)].astype(np.int32)
+    try:
+        found = jax.eval_shape(run, *shapes)
+        # What has the wrong shape is not run: the sentence is about the shape.
+        right = getattr(found, "shape", None) == shapes[0].shape
+        adversarial = jax.jit(run)(images, labels) if right else found
+    except Exception as error:  # It is the user's own program, and may raise anything.
+        raise UserError(
+            f"the attack {name} fails on {model.name} ({type(error).__name__}: {one_line(error)})"
+        ) from error
+    if why := find_violation(adversarial, images if right else shapes[0], threat):
+        raise UserError(f"the attack {name} on {model.name} {why}")
 
 
 def _answers(logits_fn, images):

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from robust_gan.attacks._checks import check_signature
 from robust_gan.config import imports
 from robust_gan.config.imports import describe
-from robust_gan.errors import DataError, UserError
+from robust_gan.errors import DataError, UserError, one_line
+from robust_gan.evaluation.models import pixel_range
 from robust_gan.storage import files
-from robust_gan.types import LogitsFn
+from robust_gan.types import Attack, LogitsFn
 
 _MAX_UNPACKED = 32_000_000_000
 """Bytes that the arrays of a file may have."""
@@ -33,11 +35,10 @@ class Arrays(NamedTuple):
 
 
 def load_model(name: str) -> LogitsFn:
-    """Imports a function and calls it for a classifier.
+    """Imports a function and calls it once; it must return a classifier.
 
     Args:
-        name: `package.module:function`; the module is looked for in the working directory too. It is the user's own
-            program, and is run.
+        name: `package.module:function`, see `config.imports.load_function`.
 
     Returns:
         What the function returns: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
@@ -57,6 +58,25 @@ give a function that returns a classifier
             "returns is called with images"
         )
     return logits_fn
+
+
+def load_attack(name: str) -> Attack:
+    """Imports an attack of the user's own, which is not called yet.
+
+    Args:
+        name: `package.module:function`, see `config.imports.import_function`.
+
+    Raises:
+        UserError: There is no such module or function, or it cannot be called as an `Attack`.
+
+    >>> load_attack("os.path:exists")
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: os.path:exists cannot be called as attack(logits_fn, key, images, labels, threat): \
+too many positional arguments
+    """
+    function = imports.import_function(name, "attack")
+    check_signature(name, function)
+    return function
 
 
 def check_model(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int) -> None:
@@ -145,17 +165,49 @@ def load_arrays(path: epath.PathLike, *, channels: str = "") -> Arrays:
     missing = [name for name in ("images", "labels") if name not in arrays]
     if missing:
         raise DataError(f"{path} lacks the array {missing[0]}: it has {', '.join(arrays) or 'none'}")
-    images, labels = arrays["images"], arrays["labels"]
+    return _check_arrays(path, arrays["images"], arrays["labels"], channels)
+
+
+def map_arrays(images: str, labels: str, *, channels: str = "") -> Arrays:
+    """Opens images and labels that lie in two `.npy` files; images are read from the file when they are used.
+
+    Args:
+        images: File of the images, `[N, H, W, C]`, on this machine.
+        labels: File of the labels, `[N]`.
+        channels: As in `load_arrays`.
+
+    Raises:
+        DataError: As for `load_arrays`.
+
+    >>> folder = getfixture("tmp_path")
+    >>> np.save(folder / "x.npy", np.zeros((2, 4, 4, 1), np.uint8)), np.save(folder / "y.npy", np.array([0, 1]))
+    (None, None)
+    >>> map_arrays(str(folder / "x.npy"), str(folder / "y.npy")).images.shape
+    (2, 4, 4, 1)
+    """
+    opened = []
+    for path in (images, labels):
+        try:
+            opened.append(np.lib.format.open_memmap(path, mode="r"))
+        except FileNotFoundError as error:
+            raise DataError(f"there is no file {path}: give IMAGES.npy,LABELS.npy") from error
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise DataError(f"{path} is no .npy of a plain array ({one_line(error)})") from error
+    return _check_arrays(images, opened[0], np.array(opened[1]), channels)
+
+
+def _check_arrays(path: epath.PathLike, images: np.ndarray, labels: np.ndarray, channels: str) -> Arrays:
     _check_labels(path, labels)
     if np.issubdtype(images.dtype, np.integer) and images.dtype != np.uint8:
         raise DataError(f"the images of {path} are {images.dtype}: give uint8 in 0..255, or floats in [0, 1]")
-    if images.dtype == np.uint8 and images.size and 0 < images.max() <= 1:
+    largest = pixel_range(images)[1] if images.size and images.dtype.kind in "uf" else 0.0
+    if images.dtype == np.uint8 and 0 < largest <= 1:
         raise DataError(
             f"the images of {path} are uint8 in 0..1, all but black: give 0..255, 255 * images, or floats in [0, 1]"
         )
-    if np.issubdtype(images.dtype, np.floating) and images.size and 0 < images.max() <= 1.001 / 255:
+    if np.issubdtype(images.dtype, np.floating) and 0 < largest <= 1.001 / 255:
         raise DataError(
-            f"the images of {path} are all but black, at most {images.max():.3g}: they were divided by 255 twice"
+            f"the images of {path} are all but black, at most {largest:.3g}: they were divided by 255 twice"
         )
     if channels != "last" and _looks_channels_first(images.shape):
         raise DataError(

@@ -4,65 +4,56 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import filelock
-import numpy as np
 from etils import epath
 
 from robust_gan import parallel
 from robust_gan.errors import UserError
-from robust_gan.evaluation import EvaluationState
-from robust_gan.evaluation.loading import EvaluatedModel, EvaluationData
+from robust_gan.evaluation import EvaluationConfig, EvaluationState
+from robust_gan.evaluation.evaluate import Subject
 from robust_gan.evaluation.state import parts_of
 from robust_gan.reporting import details, tables
-from robust_gan.storage import files, paths, workdir
-from robust_gan.types import ThreatModel
+from robust_gan.storage import paths
 
-SUBJECT, SCORES = "evaluation.json", "scores.npz"
+STATE = "scores.npz"
 
-_LOCK = ".lock"
+_LOCK, _OLDER = ".lock", "evaluation.json"
 
 
-def subject(
-    entrants: Sequence[EvaluatedModel],
-    chosen: EvaluationData,
-    threat: ThreatModel,
-    *,
-    attacks: Sequence[str],
-    sequential: Sequence[str],
-    **settings: Any,
-) -> dict[str, Any]:
-    """Returns what an evaluation is of: everything that its findings depend on.
+def identify(config: EvaluationConfig, subject: Subject) -> dict[str, Any]:
+    """Returns the identity of an evaluation: all that its results depend on, except the values of arrays.
+
+    The arrays (images, labels, weights and logits of each model) are compared by `EvaluationState.differs`.
 
     Args:
-        entrants: The models.
-        chosen: The images.
-        threat: The threat model.
-        attacks: Made on every model.
-        sequential: Made in turn.
-        **settings: The seed and whatever else changes findings; not the batch size or the devices, which do not.
+        config: The configuration.
+        subject: Models, images and attacks.
 
     Returns:
-        A JSON-able dictionary. A classifier that somebody brought is known by its name alone.
+        A JSON-able dictionary.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(chosen.images).tobytes())
-    digest.update(np.ascontiguousarray(chosen.labels).astype(np.int64).tobytes())
     models = {}
-    for entrant in entrants:
-        models[entrant.model.name] = dict(entrant.description)
-        if entrant.record is not None:
-            leaves = json.dumps(entrant.record.leaves, sort_keys=True).encode()
-            models[entrant.model.name]["sha256"] = hashlib.sha256(leaves).hexdigest()
+    for evaluated in subject.models:
+        models[evaluated.model.name] = dict(evaluated.description)
+        if evaluated.record is not None:
+            leaves = json.dumps(evaluated.record.leaves, sort_keys=True).encode()
+            models[evaluated.model.name]["sha256"] = hashlib.sha256(leaves).hexdigest()
+    data, threat = subject.data, subject.threat
     return {
         "models": models,
-        "data": {"name": chosen.name, "split": chosen.split, "count": len(chosen.labels), "sha256": digest.hexdigest()},
+        "data": {"name": data.name, "split": data.split, "count": len(data.labels)},
         "threat": {"norm": threat.norm, "epsilon": float(threat.epsilon)},
-        "attacks": list(attacks),
-        "sequential": list(sequential),
-        **settings,
+        "attacks": list(subject.attacks.names),
+        "sequential": list(subject.attacks.sequential),
+        **{name: value for name, value in config.identity().items() if name in _SETTINGS},
     }
+
+
+_SETTINGS = ("seed", "use_batch_stats", "save_adversarial", "batch_size")
+"""The other fields of a configuration have been resolved: models, data, threat model and attacks."""
 
 
 def check(directory: epath.PathLike) -> epath.Path:
@@ -84,63 +75,52 @@ def check(directory: epath.PathLike) -> epath.Path:
 
 
 def claim(
-    path: epath.Path,
-    what: dict[str, Any],
-    *,
-    differs: Callable[[EvaluationState], str] = lambda kept: "",
-    overwrite: bool = False,
-) -> EvaluationState:
-    """Makes the folder of an evaluation, or finds what a stopped one had found there.
+    path: epath.Path, identity: dict[str, Any], subject: Subject, config: EvaluationConfig
+) -> EvaluationState:  # fmt: skip
+    """Opens the folder of an evaluation, with the state of a stopped one.
 
     Args:
         path: Of `check`.
-        what: Of `subject`.
-        differs: Says of what other models the findings are: `EvaluationState.differs`. A classifier that somebody
-            brought has the same name when it was trained on.
-        overwrite: Begin anew, whatever the folder holds.
+        identity: Of `identify`.
+        subject: Models, images and attacks.
+        config: The configuration; its `overwrite` removes another evaluation.
 
     Returns:
-        What is known already.
+        The state; it is written when the first batch is done.
 
     Raises:
-        UserError: The folder holds another evaluation (the sentence says what differs), or cannot be made.
+        UserError: The folder contains another evaluation (the sentence says what differs) or a state of an older
+            version.
     """
-    file, scores = path / SUBJECT, path / SCORES
-    if overwrite:
+    if config.overwrite:
         _clear(path)
-    elif file.exists():
-        try:
-            there = files.read_json(file)
-        except files.UnreadableError:
-            there = {}
-        if there != json.loads(json.dumps(what)):
-            names = [name for name in what if there.get(name) != what[name]] if isinstance(there, dict) else []
-            raise UserError(
-                f"{path} holds another evaluation (of other {', '.join(names) or 'settings'}): "
-                "give another folder, or --overwrite"
-            )
-    else:
-        # Findings without their subject are nobody's.
-        scores.unlink(missing_ok=True)
-    kept = EvaluationState(scores)
-    if other := differs(kept):
+    state = EvaluationState(path / STATE)
+    identity = json.loads(json.dumps(identity))
+    there = state.identify(identity)
+    if there != identity:
+        names = [name for name in identity if there.get(name) != identity[name]]
+        raise UserError(
+            f"{path} holds another evaluation (of other {', '.join(names) or 'settings'}): "
+            "give another folder, or --overwrite"
+        )
+    other = state.differs(
+        subject.sharded, subject.data.images, subject.data.labels, subject.threat, config.seed,
+        attacks=[*subject.attacks.names, *subject.attacks.sequential], batch_size=config.batch_size,
+        devices=subject.devices,
+    )  # fmt: skip
+    if other:
         raise UserError(f"{path} holds an evaluation of {other}: give another folder, or --overwrite")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        workdir.write_text(file, json.dumps(what, indent=2) + "\n")
-    except OSError as error:
-        raise _unmakeable(path, error) from error
-    return kept
+    return state
 
 
 @contextlib.contextmanager
-def held(path: epath.Path | None) -> Iterator[None]:
-    """Makes a folder this process's own while the context lasts; where there are several processes, the first's.
+def lock(path: epath.Path | None) -> Iterator[None]:
+    """Locks a folder for this process; where there are several processes, for the primary one.
 
-    A folder in which nothing was found belongs to no evaluation: where the context ends so, the claim is taken back.
+    An empty folder is removed again where no result was written.
 
     Args:
-        path: Of `check`; None for no folder. An object store has no locks: there it is for the caller to see to it.
+        path: Of `check`; None for no folder. An object store has no locks: the caller must exclude other processes.
 
     Raises:
         UserError: Another process evaluates there, or the folder cannot be made.
@@ -152,9 +132,8 @@ def held(path: epath.Path | None) -> Iterator[None]:
         try:
             yield
         finally:
-            if parallel.is_primary() and not any((path / name).exists() for name in (SCORES, tables.RECORD)):
+            if parallel.is_primary() and not any((path / name).exists() for name in (STATE, tables.RECORD)):
                 with contextlib.suppress(OSError):  # Other files in the folder stay.
-                    (path / SUBJECT).unlink(missing_ok=True)
                     (path / _LOCK).unlink(missing_ok=True)
                     path.rmdir()
 
@@ -176,11 +155,11 @@ def _unmakeable(path, error):
 
 def _clear(path):
     """Removes what an evaluation left, so that no file of it is taken for one of the next; other files stay."""
-    for name in (SUBJECT, SCORES, tables.RECORD, tables.TABLES, tables.ADVERSARIAL, tables.EXAMPLES, tables.CURVE,
+    for name in (_OLDER, STATE, tables.RECORD, tables.TABLES, tables.ADVERSARIAL, tables.EXAMPLES, tables.CURVE,
                  tables.TRANSFER, details.FILE):  # fmt: skip
         (path / name).unlink(missing_ok=True)
     if paths.exists(path / tables.CARDS):
         for card in [file for file in (path / tables.CARDS).iterdir() if file.name.endswith(".json")]:
             card.unlink()
-    if paths.exists(parts_of(path / SCORES)):
-        parts_of(path / SCORES).rmtree()
+    if paths.exists(parts_of(path / STATE)):
+        parts_of(path / STATE).rmtree()

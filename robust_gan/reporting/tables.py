@@ -52,7 +52,7 @@ def white_and_black_box(scores: Scores) -> str:
     | a     | 100.0 (34.2 to 100.0) | 50.0 (9.5 to 90.5) | 100.0 (34.2 to 100.0) |
     """
     count = scores.clean.shape[1]
-    others = {target: [maker for maker in scores.makers if maker != target] for target in scores.targets}
+    others = {target: [source for source in scores.sources if source != target] for target in scores.targets}
     header = ["model", "clean", *(f"{attack}, white box" for attack in scores.attacks)]
     has_black_box = any(scores.robust_accuracy(target, others[target]) is not None for target in scores.targets)
     if has_black_box:
@@ -79,15 +79,15 @@ def by_source(scores: Scores) -> str:
     |-------|-------:|---------------------:|----------------------:|
     | a     |   fgsm | *50.0 (9.5 to 90.5)* | 100.0 (34.2 to 100.0) |
     """
-    header = ["model", "attack", *(f"made on {maker}" for maker in scores.makers)]
+    header = ["model", "attack", *(f"made on {source}" for source in scores.sources)]
     rows = []
     for target in scores.targets:
         for attack in scores.attacks:
             row = []
-            for maker in scores.makers:
-                share = scores.robust_accuracy(target, [maker], [attack])
+            for source in scores.sources:
+                share = scores.robust_accuracy(target, [source], [attack])
                 cell = statistics.format_accuracy(share, scores.clean.shape[1])
-                row.append(f"*{cell}*" if maker == target and cell != "-" else cell)
+                row.append(f"*{cell}*" if source == target and cell != "-" else cell)
             rows.append([target, attack, *row])
     return markdown(header, rows)
 
@@ -169,7 +169,7 @@ def record(
     scores: Scores, threat: ThreatModel, *, data: dict[str, Any], models: dict[str, Any], settings: dict[str, Any],
     runs: Sequence[dict[str, Any]], sequential: dict[str, list[AttackResult]] | None = None,
     sequential_robust: dict[str, np.ndarray] | None = None, alarms: dict[str, list[Alarm]] | None = None,
-    curve: Curve | None = None, notes: Sequence[str] = (),
+    curve: Curve | None = None, notes: Sequence[str] = (), config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the results and settings of an evaluation as a JSON-able dictionary.
 
@@ -185,6 +185,7 @@ def record(
         alarms: For each target its alarms.
         curve: Robust accuracy against epsilon, if it was computed.
         notes: Sentences on outputs that could not be written.
+        config: The part of the configuration that the results depend on.
 
     Returns:
         The record; accuracies are shares of all images, each with its 95 % interval. The white-box worst case includes
@@ -195,16 +196,16 @@ def record(
     count, seconds = scores.clean.shape[1], sum(run["seconds"] for run in runs)
     for target in scores.targets:
         by_attack: dict[str, dict[str, float | None]] = {}
-        for _, maker, attack in (key for key in scores.robust if key[0] == target):
-            by_attack.setdefault(attack, {})[maker] = scores.robust_accuracy(target, [maker], [attack])
-        others = [maker for maker in scores.makers if maker != target]
+        for _, source, attack in (key for key in scores.robust if key[0] == target):
+            by_attack.setdefault(attack, {})[source] = scores.robust_accuracy(target, [source], [attack])
+        others = [source for source in scores.sources if source != target]
         targets[target] = {
             "clean_accuracy": scores.clean_accuracy(target),
             "robust_accuracy": by_attack,
             "worst_case": {
                 "white_box": scores.robust_accuracy(target, [target], also=robust.get(target)),
                 "black_box": scores.robust_accuracy(target, others),
-                "all": scores.robust_accuracy(target, scores.makers, also=robust.get(target)),
+                "all": scores.robust_accuracy(target, scores.sources, also=robust.get(target)),
             },
             "sequential": [
                 result._asdict() | {"interval": statistics.interval_of(result.robust_accuracy, count)}
@@ -225,6 +226,7 @@ def record(
         "paired": _paired(scores, robust),
         "curve": None if curve is None else curve._asdict() | {"intervals": _intervals(curve.robust_accuracy, count)},
         "notes": list(notes),
+        "config": config or {},
         "settings": settings | runs[-1]["settings"],
         "seconds": round(seconds, 2),
         "images_per_second": round(_count_attacked(scores, sequential) / max(seconds, 1e-9), 1),
@@ -336,8 +338,10 @@ def transfer_matrix(scores: Scores, attack: str) -> tuple[Sequence[str], Sequenc
     >>> transfer_matrix(Scores(("a",), ("a", "b"), ("fgsm",), np.array([[True, True]]), held), "fgsm")[2]
     array([[0.5, 1. ]])
     """
-    rows = [[scores.robust_accuracy(target, [maker], [attack]) for maker in scores.makers] for target in scores.targets]
-    return scores.targets, scores.makers, np.asarray(rows, float)
+    rows = [
+        [scores.robust_accuracy(target, [source], [attack]) for source in scores.sources] for target in scores.targets
+    ]
+    return scores.targets, scores.sources, np.asarray(rows, float)
 
 
 def card(values: dict[str, Any], target: str) -> dict[str, Any]:
@@ -382,7 +386,7 @@ def card(values: dict[str, Any], target: str) -> dict[str, Any]:
 
 def _count_attacked(scores, sequential):
     """Returns the number of adversarial images computed."""
-    made = len({(maker, attack) for _, maker, attack in scores.robust}) * scores.clean.shape[1]
+    made = len({(source, attack) for _, source, attack in scores.robust}) * scores.clean.shape[1]
     return made + sum(result.attacked for results in sequential.values() for result in results[1:])
 
 
@@ -404,7 +408,7 @@ def _paired(scores: Scores, robust: Mapping[str, np.ndarray]) -> list[dict[str, 
         found["sequential attacks"] = robust.get(target)
         if sum(images is not None for images in found.values()) > 2:  # Otherwise it equals the single attack.
             found[statistics.WORST_WHITE] = scores.robust_images(target, [target], also=robust.get(target))
-        others = [maker for maker in scores.makers if maker != target]
+        others = [source for source in scores.sources if source != target]
         found[statistics.WORST_BLACK] = scores.robust_images(target, others)
         right[target] = {under: images for under, images in found.items() if images is not None}
     rows = []

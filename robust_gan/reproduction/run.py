@@ -9,6 +9,7 @@ from etils import epath
 
 from robust_gan import checkpoint, training
 from robust_gan.errors import CheckpointError, UserError
+from robust_gan.evaluation import EvaluationConfig
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import plots
 from robust_gan.reporting import run as run_lib
@@ -151,17 +152,17 @@ def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
     begun = _is_at(output / _BEGUN, key)
     if not begun:
         output.mkdir(parents=True, exist_ok=True)
-        (output / folder_lib.SUBJECT).unlink(missing_ok=True)  # The files there belong to another evaluation.
+        (output / folder_lib.STATE).unlink(missing_ok=True)  # The files there belong to another evaluation.
         workdir.write_text(output / _BEGUN, json.dumps(key) + "\n")
-    _, values = run_lib.compare(
-        [str(where) for where in targets],
-        sources=[str(where) for where in sources],
+    config = EvaluationConfig(
+        tuple(targets),
+        surrogates=tuple(sources),
         attacks=plan.attacks,
         batch_size=batch_size,
-        devices=devices,
         output=output,
         overwrite=not begun,  # A stopped evaluation is resumed.
         progress=progress,
     )
+    _, values = run_lib.run(config, devices=devices)
     workdir.write_text(output / _KEY, json.dumps(key))
     return json.loads(json.dumps(values))

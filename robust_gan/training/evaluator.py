@@ -57,7 +57,7 @@ class Evaluator:
         config, info = self._setup.config, self._setup.info
         model = get_model(config, state, info)
         attacks = ("fgsm", f"pgd{config.validation.pgd_steps}", *([evaluation.GENERATOR] if model.generator else []))
-        scores = evaluation.evaluate(
+        scores = evaluation.evaluate_transfer(
             [model], self._images, self._labels, threat_model.from_config(config.threat), attacks=attacks,
             batch_size=config.validation.batch_size, seed=diagnostics.SEED, devices=self._setup.devices,
             shown=self._shown,

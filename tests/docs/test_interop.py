@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from robust_gan.evaluation import EvaluationConfig
 from robust_gan.reporting import run
 
 pytestmark = pytest.mark.docs
@@ -36,5 +37,7 @@ def test_the_block_runs_as_it_stands(name, tmp_path, monkeypatch, tiny_run):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(tiny_run)
     if name == "RobustBench":
-        run.compare(["runs/digits"], attacks="fgsm", count=20, output="runs/report", progress=False)
+        run.run(
+            EvaluationConfig(["runs/digits"], attacks="fgsm", num_examples=20, output="runs/report", progress=False)
+        )
     exec(compile(BLOCKS[name], name, "exec"), {})

@@ -78,7 +78,9 @@ def test_nan_logits_under_attack_are_told_apart_from_clean_ones():
 
     images, labels = images_of(40)
     images[:3] = 0.9
-    scores = evaluation.evaluate([Model("m", nan_where_bright)], images, labels, LinfThreat(0.3), attacks=["pgd5"])
+    scores = evaluation.evaluate_transfer(
+        [Model("m", nan_where_bright)], images, labels, LinfThreat(0.3), attacks=["pgd5"]
+    )
     assert (scores.predicted["m", "clean"] == -1).sum() == 3
     under = (scores.predicted["m", "pgd5"] == -1) & (scores.predicted["m", "clean"] >= 0)
     (found,) = alarms.check_scores(scores, "m")
@@ -229,7 +231,7 @@ def test_the_whole_range_is_the_whole_range(threat):
 def test_a_masked_class_is_legal():
     images, labels = images_of(32)
     masked = Model("m", lambda x: jnp.concatenate([linear(x), jnp.full((len(x), 2), -jnp.inf)], 1))
-    scores = evaluation.evaluate([masked, Model("plain", linear)], images, labels, THREAT, attacks=["pgd5"])
+    scores = evaluation.evaluate_transfer([masked, Model("plain", linear)], images, labels, THREAT, attacks=["pgd5"])
     assert np.array_equal(scores.robust["m", "m", "pgd5"], scores.robust["plain", "plain", "pgd5"])
     assert scores.clean_accuracy("m") == 1
 
@@ -288,7 +290,7 @@ def test_the_alarms_quote_the_figures_of_the_evaluation():
     labels = np.argmax(curved(jnp.asarray(images)), -1)
     model, threat = Model("m", curved), LinfThreat(0.08)
     once, twice = f"pgd{alarms._STEPS}", f"pgd{2 * alarms._STEPS}x2"
-    scores = evaluation.evaluate([model], images, labels, threat, attacks=[once, twice], seed=3)
+    scores = evaluation.evaluate_transfer([model], images, labels, threat, attacks=[once, twice], seed=3)
     stood = {attack: scores.robust["m", "m", attack] for attack in scores.attacks}
     assert 0 < stood[once].sum() < 40
 
@@ -306,7 +308,7 @@ def test_the_alarms_quote_the_figures_of_the_evaluation():
 
 def test_a_model_that_changed_since_it_was_attacked_is_found():
     images, labels = images_of(8)
-    scores = evaluation.evaluate([Model("m", linear)], images, labels, THREAT, attacks=[])
+    scores = evaluation.evaluate_transfer([Model("m", linear)], images, labels, THREAT, attacks=[])
     predicted = scores.predicted["m", evaluation.CLEAN]
     for now, fires in ((linear, False), (lambda x: linear(x)[:, ::-1], True)):
         found = {alarm.name: alarm for alarm in alarms.check_model(now, images, labels, THREAT, predicted=predicted)}

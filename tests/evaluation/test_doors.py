@@ -232,7 +232,7 @@ def test_an_evaluation_in_other_units_is_the_same_evaluation(norm):
         width = high - low
         model = evaluation.Model("m", jax.tree_util.Partial(lambda w, x: curved((x - low) / width) * w, 1.0), noisy)
         threat, moved = THREATS[norm](epsilon * width, bounds=(low, high)), np.asarray(images) * width + low
-        scores = evaluation.evaluate([model], moved, labels, threat, attacks=names)
+        scores = evaluation.evaluate_transfer([model], moved, labels, threat, attacks=names)
         standing, _ = evaluation.evaluate_sequential(model, moved, labels, threat, attacks=["apgd_ce3"])
         curve = evaluation.trace_curve([model], moved, labels, threat, attack="fgsm")
         robust = [scores.robust_accuracy("m", ["m"], [name]) for name in names]
@@ -268,6 +268,6 @@ def test_evaluations_refuse_what_they_cannot_score():
         given = {"model": model, "images": images, "labels": labels, "threat": LinfThreat(0.1), "names": ["fgsm"]}
         model_, *batch, names = (given | changed).values()
         with pytest.raises(UserError, match=sentence):
-            evaluation.evaluate([model_], *batch, attacks=names)
+            evaluation.evaluate_transfer([model_], *batch, attacks=names)
         with pytest.raises(UserError, match=sentence):
             evaluation.evaluate_sequential(model_, *batch, attacks=names)

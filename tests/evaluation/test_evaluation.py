@@ -12,6 +12,7 @@ from robust_gan import LinfThreat, attacks, evaluation, losses, parallel
 from robust_gan.data import batching
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import Model, statistics
+from robust_gan.networks import inference
 from robust_gan.reporting import plots, tables
 
 THREAT = LinfThreat(0.1)
@@ -31,6 +32,10 @@ def _linear_logits(weights, images):
     return images.reshape(images.shape[0], -1) @ weights
 
 
+# Registered as the networks of the package are, so that compiled functions are shared.
+inference.as_architecture(_linear_logits, "linear, for tests")
+
+
 def data(count=100, classes=3, size=4):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, size, size, 1), np.uint8)
@@ -48,12 +53,12 @@ def test_every_image_is_counted_once(batch_size):
     labels = labelled_by(model, images)
     labels[::5] = (labels[::5] + 1) % 3
     advanced = []
-    scores = evaluation.evaluate(
-        [model], images, labels, THREAT, attacks=["fgsm"], batch_size=batch_size, advance=advanced.append
+    scores = evaluation.evaluate_transfer(
+        [model], images, labels, THREAT, attacks=["fgsm"], batch_size=batch_size, progress_fn=advanced.append
     )
     assert scores.clean.sum() == 203 - 41
     assert scores.clean_accuracy(model.name) == (203 - 41) / 203
-    assert sum(advanced) == 203 == evaluation.total([model], [], ["fgsm"], 203)
+    assert sum(advanced) == 203 == evaluation.num_attacked([model], [], ["fgsm"], 203)
 
 
 def test_ten_thousand_and_seven_images_in_batches_of_64_are_counted_exactly():
@@ -69,8 +74,8 @@ def test_scores_do_not_depend_on_batch_size_or_devices():
     images, _ = data(50)
     labels = labelled_by(model, images)
     runs = [
-        evaluation.evaluate(
-            [model], images, labels, THREAT, attacks=["uniform_noise", "fgsm", "pgd3x2"], sources=[source],
+        evaluation.evaluate_transfer(
+            [model], images, labels, THREAT, attacks=["uniform_noise", "fgsm", "pgd3x2"], surrogates=[source],
             batch_size=batch_size, devices=parallel.find_devices(num_devices=count),
         )
         for batch_size, count in ((50, 1), (7, 1), (16, 4), (3, 4))
@@ -85,7 +90,7 @@ def test_robust_is_right_clean_and_under_attack_and_the_worst_case_is_per_image(
     model, images = linear(0), data(60)[0]
     labels = labelled_by(model, images)
     labels[:10] = (labels[:10] + 1) % 3
-    scores = evaluation.evaluate([model], images, labels, THREAT, attacks=["uniform_noise", "fgsm"])
+    scores = evaluation.evaluate_transfer([model], images, labels, THREAT, attacks=["uniform_noise", "fgsm"])
     noise, fgsm = (scores.robust[model.name, model.name, name] for name in ("uniform_noise", "fgsm"))
     assert not noise[:10].any()
     assert not fgsm[:10].any()
@@ -104,7 +109,7 @@ def test_fgsm_on_a_linear_classifier_gives_the_closed_form_robust_accuracy():
     gap = (flat @ weights)[np.arange(200), labels] - (flat @ weights)[np.arange(200), 1 - labels]
     sign = np.where(labels == 0, 1, -1)[:, None]
     loss_of = 0.1 * np.abs(sign * (weights[:, 0] - weights[:, 1])).sum(-1)
-    scores = evaluation.evaluate([model], images, labels, THREAT, attacks=["fgsm"])
+    scores = evaluation.evaluate_transfer([model], images, labels, THREAT, attacks=["fgsm"])
     expected = (gap > loss_of).mean()
     assert 0 < expected < 1
     assert scores.robust_accuracy(model.name, [model.name]) == expected
@@ -114,10 +119,10 @@ def test_a_wrong_classifier_scores_zero_and_a_constant_one_survives():
     constant = Model("constant", lambda x: jnp.tile(jnp.asarray([0.0, 1.0, 0.0]), (x.shape[0], 1)))
     nan = Model("nan", lambda x: jnp.full((x.shape[0], 3), jnp.nan))
     images, _ = data(20)
-    scores = evaluation.evaluate([constant, nan], images, np.ones(20, np.int32), THREAT, attacks=["pgd2"])
+    scores = evaluation.evaluate_transfer([constant, nan], images, np.ones(20, np.int32), THREAT, attacks=["pgd2"])
     assert scores.robust_accuracy("constant", ["constant"]) == 1.0
     assert scores.clean_accuracy("nan") == 0.0
-    scores = evaluation.evaluate([constant], images, np.zeros(20, np.int32), THREAT, attacks=["pgd2"])
+    scores = evaluation.evaluate_transfer([constant], images, np.zeros(20, np.int32), THREAT, attacks=["pgd2"])
     assert scores.robust_accuracy("constant", ["constant"]) == 0.0
 
 
@@ -125,7 +130,7 @@ def test_transfer_makes_the_attack_on_the_source():
     target, source = linear(0), linear(1)
     images, _ = data(40)
     labels = labelled_by(target, images)
-    scores = evaluation.evaluate([target], images, labels, THREAT, attacks=["fgsm"], sources=[source])
+    scores = evaluation.evaluate_transfer([target], images, labels, THREAT, attacks=["fgsm"], surrogates=[source])
     unit = evaluation.to_unit(images)
     gradient = jax.grad(lambda x: losses.cross_entropy(source.logits_fn(x), labels).sum())(unit)
     moved = np.clip(unit + 0.1 * np.sign(gradient), 0, 1)
@@ -141,7 +146,7 @@ def test_the_co_trained_generator_attacks_its_own_classifier_and_others():
     other = linear(1, size=8)
     images, _ = data(30, size=8)
     labels = labelled_by(noisy, images)
-    scores = evaluation.evaluate([noisy, other], images, labels, THREAT, attacks=["generator"])
+    scores = evaluation.evaluate_transfer([noisy, other], images, labels, THREAT, attacks=["generator"])
     assert set(scores.robust) == {(noisy.name, noisy.name, "generator"), (other.name, noisy.name, "generator")}
     moved = np.clip(evaluation.to_unit(images) + 0.1, 0, 1)
     expected = np.argmax(noisy.logits_fn(moved), -1) == labels
@@ -151,10 +156,10 @@ def test_the_co_trained_generator_attacks_its_own_classifier_and_others():
 
 def test_two_models_of_one_architecture_share_what_is_compiled():
     images, labels = data(20)
-    evaluation.evaluate([linear(0)], images, labels, THREAT, attacks=["pgd2"], batch_size=20)
+    evaluation.evaluate_transfer([linear(0)], images, labels, THREAT, attacks=["pgd2"], batch_size=20)
     before = len(TRACES)
-    evaluation.evaluate([linear(1)], images, labels, LinfThreat(0.2), attacks=["pgd2"], batch_size=20)
-    assert len(TRACES) == before + 2, "it is traced for its classes, and called uncompiled to see which model it is"
+    evaluation.evaluate_transfer([linear(1)], images, labels, LinfThreat(0.2), attacks=["pgd2"], batch_size=20)
+    assert len(TRACES) == before + 1, "it is traced for its number of classes alone"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +204,7 @@ def test_the_tables_hold_the_figures_and_a_dash_where_there_is_none(tmp_path):
     ]
     images, _ = data(40)
     labels = labelled_by(models[0], images)
-    scores = evaluation.evaluate(models, images, labels, THREAT, attacks=["fgsm", "generator"])
+    scores = evaluation.evaluate_transfer(models, images, labels, THREAT, attacks=["fgsm", "generator"])
     table = tables.white_and_black_box(scores).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert cells[0] == ["model", "clean", "fgsm, white box", "generator, white box",
@@ -287,7 +292,7 @@ def test_every_suite_names_attacks_that_there_are():
 def test_the_report_compares_models_pair_by_pair_on_the_same_images():
     models = [linear(seed) for seed in range(10)]
     images, labels = data(50)
-    scores = evaluation.evaluate(models, images, labels, THREAT, attacks=["fgsm", "uniform_noise"])
+    scores = evaluation.evaluate_transfer(models, images, labels, THREAT, attacks=["fgsm", "uniform_noise"])
     values = tables.record(
         scores,
         THREAT,

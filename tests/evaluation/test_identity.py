@@ -40,7 +40,9 @@ class Plain:
 
 
 def clean(logits_fn):
-    return evaluation.evaluate([Model("a", logits_fn)], IMAGES, LABELS, THREAT, attacks=["fgsm"]).clean_accuracy("a")
+    return evaluation.evaluate_transfer(
+        [Model("a", logits_fn)], IMAGES, LABELS, THREAT, attacks=["fgsm"]
+    ).clean_accuracy("a")
 
 
 def test_a_model_that_is_changed_in_place_is_met_as_it_is():
@@ -74,7 +76,7 @@ def test_nothing_keeps_a_function_that_was_evaluated():
         clean(logits_fn)
         clean(jax.tree_util.Partial(logits_fn))
         alarms.check_model(logits_fn, IMAGES[:8], LABELS[:8], THREAT)
-        evaluation.trace_curve([Model("a", logits_fn)], IMAGES, LABELS, THREAT, attack="fgsm", kept=EvaluationState())
+        evaluation.trace_curve([Model("a", logits_fn)], IMAGES, LABELS, THREAT, attack="fgsm", state=EvaluationState())
         trained(lambda params, batch_stats, seen, weights=weights: seen)
         del logits_fn, weights
     gc.collect()
@@ -94,7 +96,7 @@ def test_networks_of_this_package_are_compiled_once_for_all_their_weights(monkey
     counts = []
     for seed in range(3):
         variables = network.init(jax.random.key(seed), images)
-        evaluation.evaluate([Model("a", jax.tree_util.Partial(apply, *variables))], images, labels, THREAT,
+        evaluation.evaluate_transfer([Model("a", jax.tree_util.Partial(apply, *variables))], images, labels, THREAT,
                             attacks=["fgsm"])  # fmt: skip
         counts.append(len(traces))
     assert counts[0] == counts[1] == counts[2]
@@ -195,7 +197,7 @@ def test_findings_of_a_version_that_did_not_say_which_are_of_another(tmp_path):
     np.savez(tmp_path / "kept.npz", **{"done: fgsm": np.ones(120, bool), "fgsm": np.ones(120, bool)})
     with pytest.raises(UserError, match=r"kept.npz is of another version \(an older one; this is robust_gan"):
         evaluation.evaluate_sequential(
-            Model("a", linear), IMAGES, LABELS, THREAT, attacks=["fgsm"], kept=EvaluationState(tmp_path / "kept.npz")
+            Model("a", linear), IMAGES, LABELS, THREAT, attacks=["fgsm"], state=EvaluationState(tmp_path / "kept.npz")
         )
 
 
@@ -208,9 +210,9 @@ def test_an_attack_that_is_a_function_is_known_by_what_it_makes():
 
     kept, model = EvaluationState(), Model("a", linear)
     for by in (1.0, 1.0):
-        evaluation.evaluate([model], IMAGES, LABELS, THREAT, attacks={"mine": pushed(by)}, kept=kept)
+        evaluation.evaluate_transfer([model], IMAGES, LABELS, THREAT, attacks={"mine": pushed(by)}, state=kept)
     with pytest.raises(UserError, match="is of another mine"):
-        evaluation.evaluate([model], IMAGES, LABELS, THREAT, attacks={"mine": pushed(-1.0)}, kept=kept)
+        evaluation.evaluate_transfer([model], IMAGES, LABELS, THREAT, attacks={"mine": pushed(-1.0)}, state=kept)
 
 
 def test_rows_are_written_as_they_change_and_read_again(tmp_path, monkeypatch):
@@ -243,15 +245,17 @@ def test_what_was_found_is_written_every_interval_and_when_an_evaluation_is_inte
             raise KeyboardInterrupt
 
     def run(advance):
-        return evaluation.evaluate([Model("a", linear)], IMAGES, LABELS, THREAT, attacks=["fgsm"], batch_size=32,
-                                   kept=EvaluationState(path), advance=advance)  # fmt: skip
+        return evaluation.evaluate_transfer(
+            [Model("a", linear)], IMAGES, LABELS, THREAT, attacks=["fgsm"], batch_size=32, state=EvaluationState(path),
+            progress_fn=advance,
+        )  # fmt: skip
 
     with pytest.raises(KeyboardInterrupt):
         run(interrupt)
     assert seen == [False] * 3
     with np.load(path) as file:
         assert file["done: fgsm, made on a: a"].sum() == 96
-    whole = evaluation.evaluate([Model("a", linear)], IMAGES, LABELS, THREAT, attacks=["fgsm"])
+    whole = evaluation.evaluate_transfer([Model("a", linear)], IMAGES, LABELS, THREAT, attacks=["fgsm"])
     assert np.array_equal(run(lambda count: None).robust["a", "a", "fgsm"], whole.robust["a", "a", "fgsm"])
 
 

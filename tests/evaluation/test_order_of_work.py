@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from robust_gan import evaluation, training
+from robust_gan import evaluation
 from robust_gan.errors import UserError
 from robust_gan.evaluation import alarms, calling, trying
 from robust_gan.evaluation.state import Rows
@@ -107,10 +107,10 @@ def run(tmp_path, monkeypatch):
         np.savez(tmp_path / "d.npz", images=images, labels=labels)
         given = {"attacks": "fgsm", "epsilon": 0.05, "batch_size": 2, "progress": False} | settings
         folder = tmp_path / output
-        _, values = run_lib.compare(
-            models=[f"{module.__name__}:{name}"], dataset=str(tmp_path / "d.npz"), output=folder,
-            devices=jax.devices()[:1], **given,
-        )  # fmt: skip
+        config = evaluation.EvaluationConfig(
+            models=[f"{module.__name__}:{name}"], data=str(tmp_path / "d.npz"), output=folder, **given
+        )
+        _, values = run_lib.run(config, devices=jax.devices()[:1])
         assert json.loads((folder / tables.RECORD).read_text()) == json.loads(json.dumps(values))
         return values, folder
 
@@ -159,7 +159,7 @@ def test_a_folder_in_which_nothing_was_found_is_nobodys(tmp_path, found):
 @pytest.mark.parametrize("make", [donates, at_most_two, exactly_two, with_at])
 @pytest.mark.filterwarnings("ignore:Some donated buffers")
 def test_models_with_a_form_of_their_own_are_scored_as_their_plain_twin(run, make):
-    settings = {"attacks": "pgd2", "sequential": "fgsm", "pictures": ["examples"]}
+    settings = {"attacks": "pgd2", "sequential": "fgsm", "plots": ["examples"]}
     values, folder = run(make, **settings)
     twin, _ = run(with_at if make is with_at else lambda: linear, output="twin", **settings)
     (target,), (plain,) = values["targets"].values(), twin["targets"].values()
@@ -177,7 +177,7 @@ def test_what_fails_after_the_attacks_is_a_sentence_and_the_report_stays(run, mo
     monkeypatch.setattr(alarms, "check_model", fail)
     monkeypatch.setattr(details, "write", fail)
     monkeypatch.setattr(plots, "draw_examples", fail)
-    values, folder = run(lambda: linear, pictures=["examples"])
+    values, folder = run(lambda: linear, plots=["examples"])
     failed = ["alarms on models_of_order:f", "details.npz", "examples.png"]
     assert values["notes"] == [f"{what}: not made: MemoryError: no room for that." for what in failed]
     text = (folder / tables.TABLES).read_text()
@@ -256,15 +256,9 @@ def _threat():
     return LinfThreat(0.05)
 
 
-def _found(broken):
-    scores = evaluation.Scores((), (), (), np.zeros((0, 6), bool), {})
-    chosen = types.SimpleNamespace(labels=LABELS)
-    return additions.Found([], [], chosen, _threat(), scores, "fgsm", np.zeros(0, int), {}, broken=broken)
-
-
 def test_adversarial_images_of_models_of_any_name_are_written(tmp_path):
     names = ["file", "labels", "allow_pickle", "arr_0", "mit leer", "модель", "a|b", "runs/a/b"]
-    additions.write_adversarial(tmp_path, _found({name: Rows(IMAGES + index) for index, name in enumerate(names)}))
+    additions.write_adversarial(tmp_path, LABELS, {name: Rows(IMAGES + index) for index, name in enumerate(names)})
     with np.load(tmp_path / tables.ADVERSARIAL, allow_pickle=False) as file:
         assert (file["labels"] == LABELS).all()
         for index, name in enumerate(names):
@@ -321,7 +315,9 @@ def test_attacks_are_taken_by_name_or_as_functions():
         return jnp.clip(0.5, images - threat.epsilon, images + threat.epsilon)
 
     settings = {"batch_size": 4, "devices": jax.devices()[:1]}
-    scores = evaluation.evaluate([model], IMAGES, LABELS, _threat(), attacks=[towards_grey, "fgsm"], **settings)
+    scores = evaluation.evaluate_transfer(
+        [model], IMAGES, LABELS, _threat(), attacks=[towards_grey, "fgsm"], **settings
+    )
     assert scores.attacks == ("towards_grey", "fgsm")
     grey = np.clip(0.5, IMAGES - np.float32(0.05), IMAGES + np.float32(0.05))
     assert (scores.robust["m", "m", "towards_grey"] == (np.argmax(linear(grey), -1) == LABELS)).all()
@@ -337,7 +333,7 @@ def test_attacks_are_taken_by_name_or_as_functions():
     ).all()
     for wrong in ([lambda *args: args[2]], [3], ["nosuch"], [attacks.fgsm, "fgsm"], [("a", "b")]):
         with pytest.raises(UserError, match=r"an attack is a name|unknown attack|given twice"):
-            evaluation.evaluate([model], IMAGES, LABELS, _threat(), attacks=wrong, **settings)
+            evaluation.evaluate_transfer([model], IMAGES, LABELS, _threat(), attacks=wrong, **settings)
 
 
 def test_two_signals_together_end_a_loop_and_a_later_one_kills():
@@ -363,14 +359,6 @@ def test_outside_a_clone_a_config_is_named_as_a_built_in_one(tmp_path, monkeypat
     ended = launch("train", "--config=configs/digits.py:pgd", f"--workdir={tmp_path}/run")
     there = f"error: there is no config 'configs/digits.py' in {tmp_path}: the built-in one is --config=digits\n"
     assert (ended.code, ended.err) == (2, there)
-
-
-def test_training_to_a_file_writes_lines(capsys):
-    lines = training._Lines(100, wanted=True)
-    lines.write(10, {"train/clean_loss": 2.5})  # Only just begun.
-    lines.write(20, {"validation/clean_accuracy": 0.5}, at_once=True)
-    training._Lines(100, wanted=False).write(20, {}, at_once=True)
-    assert capsys.readouterr().err == "step 20 of 100: clean_accuracy 0.500\n"
 
 
 def test_many_classes_are_counted_without_a_matrix_of_all(tmp_path):

@@ -38,11 +38,11 @@ def data(logits_fn, count=203):
 def test_in_turn_is_the_worst_case_of_each():
     model = Model("a", make_model())
     images, labels = data(model.logits_fn)
-    scores = evaluation.evaluate([model], images, labels, THREAT, attacks=ATTACKS)
+    scores = evaluation.evaluate_transfer([model], images, labels, THREAT, attacks=ATTACKS)
     advanced = []
     broken_by = np.full(len(images), -1, np.int16)
     standing, results = evaluation.evaluate_sequential(
-        model, images, labels, THREAT, attacks=ATTACKS, broken_by=broken_by, advance=advanced.append
+        model, images, labels, THREAT, attacks=ATTACKS, broken_by=broken_by, progress_fn=advanced.append
     )
     assert np.array_equal(broken_by == -1, standing)
     assert [(broken_by == place).sum() for place in range(len(results))] == [result.broken for result in results]
@@ -99,7 +99,7 @@ class Fragile(evaluation.EvaluationState):
         ({"labels": 3}, "other labels"),
     ],
 )
-@pytest.mark.parametrize("how", ["evaluate", "evaluate_sequential"])
+@pytest.mark.parametrize("how", ["evaluate_transfer", "evaluate_sequential"])
 def test_what_was_found_in_another_evaluation_is_refused(tmp_path, how, change, what):
     model = Model("a", make_model())
     images, truth = data(model.logits_fn)
@@ -107,9 +107,9 @@ def test_what_was_found_in_another_evaluation_is_refused(tmp_path, how, change, 
     def run(model=model, threat=THREAT, seed=0, backwards=False, labels=0):
         order = np.s_[::-1] if backwards else np.s_[:]
         kept = evaluation.EvaluationState(tmp_path / "kept.npz")
-        first = [model] if how == "evaluate" else model
+        first = [model] if how == "evaluate_transfer" else model
         function = getattr(evaluation, how)
-        function(first, images[order], (truth[order] + labels) % 4, threat, attacks=["fgsm"], seed=seed, kept=kept)
+        function(first, images[order], (truth[order] + labels) % 4, threat, attacks=["fgsm"], seed=seed, state=kept)
 
     run()
     run()
@@ -130,14 +130,14 @@ def test_what_was_finished_is_not_attacked_again(tmp_path, monkeypatch):
     model = Model("a", make_model())
     images, labels = data(model.logits_fn)
     kept = evaluation.EvaluationState(tmp_path / "kept.npz")
-    first, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS[:2], kept=kept)
+    first, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS[:2], state=kept)
     kept = evaluation.EvaluationState(tmp_path / "kept.npz")
     with monkeypatch.context() as patch:
         patch.setattr(sharded_model.ShardedModel, "craft", None)
-        finished, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS[:2], kept=kept)
+        finished, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS[:2], state=kept)
     assert np.array_equal(first, finished)
     whole, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS)
-    resumed, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS, kept=kept)
+    resumed, _ = evaluation.evaluate_sequential(model, images, labels, THREAT, attacks=ATTACKS, state=kept)
     assert np.array_equal(whole, resumed)
 
 
@@ -147,8 +147,8 @@ def test_a_stopped_evaluation_goes_on_to_the_same_scores(tmp_path, saves):
     images, labels = data(model.logits_fn)
 
     def everything(path, kept):
-        settings = {"attacks": ATTACKS, "batch_size": 60, "kept": kept}
-        scores = evaluation.evaluate([model], images, labels, THREAT, sources=[other], **settings)
+        settings = {"attacks": ATTACKS, "batch_size": 60, "state": kept}
+        scores = evaluation.evaluate_transfer([model], images, labels, THREAT, surrogates=[other], **settings)
         standing, results = evaluation.evaluate_sequential(model, images, labels, THREAT, **settings)
         return scores, standing, [result._replace(seconds=0) for result in results]
 
@@ -205,7 +205,7 @@ def test_a_fresh_generator_breaks_the_same_images_whatever_the_batch_size(name, 
     images = rng.integers(0, 256, (40, 8, 8, 1), np.uint8)
     labels = np.asarray(np.argmax(model.logits_fn(evaluation.to_unit(images)), -1), np.int32)
     runs = [
-        evaluation.evaluate([model], images, labels, LinfThreat(0.1), attacks=["fgsm", name], batch_size=size)
+        evaluation.evaluate_transfer([model], images, labels, LinfThreat(0.1), attacks=["fgsm", name], batch_size=size)
         for size in (40, 16)
     ]
     key = ("a", "a", name)
@@ -293,8 +293,8 @@ def test_a_short_attack_that_a_longer_one_beats_is_not_converged(monkeypatch):
 def test_alarms_of_scores():
     model, count = Model("a", make_model()), 1000
     images, labels = data(model.logits_fn, count)
-    scores = evaluation.evaluate(
-        [model], images, labels, THREAT, attacks=["fgsm", "pgd10"], sources=[Model("b", make_model(0))]
+    scores = evaluation.evaluate_transfer(
+        [model], images, labels, THREAT, attacks=["fgsm", "pgd10"], surrogates=[Model("b", make_model(0))]
     )
     found = {alarm.name: alarm for alarm in alarms.check_scores(scores, "a")}
     assert set(found) == {"nan_logits_under_attack", "black_box_beats_white", "one_step_beats_many"}

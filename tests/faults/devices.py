@@ -48,7 +48,7 @@ def main():
             for count in counts:
                 record = checkpoint.read_record(pathlib.Path(folder, str(saved)), "last")
                 model = evaluation.Model("it", checkpoint.get_classifier(record), checkpoint.get_attack(record))
-                scores = evaluation.evaluate(
+                scores = evaluation.evaluate_transfer(
                     [model], test.images, test.labels, threat_model.from_config(config.threat), batch_size=96,
                     attacks=("fgsm", "pgd2", evaluation.GENERATOR), devices=parallel.find_devices(num_devices=count),
                 )  # fmt: skip

@@ -97,7 +97,7 @@ def main():
                        progress=False, log_fn=lambda _: None)  # fmt: skip
         workdir.lock = reached
         dry_run.measure = reached
-        evaluation.evaluate = reached
+        evaluation.evaluate_transfer = reached
         config_file = folder / "config.py"
 
         def one(script, flags, program, method, at):

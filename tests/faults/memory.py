@@ -22,6 +22,7 @@ import jax
 
 from robust_gan import parallel, training
 from robust_gan.config import ValidationConfig
+from robust_gan.evaluation import EvaluationConfig
 from robust_gan.reporting import run as run_lib
 from robust_gan.training import writers
 
@@ -66,7 +67,10 @@ def main():
         wrong |= told(f"{arguments.steps} steps", taken)
         taken = []
         for index in range(arguments.evaluations):
-            run_lib.compare([str(run)], attacks="fgsm,pgd2", count=32, devices=devices, progress=False, seed=index)
+            run_lib.run(
+                EvaluationConfig([str(run)], attacks="fgsm,pgd2", num_examples=32, progress=False, seed=index),
+                devices=devices,
+            )
             if (index + 1) % max(arguments.evaluations // 10, 1) == 0:
                 taken.append(take(compilations))
         wrong |= told(f"{arguments.evaluations} evaluations", taken)

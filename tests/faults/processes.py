@@ -90,7 +90,7 @@ def member(folder, steps, processes, devices, number, port):
     record = checkpoint.read_record(folder / f"run_{SIZES[0][0]}x{SIZES[0][1]}", "last")
     model = evaluation.Model("model", checkpoint.get_classifier(record), checkpoint.get_attack(record))
     test = setup.load_data(config).test
-    scores = evaluation.evaluate(
+    scores = evaluation.evaluate_transfer(
         [model], test.images, test.labels, threat_model.from_config(config.threat),
         attacks=("fgsm", "pgd10", evaluation.GENERATOR), batch_size=96,
     )  # fmt: skip

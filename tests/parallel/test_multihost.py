@@ -18,6 +18,7 @@ from conftest import ROOT
 
 from robust_gan import parallel, training
 from robust_gan.errors import UserError
+from robust_gan.evaluation import EvaluationConfig
 from robust_gan.reporting import run
 from robust_gan.storage import leaves, workdir
 
@@ -133,13 +134,13 @@ def test_two_processes_evaluate_as_one_and_write_one_report(pair, tiny_names):
     settings = {
         "attacks": "clean,fgsm,generator",
         "sequential": "pgd2",
-        "count": 30,
+        "num_examples": 30,
         "batch_size": 20,
         "progress": False,
     }
     # The finished evaluation is found again, by another number of processes.
-    scores, values = run.compare([str(folder / "run@6")], output=folder / "report", **settings)
-    alone, _ = run.compare([str(folder / "run@6")], **settings)
+    scores, values = run.run(EvaluationConfig([str(folder / "run@6")], output=folder / "report", **settings))
+    alone, _ = run.run(EvaluationConfig([str(folder / "run@6")], **settings))
     for found in (first, second):
         assert found["scores"] == {" of ".join(key): held.tolist() for key, held in scores.robust.items()}
         assert found["scores"] == {" of ".join(key): held.tolist() for key, held in alone.robust.items()}

@@ -13,7 +13,7 @@ import pytest
 
 from robust_gan import LinfThreat, checkpoint, evaluation
 from robust_gan.errors import UserError
-from robust_gan.evaluation import Curve, alarms
+from robust_gan.evaluation import Curve, EvaluationConfig, alarms
 from robust_gan.reporting import details, tables
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import run as run_lib
@@ -23,8 +23,8 @@ SEQUENTIAL = "fgsm,pgd3,square20"
 
 
 def compare(run, output, **settings):
-    given = {"attacks": "fgsm,pgd2", "sequential": SEQUENTIAL, "count": 60, "progress": False, **settings}
-    return run_lib.compare([str(run)], output=output, **given)[1]
+    given = {"attacks": "fgsm,pgd2", "sequential": SEQUENTIAL, "num_examples": 60, "progress": False, **settings}
+    return run_lib.run(EvaluationConfig([str(run)], output=output, **given))[1]
 
 
 def timeless(values):
@@ -41,7 +41,7 @@ def timeless(values):
 @pytest.fixture(scope="module")
 def evaluated(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports") / "whole"
-    values = compare(tiny_run, folder, save_adversarial=True, pictures=run_lib.PLOTS)
+    values = compare(tiny_run, folder, save_adversarial=True, plots=evaluation.PLOTS)
     return folder, values
 
 
@@ -49,7 +49,7 @@ def evaluated(tiny_run, tmp_path_factory):
 def test_the_folder_holds_what_is_documented(evaluated):
     folder, values = evaluated
     assert {path.name for path in folder.iterdir()} == {
-        "evaluation.json", "scores.npz", "details.npz", "report.json", "report.md", "cards", "adversarial.npz",
+        "scores.npz", "details.npz", "report.json", "report.md", "cards", "adversarial.npz",
         "examples.png", "curve.png", "transfer.png", ".lock", "scores.parts",
     }  # fmt: skip
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(values))
@@ -130,8 +130,11 @@ def slowly(kept):
         import time; time.sleep(60)
 evaluation.EvaluationState.save = slowly
 evaluation.state.SECONDS = 0.0
-run.compare([{str(tiny_run)!r}], output={str(tmp_path / "killed")!r}, attacks="fgsm,pgd2",
-          sequential={SEQUENTIAL!r}, count=60, batch_size=16, progress=False)
+config = evaluation.EvaluationConfig(
+    [{str(tiny_run)!r}], output={str(tmp_path / "killed")!r}, attacks="fgsm,pgd2", sequential={SEQUENTIAL!r},
+    num_examples=60, batch_size=16, progress=False,
+)
+run.run(config)
 """
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "saved\n"
@@ -152,7 +155,7 @@ def test_the_same_again_attacks_nothing(evaluated, tiny_run, monkeypatch):
     folder, values = evaluated
     written = (folder / "scores.npz").read_bytes()
     monkeypatch.setattr(evaluation.sharded_model.ShardedModel, "craft", None)
-    again = compare(tiny_run, folder, save_adversarial=True, batch_size=7, pictures=["curve"])
+    again = compare(tiny_run, folder, save_adversarial=True, batch_size=7, plots=["curve"])
     assert timeless(again)["targets"] == timeless(values)["targets"]
     assert (folder / "scores.npz").read_bytes() == written
 
@@ -176,7 +179,7 @@ def test_another_evaluation_is_refused_the_folder_unless_told_to_overwrite(tiny_
 @pytest.mark.slow
 def test_a_folder_whose_findings_are_damaged_is_told(tiny_run, tmp_path):
     compare(tiny_run, tmp_path / "report", sequential="")
-    (tmp_path / "report" / folder_lib.SCORES).write_bytes(b"garbled")
+    (tmp_path / "report" / folder_lib.STATE).write_bytes(b"garbled")
     with pytest.raises(UserError, match=r"scores.npz is damaged .* remove it, and the evaluation begins anew"):
         compare(tiny_run, tmp_path / "report", sequential="")
 
@@ -228,7 +231,9 @@ def brought(tmp_path, monkeypatch):
 
     def run(**settings):
         given = {"attacks": "fgsm", "sequential": "pgd2", "epsilon": 0.1, "progress": False, **settings}
-        return run_lib.compare(models=["brought_model:classifier"], dataset="data.npz", output="out", **given)[1]
+        return run_lib.run(
+            EvaluationConfig(models=["brought_model:classifier"], data="data.npz", output="out", **given)
+        )[1]
 
     return run
 
@@ -252,7 +257,7 @@ def test_a_mended_model_is_another_and_overwrite_leaves_nothing_of_the_one_befor
     accuracies = [values["targets"][name]["robust_accuracy"]["fgsm"][name] for values in (masked, mended)]
     assert accuracies[0] > accuracies[1]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        ".lock", "evaluation.json", "scores.npz", "details.npz", "report.json", "report.md", "cards",
+        ".lock", "scores.npz", "details.npz", "report.json", "report.md", "cards",
     }  # fmt: skip
 
 
@@ -272,7 +277,7 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path):
     program = f"""
 from etils import epath
 from robust_gan.reporting import folder
-with folder.held(epath.Path({str(tmp_path / "out")!r})):
+with folder.lock(epath.Path({str(tmp_path / "out")!r})):
     print("held", flush=True)
     input()
 """
@@ -282,9 +287,9 @@ with folder.held(epath.Path({str(tmp_path / "out")!r})):
         assert process.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=r"another process evaluates in .*out: wait for it"),
-            folder_lib.held(folder),
+            folder_lib.lock(folder),
         ):
             pass
         process.communicate("\n")
-    with folder_lib.held(folder):
+    with folder_lib.lock(folder):
         pass

@@ -1,0 +1,122 @@
+"""The configuration of an evaluation: the flags of `robust-gan-evaluate`, one field each."""
+
+import dataclasses
+import os
+from typing import Any
+
+from robust_gan.errors import UserError
+
+PLOTS = ("examples", "curve", "transfer")
+"""Plots of a report: adversarial examples, robust accuracy against epsilon, and the transfer matrix."""
+
+_LISTS = ("checkpoints", "models", "surrogates", "plots", "attacks", "sequential")
+_OUTPUTS = ("output", "overwrite", "plots", "progress", "platform", "num_devices", "batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The configuration of an evaluation.
+
+    Every field is a flag of `robust-gan-evaluate` (`checkpoints` is `--checkpoint`, `models` is `--model`). Lists are
+    tuples; a string is split at its commas. `identity` returns the part that the results depend on; the report
+    contains it all.
+
+    Attributes:
+        checkpoints: The models under attack, `DIR[@STEP]` each; their attacks are tried on each other too.
+        models: Further models under attack, `package.module:function` each; the function returns a `logits_fn`.
+        surrogates: Checkpoints of held-out models on which black-box attacks are made.
+        suite: A name of `evaluation.SUITES`; empty for `fgsm,pgd10,generator`.
+        attacks: Attacks made on every model and tried on every target: names of `attacks.by_name`, `generator`,
+            retrained generators, or `package.module:function` for an attack of your own. None for those of the suite.
+        sequential: Attacks of the sequential evaluation, on each target. None for those of the suite.
+        norm: `linf` or `l2`; empty for the norm that the first checkpoint was trained with.
+        epsilon: Radius in units of [0, 1]; None for the radius that the first checkpoint was trained with.
+        seed: Of the attacks.
+        data: A TFDS data set, `FILE.npz` with images and labels, or `IMAGES.npy,LABELS.npy`, which is read batch by
+            batch; empty for the data set of the first checkpoint.
+        data_dir: Folder of the prepared data; empty for the one of the training.
+        split: `test`, `validation` or `train`.
+        num_examples: Only the first images of the split; 0 for all.
+        channels: `last` to accept images of a file whose shape looks like channels first.
+        output: Folder of the report, empty for none; rerun the same evaluation to resume it there.
+        overwrite: Replace another evaluation in the folder.
+        plots: Any of `PLOTS`; needs the extra `plot`.
+        save_adversarial: Write the adversarial images of the sequential evaluation to `adversarial.npz`.
+        use_batch_stats: Normalise with the statistics of each evaluated batch, as the released code of the paper
+            does; the results then depend on the batch size.
+        batch_size: Images at once; no result depends on it, except with `use_batch_stats`.
+        platform: `cpu`, `gpu` or `tpu`; empty for the best available.
+        num_devices: Number of devices; 0 for all.
+        progress: Whether to show a progress bar; None for only where stderr is a terminal.
+
+    >>> EvaluationConfig(["runs/digits"], attacks="fgsm,pgd10").attacks
+    ('fgsm', 'pgd10')
+    """
+
+    checkpoints: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    surrogates: tuple[str, ...] = ()
+    suite: str = ""
+    attacks: tuple[str, ...] | None = None
+    sequential: tuple[str, ...] | None = None
+    norm: str = ""
+    epsilon: float | None = None
+    seed: int = 0
+    data: str = ""
+    data_dir: str = ""
+    split: str = "test"
+    num_examples: int = 0
+    channels: str = ""
+    output: str = ""
+    overwrite: bool = False
+    plots: tuple[str, ...] = ()
+    save_adversarial: bool = False
+    use_batch_stats: bool = False
+    batch_size: int = 500
+    platform: str = ""
+    num_devices: int = 0
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Converts lists and paths, and refuses values that no model and no image could make valid."""
+        for name in _LISTS:
+            value = getattr(self, name)
+            if value is not None:
+                one_string = isinstance(value, str)
+                parts = value.split(",") if isinstance(value, str) else value
+                object.__setattr__(
+                    self, name, tuple(os.fspath(part).strip() for part in parts if part or not one_string)
+                )
+        object.__setattr__(self, "output", os.fspath(self.output or ""))
+        object.__setattr__(self, "data", os.fspath(self.data))
+        if self.batch_size < 1 or self.num_examples < 0:
+            raise UserError(
+                f"batch_size must be at least 1 and num_examples at least 0, not {self.batch_size} and "
+                f"{self.num_examples}"
+            )
+        if self.norm not in ("", "linf", "l2"):
+            raise UserError(f"the norm must be one of linf, l2, not {self.norm!r}")
+        if unknown := [name for name in self.plots if name not in PLOTS]:
+            raise UserError(f"there is no plot {unknown[0]!r}: the plots are {', '.join(PLOTS)}")
+        if not self.output and (self.plots or self.save_adversarial):
+            raise UserError("plots and adversarial images are written to the report folder: give --output")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields as a JSON-able dictionary, for the report.
+
+        >>> EvaluationConfig(attacks="fgsm").as_dict()["attacks"]
+        ['fgsm']
+        """
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the fields that the results depend on: neither outputs nor devices.
+
+        The batch size counts only where BatchNorm uses the statistics of the batch.
+
+        >>> [name for name in ("seed", "batch_size", "output") if name in EvaluationConfig().identity()]
+        ['seed']
+        """
+        left_out = [name for name in _OUTPUTS if not (name == "batch_size" and self.use_batch_stats)]
+        return {name: value for name, value in self.as_dict().items() if name not in left_out}
