@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from robust_gan import LinfThreat, attacks, evaluation
-from robust_gan.reporting import run
 
 pytestmark = pytest.mark.docs
 
@@ -66,7 +65,7 @@ def test_every_attack_alarm_and_file_is_in_the_tables():
     for name in (*attacks.VERSIONS, *evaluation.RETRAINED, evaluation.GENERATOR):
         assert f"`{name}`" in text
     assert {name for names in attacks.VERSIONS.values() for name in names} <= set(re.findall(r"`(\w+)`", text))
-    for picture in run.PLOTS:
+    for picture in evaluation.PLOTS:
         assert f"`{picture}.png`" in text
     source = (DOCS.parent / "robust_gan" / "evaluation" / "alarms.py").read_text()
     alarms = set(re.findall(r'Alarm\(\s*"(\w{2,})"', source))
@@ -92,7 +91,7 @@ def test_a_suite_holds_what_its_row_says():
 
 @pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
 def test_the_attacks_that_a_page_advises_are_such_as_there_are(page):
-    flags = re.findall(r"--(attacks|sequential|suite)=([\w,]+)", page.read_text())
+    flags = re.findall(r"--(attacks|sequential|suite)=([\w,.:]+)", page.read_text())
     for flag, value in flags if page.name != "errors.md" else ():  # Its mistakes are made: tests/test_errors.py.
         assert evaluation.get_suite(value, None, None) if flag == "suite" else evaluation.attack_names(value)
 
