@@ -139,7 +139,7 @@ def test_kl_counts_a_class_of_probability_zero_as_nothing():
 def test_nan_and_infinite_predictions_are_never_correct():
     inf = jnp.inf
     logits = jnp.array([[jnp.nan, 0.0], [2.0, jnp.nan], [inf, 0.0], [-inf, -inf], [0.0, -inf], [1.0, 0.0]])
-    # -inf is the logit of a class that is ruled out, as masked classes have it.
+    # -inf is the logit of a masked class.
     assert losses.is_correct(logits, jnp.zeros(6, int)).tolist() == [False, False, False, False, True, True]
     assert losses.is_correct(jnp.zeros((1, 3)), jnp.array([3])).tolist() == [False]
 

@@ -264,7 +264,7 @@ def test_distance_is_that_of_numpy(norm, dtype):
     np.testing.assert_allclose(size, distances(adversarial, images, norm), rtol=1e-6)
 
 
-def test_the_l2_norm_and_its_gradient_survive_tiny_and_huge_entries_and_zero():
+def test_the_l2_norm_and_its_gradient_are_finite_for_tiny_and_huge_entries_and_zero():
     rows = jnp.array([[3e-30, 4e-30], [3e30, -4e30], [0.0, 0.0], [3.0, 4.0]])
     np.testing.assert_allclose(threat_model.l2_norm(rows), [5e-30, 5e30, 0, 5], rtol=1e-6)
     gradient = jax.grad(lambda rows: threat_model.l2_norm(rows).sum())(rows)

@@ -139,7 +139,7 @@ def pgd(
 
     Guarantees:
         `test_pgd_reaches_the_optimum_on_a_linear_classifier`, `test_pgd_returns_the_best_iterate`,
-        `test_more_restarts_never_hurt`, `test_a_restart_costs_what_still_stands`,
+        `test_more_restarts_never_hurt`, `test_a_restart_attacks_the_remaining_images_alone`,
         `test_attack_does_not_depend_on_the_batch_size`.
 
     References:

@@ -107,7 +107,7 @@ def count_queries(
             argument is invalid, see `_checks`.
 
     Guarantees:
-        `test_square_asks_as_often_as_it_says`, `test_square_never_looks_at_a_gradient`.
+        `test_square_counts_its_queries`, `test_black_box_attacks_use_no_gradient`.
 
     References:
         Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via

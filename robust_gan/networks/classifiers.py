@@ -207,7 +207,7 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
     "mnist_cnn_strided": StridedCNN,
     "digits_cnn": DigitsCNN,
 }
-"""Modules by name; `registering.py` adds to them."""
+"""Modules by name; `registry.py` adds to them."""
 
 CLASSIFIERS = tuple(MODULES)
 """The names that `build_classifier` knows."""
@@ -217,7 +217,7 @@ CLASSIFIERS = tuple(MODULES)
 def build_classifier(name: str, num_classes: int, dtype: str = "float32") -> Network:
     """Returns a classifier: images `[B, H, W, C]` in [0, 1] to float32 logits `[B, K]`.
 
-    The same arguments give the same object, so that what is compiled for it is found again.
+    The same arguments return the same object, so that compiled functions are reused.
 
     Args:
         name: One of `CLASSIFIERS`. "resnet20" is the released network for CIFAR-10 ("resnet18_2" there),

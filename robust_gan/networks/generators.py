@@ -147,7 +147,7 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
     "mnist_generator_light": functools.partial(_OURS, widths=(16, 32), num_blocks=1),
     "digits_generator": functools.partial(_OURS, widths=(32, 64), num_blocks=1),
 }
-"""Modules by name; `registering.py` adds to them."""
+"""Modules by name; `registry.py` adds to them."""
 
 GENERATORS = tuple(MODULES)
 """The names that `build_generator` knows."""
@@ -157,7 +157,7 @@ GENERATORS = tuple(MODULES)
 def build_generator(name: str, channels: int, dtype: str = "float32", *, remat: bool = False) -> Network:
     """Returns a generator: images `[B, H, W, C]` in [0, 1] to noise `[B, H, W, C]` in [-1, 1].
 
-    The same arguments give the same object, so that what is compiled for it is found again. Height and width of the
+    The same arguments return the same object, so that compiled functions are reused. Height and width of the
     images must be divisible by 4.
 
     Args:

@@ -1,4 +1,4 @@
-"""Networks as they are after training: running BatchNorm statistics, one image independent of the others."""
+"""Trained networks: functions with the running BatchNorm statistics, so that images are independent."""
 
 import weakref
 from collections.abc import Callable
@@ -69,14 +69,14 @@ def classify(name: str, num_classes: int, *, use_batch_stats: bool = False) -> C
 
 @cached_by_name
 def generate(name: str, channels: int) -> Callable[..., jax.Array]:
-    """Returns `(params, batch_stats, seen) -> noise` of the generator of that name.
+    """Returns `(params, batch_stats, inputs) -> noise` of the generator of that name.
 
     >>> generate("digits_generator", 1) is generate("digits_generator", 1)
     True
     """
     network = build_generator(name, channels)
 
-    def apply(params: Params, batch_stats: BatchStats, seen: jax.Array) -> jax.Array:
-        return network.apply(params, batch_stats, seen, train=False)[0]
+    def apply(params: Params, batch_stats: BatchStats, inputs: jax.Array) -> jax.Array:
+        return network.apply(params, batch_stats, inputs, train=False)[0]
 
     return apply if is_function_name(name) else as_architecture(apply, f"{name}, {channels} channels")

@@ -1,4 +1,4 @@
-"""What the networks are built from: convolutions, BatchNorm and the residual block, and a module made a `Network`.
+"""Layers of the networks: convolutions, BatchNorm and the residual block; and `as_network`.
 
 References:
     Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun, "Deep Residual Learning for Image Recognition", section 3.3;
@@ -192,7 +192,7 @@ def inner_dtype(name: str) -> Dtype | None:
 
 
 def as_network(module: Callable[..., nn.Module], *, size_multiple: int = 1) -> Network:
-    """Returns the network of a flax module, which maps pixels from [0, 1] to [-1, 1] before the module sees them.
+    """Returns the network of a flax module, which maps pixels from [0, 1] to [-1, 1] first.
 
     Args:
         module: Constructor with the arguments `train` and `axis_name`.

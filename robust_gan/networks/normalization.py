@@ -1,4 +1,4 @@
-"""BatchNorm whose statistics are those of the global batch, from one pass over the images and one all-reduce.
+"""BatchNorm with statistics of the global batch, computed in one pass over the images and one all-reduce.
 
 References:
     Sergey Ioffe, Christian Szegedy, "Batch Normalization", section 3.
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from robust_gan.types import get_compute_dtype
+
 
 class BatchNorm(nn.Module):
     """BatchNorm over all axes but the last, with the parameters and statistics of `flax.linen.BatchNorm`.
@@ -21,11 +23,11 @@ class BatchNorm(nn.Module):
 
     Attributes:
         use_running_average: Whether to normalise with the running statistics, or with those of the batch, which then
-            move the running ones.
+            update the running ones.
         axis_name: The mapped axis of the devices, or `None`.
         momentum: Share of the old running statistics that an update keeps.
         epsilon: Added to the variance.
-        dtype: Of the output; None for that of the arguments. The statistics are float32 whatever it is.
+        dtype: Of the output; None for the dtype of the arguments. The statistics are always float32.
 
     Guarantees:
         `test_batch_norm_is_exact_however_far_the_mean_is`, `test_batch_norm_has_the_derivatives_of_two_passes`,
@@ -48,14 +50,14 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the normalised `x` `[..., C]`."""
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        compute_dtype = get_compute_dtype(x.dtype)
         shape = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, jnp.float32))
         running_var = self.variable("batch_stats", "var", lambda: jnp.ones(shape, jnp.float32))
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         dtype = self.dtype or jnp.result_type(x, scale)
-        x = x.astype(wide)
+        x = x.astype(compute_dtype)
         if self.use_running_average:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             return ((x - running_mean.value) * factor + bias).astype(dtype)
@@ -91,5 +93,5 @@ def _moments(x: jax.Array, centre: jax.Array, axis_name: str | None) -> tuple[ja
 
 
 def _not_negative(var: jax.Array) -> jax.Array:
-    """Takes away what rounding left below 0; the gradient at 0 is whole, where that of `jnp.maximum` is halved."""
+    """Clips rounding errors below 0, with gradient 1 at 0, where `jnp.maximum` has 1/2."""
     return jnp.where(var < 0, 0, var)

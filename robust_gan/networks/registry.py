@@ -18,7 +18,7 @@ def register_classifier(name: str, module: Callable[..., nn.Module]) -> None:
     Args:
         name: The name; one that was registered before then means the new module.
         module: Called as `module(num_classes=K, train=..., axis_name=..., dtype=...)`, by keyword; returns a module
-            that maps pixels `[B, H, W, C]` in [-1, 1] to logits `[B, K]`. `train` tells whether BatchNorm uses the
+            that maps pixels `[B, H, W, C]` in [-1, 1] to logits `[B, K]`. `train` is whether BatchNorm uses the
             statistics of the batch, `axis_name` over which mapped axis it averages them (or `None`), `dtype` in which
             the inner layers compute (`None` for float32).
 
@@ -50,7 +50,7 @@ def register_generator(name: str, module: Callable[..., nn.Module]) -> None:
     Args:
         name: The name; one that was registered before then means the new module.
         module: Called as `module(channels=C, train=..., axis_name=..., dtype=..., remat=...)`, by keyword; returns a
-            module that maps what the generator sees, `[B, H, W, ...]` with pixels in [-1, 1], to noise `[B, H, W, C]`
+            module that maps the generator's inputs, `[B, H, W, ...]` with pixels in [-1, 1], to noise `[B, H, W, C]`
             in [-1, 1]. Height and width are divisible by 4; `remat` asks it to compute its inner layers twice and keep
             less.
 
@@ -59,7 +59,7 @@ def register_generator(name: str, module: Callable[..., nn.Module]) -> None:
 
     >>> register_generator("resnet_generator", nn.Dense)
     Traceback (most recent call last):
-    robust_gan.errors.UserError: there is a generator 'resnet_generator' already: give yours another name
+    robust_gan.errors.UserError: there is a generator 'resnet_generator' already: choose another name
     """
     _register(name, module, generators.GENERATORS, generators.MODULES, "generator")
     generators.build_generator.cache_clear()
@@ -74,5 +74,5 @@ def _register(
     kind: str,
 ) -> None:
     if name in taken:
-        raise UserError(f"there is a {kind} {name!r} already: give yours another name")
+        raise UserError(f"there is a {kind} {name!r} already: choose another name")
     modules[name] = module

@@ -47,12 +47,12 @@ CLASSIFIER = Network(
 def pixelwise_generator(channels):
     """A generator of one layer on each pixel, and a running count in place of running statistics."""
 
-    def init(key, seen):
-        kernel = jax.random.normal(key, (seen.shape[-1], channels))
+    def init(key, inputs):
+        kernel = jax.random.normal(key, (inputs.shape[-1], channels))
         return {"kernel": kernel}, {"count": jnp.zeros(())}
 
-    def apply(params, batch_stats, seen, *, train, axis_name=None):
-        return jnp.tanh((2 * seen - 1) @ params["kernel"]), {"count": batch_stats["count"] + train}
+    def apply(params, batch_stats, inputs, *, train, axis_name=None):
+        return jnp.tanh((2 * inputs - 1) @ params["kernel"]), {"count": batch_stats["count"] + train}
 
     return Network(init, apply)
 
@@ -88,10 +88,10 @@ ADVERSARIES: dict[str, tuple[Adversary, float]] = {
     ),
     "ensemble of many": (adversaries.ensemble([make_source(0), make_source(0)], THREAT, scheme="tramer"), 1),
     "generator": (grown(PAPER), 1),
-    "generator that sees the gradient": (grown(Design(inputs=("gradient",))), 1),
-    "generator that hops": (grown(Design(inputs=("gradient", "perturbation"), num_refinements=3)), 1),
-    "generator with a last step": (grown(Design(final_fgsm_step=1.0)), 1),
-    "generator within the box": (grown(Design(inputs=("label",), parametrization="rescale")), 1),
+    "generator with the gradient": (grown(Design(inputs=("gradient",))), 1),
+    "generator with refinements": (grown(Design(inputs=("gradient", "perturbation"), num_refinements=3)), 1),
+    "generator with a final step": (grown(Design(final_fgsm_step=1.0)), 1),
+    "generator that rescales": (grown(Design(inputs=("label",), parametrization="rescale")), 1),
     "generator with diversity": (grown(Design(latent_size=2), diversity=0.1), 1),
     "generator with everything": (grown(diversity=0.1), 1),
     "generator in L2": (grown(EVERYTHING, L2Threat(0.5)), 1),
@@ -111,12 +111,12 @@ def test_every_adversary_raises_the_loss_within_the_ball(name):
     state = adversary.init(jax.random.key(1), batch.images)
 
     @jax.jit
-    def play(state, key):
+    def run_step(state, key):
         state, _ = adversary.improve(state, classifier_fn, batch, jax.random.split(key, 64))
         return state, adversary.perturb(state, classifier_fn, batch, jax.random.split(key, 64))
 
     for index in range(40):
-        state, images = play(state, jax.random.key(index))
+        state, images = run_step(state, jax.random.key(index))
     threat = L2Threat(0.5) if "L2" in name else threat_model.scaled(THREAT, reach)
     assert float(threat_model.distance(images, batch.images, threat).max()) <= float(threat.epsilon) * (1 + 1e-6)
     assert float(images.min()) >= 0
@@ -231,7 +231,7 @@ def test_pgd_to_its_last_point_by_hand():
 
 @pytest.mark.slow
 def test_the_released_ensemble_learns_from_the_mean_over_one_mixed_batch():
-    """A quarter of the images is clean, and a classifier that sees its batch sees the mixture, once."""
+    """A quarter of the images is clean, and a classifier with batch statistics gets the mixed batch, once."""
     batch, keys = make_batch(400), jax.random.split(jax.random.key(1), 400)
     adversary = adversaries.ensemble([make_source(0)], THREAT, num_steps=2, keep_best=False, clean_share=0.25)
     state = adversary.init(jax.random.key(0), batch.images)
@@ -306,20 +306,20 @@ def test_the_trades_game_learns_along_the_gradient_of_its_loss():
     np.testing.assert_allclose(metrics["classifier_loss"], loss(state.classifier.params), rtol=1e-5)
 
 
-def test_hops_by_hand():
-    """A generator that answers half of what the loss asks for, and a quarter on top of where it stands."""
+def test_refinements_by_hand():
+    """A generator whose noise is half of the gradient and a quarter of the perturbation."""
     threat, images = LinfThreat(0.2), jnp.full((1, 1, 1, 1), 0.5)
     logits_fn = lambda x: jnp.concatenate([x, -x], -1)[:, 0, 0]  # noqa: E731
     design = Design(inputs=("gradient", "perturbation"), num_refinements=2)
     points = []
 
-    def apply(count, seen):
-        points.append(seen.ravel().tolist())
-        gradient, perturbation = 2 * seen[..., 1:2] - 1, 2 * seen[..., 2:] - 1
+    def apply(count, inputs):
+        points.append(inputs.ravel().tolist())
+        gradient, perturbation = 2 * inputs[..., 1:2] - 1, 2 * inputs[..., 2:] - 1
         return 0.5 * jnp.sign(gradient) + 0.25 * perturbation, count + 1
 
     adversarial, count = generate(apply, 0, logits_fn, None, images, jnp.array([1]), threat, design, 2)
-    # The loss of label 1 grows with the pixel. First hop: noise 0.5, pixel 0.6. Second: 0.5 + 0.25 * 0.5, pixel 0.625.
+    # The loss of label 1 grows with the pixel. Noise and pixel: first 0.5 and 0.6, then 0.5 + 0.25 * 0.5 and 0.625.
     squashed = 0.5 + 0.5 * np.tanh(1.0)
     np.testing.assert_allclose(points, [[0.5, squashed, 0.5], [0.5, squashed, 0.75]], rtol=1e-6)
     np.testing.assert_allclose(adversarial.item(), 0.625, rtol=1e-6)
@@ -330,7 +330,7 @@ def test_hops_by_hand():
 
 
 @pytest.mark.slow
-def test_the_later_hop_teaches_the_earlier_one_but_the_classifiers_gradient_is_data():
+def test_a_refinement_is_differentiable_in_the_one_before_but_not_in_the_classifiers_gradient():
     images, labels = make_batch(4)
     logits_fn = make_source(0)
     network = pixelwise_generator(SHAPE[-1])
@@ -338,15 +338,15 @@ def test_the_later_hop_teaches_the_earlier_one_but_the_classifiers_gradient_is_d
     params, stats = network.init(jax.random.key(0), jnp.zeros((1, *SHAPE[:2], design.channels(SHAPE[-1], CLASSES))))
 
     def loss(params, frozen):
-        """Two hops as `unroll` makes them, the first with the parameters `frozen`."""
-        seen = generator_inputs(logits_fn, None, images, images, labels, THREAT, design, CLASSES)
-        first = threat_model.perturb(images, network.apply(frozen, stats, seen, train=True)[0], THREAT)
-        seen = generator_inputs(logits_fn, None, images, first, labels, THREAT, design, CLASSES)
-        second = threat_model.perturb(images, network.apply(params, stats, seen, train=True)[0], THREAT)
+        """Two refinements as in `generate`, the first with the parameters `frozen`."""
+        inputs = generator_inputs(logits_fn, None, images, images, labels, THREAT, design, CLASSES)
+        first = threat_model.perturb(images, network.apply(frozen, stats, inputs, train=True)[0], THREAT)
+        inputs = generator_inputs(logits_fn, None, images, first, labels, THREAT, design, CLASSES)
+        second = threat_model.perturb(images, network.apply(params, stats, inputs, train=True)[0], THREAT)
         return losses.cross_entropy(logits_fn(second), labels).mean()
 
     def unrolled(params):
-        apply = lambda stats, seen: network.apply(params, stats, seen, train=True)  # noqa: E731
+        apply = lambda stats, inputs: network.apply(params, stats, inputs, train=True)  # noqa: E731
         points, _ = generate(apply, stats, logits_fn, None, images, labels, THREAT, design, CLASSES)
         return losses.cross_entropy(logits_fn(points), labels).mean()
 
@@ -354,7 +354,7 @@ def test_the_later_hop_teaches_the_earlier_one_but_the_classifiers_gradient_is_d
     chex.assert_trees_all_close(jax.grad(unrolled)(params), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_the_box_takes_all_noise():
+def test_rescaling_uses_all_noise():
     images = jnp.array([0.0, 0.05, 0.5, 1.0]).reshape(1, 4, 1, 1)
     for noise, expected in ((1, [0.1, 0.15, 0.6, 1.0]), (-1, [0.0, 0.0, 0.4, 0.9]), (0, [0.05, 0.075, 0.5, 0.95])):
         boxed = threat_model.perturb_rescaled(images, jnp.full(images.shape, noise, jnp.float32), THREAT)
@@ -384,16 +384,18 @@ def test_diversity_by_hand_and_its_reward():
     assert spreads[1] > 1.2 * spreads[0] > 0
 
 
-def test_what_is_seen_is_in_the_range_of_pixels_whatever_the_classifiers_scale():
+def test_inputs_are_in_the_range_of_pixels_whatever_the_classifiers_scale():
     images, labels = make_batch(8)
     for scale in (0.0, 1e-30, 1.0, 1e30):
         logits_fn = lambda x, scale=scale: scale * make_source(0)(x)  # noqa: E731
-        seen = generator_inputs(logits_fn, None, images, images, labels, THREAT, Design(inputs=("gradient",)), CLASSES)
-        assert np.isfinite(seen).all()
-        assert float(seen.min()) >= 0
-        assert float(seen.max()) <= 1
+        inputs = generator_inputs(
+            logits_fn, None, images, images, labels, THREAT, Design(inputs=("gradient",)), CLASSES
+        )
+        assert np.isfinite(inputs).all()
+        assert float(inputs.min()) >= 0
+        assert float(inputs.max()) <= 1
         if 0 < scale < 1e30:
-            assert float(seen[..., SHAPE[-1] :].std()) > 0.2
+            assert float(inputs[..., SHAPE[-1] :].std()) > 0.2
 
 
 @pytest.mark.slow

@@ -177,16 +177,16 @@ def three_lines(images):
 
 
 @pytest.mark.slow
-def test_the_targeted_attack_tries_the_classes_in_turn():
+def test_the_targeted_attack_tries_one_class_after_the_other():
     images, labels = images_between(0.78, 0.8), jnp.zeros(8, jnp.int32)
     assert likely_wrong(three_lines(images), labels, 9).tolist() == [[1, 2, 3, 4]] * 8
-    stands = {}
+    robust = {}
     for num_targets in (3, 4):
         attack = functools.partial(attacks.apgd_targeted, num_steps=5, num_targets=num_targets)
         adversarial = compiled(attack, three_lines)(KEY, images, labels, LinfThreat(0.6))
-        stands[num_targets] = losses.is_correct(three_lines(adversarial), labels)
-    assert stands[3].all()
-    assert not stands[4].any()
+        robust[num_targets] = losses.is_correct(three_lines(adversarial), labels)
+    assert robust[3].all()
+    assert not robust[4].any()
 
 
 def test_the_targeted_attack_aims_at_the_targets_it_is_given():
@@ -260,15 +260,15 @@ def test_expectation_helps_against_a_randomised_classifier_and_costs_others_noth
     assert is_randomised(noisy)
     assert not is_randomised(linear)
     assert not is_randomised(jax.tree_util.Partial(lambda weights, x: x, 0))
-    asked = []
+    passes = []
 
     def counted(images):
-        asked.append(images)
+        passes.append(images)
         return linear(images)
 
     for num_samples in (1, 20):
         loss_gradient(counted, lambda logits: logits[:, 0], images, jax.random.split(KEY, 32), num_samples=num_samples)
-    assert len(asked) == 2
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("norm", THREATS)

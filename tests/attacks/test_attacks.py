@@ -176,12 +176,12 @@ def test_pgd_returns_the_best_iterate(num_restarts):
     assert ((margins[last] <= 0) & (margins > 0).any(0)).any()
 
 
-def test_a_restart_costs_what_still_stands():
+def test_a_restart_attacks_the_remaining_images_alone():
     """Of 130 images that all fall in the first run, no chunk is attacked again; of those that stand, all are."""
-    asked = []
+    calls = []
 
     def logits_fn(images):
-        jax.debug.callback(lambda pixels: asked.append(len(pixels)), images[:, 0, 0, 0])
+        jax.debug.callback(lambda pixels: calls.append(len(pixels)), images[:, 0, 0, 0])
         return curved(images) * 0 + jnp.array([1.0, 0.0, 0.0])
 
     images = images_between(0, 1, count=130)
@@ -189,8 +189,8 @@ def test_a_restart_costs_what_still_stands():
     for label in (1, 0):
         attacks.pgd(logits_fn, KEY, images, jnp.full(130, label), LinfThreat(0.1), num_steps=2, num_restarts=3)
         jax.effects_barrier()
-        passes.append(sum(asked))
-        asked.clear()
+        passes.append(sum(calls))
+        calls.clear()
     chunks = 3 * 64
     assert passes == [130 + chunks * 3, 130 + 3 * chunks * 3]
 
@@ -313,7 +313,7 @@ def test_every_attack_stays_in_the_ball_and_the_range_in_both_norms_and_dtypes(c
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd_from_clean"])
-def test_a_constant_classifier_survives_and_a_wrong_one_scores_zero(name):
+def test_a_constant_classifier_is_robust_and_a_wrong_one_scores_zero(name):
     images = images_between(0, 1)
 
     def constant(x):
@@ -360,7 +360,7 @@ def test_the_default_step_is_two_and_a_half_epsilon_over_the_number_of_steps():
         np.testing.assert_allclose(pgd(num_steps=num_steps) - images, 0.2, atol=1e-6)
         short = pgd(num_steps=num_steps, step_size=0.1 / num_steps)
         np.testing.assert_allclose(short - images, 0.1, atol=1e-6)
-    # The paper's epsilon / 4 for ten steps, seen in the points visited.
+    # The paper's epsilon / 4 for ten steps, from the points visited.
     visited = []
 
     def spy(x):

@@ -161,7 +161,7 @@ def test_a_misclassified_image_keeps_its_point():
     surely = np.abs(np.abs(np.subtract.outer(x, [0.4, 0.45, 0.55, 0.6])).min(1)) > 1e-4
     expected = np.stack([clean, clean & ~up, clean & ~up & ~down, clean & ~up & ~down])
     assert np.array_equal(np.asarray(result.remaining)[:, surely], expected[:, surely])
-    # What was wrong from the start is not attacked, and what stands is as it was.
+    # What was wrong from the start is not attacked, and the remaining images are unchanged.
     shift = np.float64(result.images[:, 0, 0, 0]) - x
     np.testing.assert_allclose(shift[surely], (0.05 * up - 0.05 * (down & ~up))[surely], atol=1e-6)
 
@@ -217,7 +217,7 @@ def test_what_comes_after_does_not_change_what_was_before():
     assert np.array_equal(short.images[broken], long.images[broken])
 
 
-def test_only_what_stands_is_updated_in_chunks(monkeypatch):
+def test_only_remaining_images_are_updated_in_chunks(monkeypatch):
     monkeypatch.setattr(_compaction, "chunk_size", lambda count: min(count, 7))
     state, inputs = {"x": jnp.arange(20.0), "y": jnp.zeros((20, 2))}, jnp.arange(20.0) + 100
     rng = np.random.default_rng(0)
@@ -266,7 +266,7 @@ IN_ONE_NORM = {"apgd_ce3x2": "linf", "apgd_t2": "l2", "fab_t2": "linf", "square9
     ],
 )
 def test_attack_does_not_depend_on_the_batch_size(name, norm, monkeypatch):
-    # Chunks are smaller than the batch: the images that stand are gathered from several places.
+    # Chunks are smaller than the batch: the remaining images are gathered from several places.
     monkeypatch.setattr(_compaction, "chunk_size", lambda count: min(count, 3))
     images, keys, threat = images_between(0, 1, seed=5), prng.keys_at(KEY, jnp.arange(8)), THREATS[norm](0.06)
     labels = predicted(curved, images).at[2].set(0)

@@ -63,7 +63,7 @@ def solve(points, weights, offset, norm):
 
 
 def random_case(seed, size=9):
-    """A point with saturated pixels, weights of which some are 0, and a hyperplane that the box meets or not."""
+    """A point with saturated pixels, weights of which some are 0, and a hyperplane that cuts the box or not."""
     rng = np.random.default_rng(seed)
     points = np.where(rng.uniform(size=size) < 0.3, rng.integers(0, 2, size), rng.uniform(size=size))
     weights = rng.normal(size=size) * (rng.uniform(size=size) > 0.2)
@@ -201,12 +201,12 @@ def test_restarts_of_fab_start_elsewhere():
     images, threat = images_between(0, 1, seed=6, count=64), THREATS["linf"](0.01)
     labels = predicted(rough, images)
 
-    def standing(num_restarts):
+    def remaining(num_restarts):
         attack = functools.partial(attacks.fab, num_steps=2, num_restarts=num_restarts)
         adversarial = compiled(attack, rough)(KEY, images, labels, threat)
         return int(losses.is_correct(rough(adversarial), labels).sum())
 
-    assert 0 < standing(6) < standing(1)
+    assert 0 < remaining(6) < remaining(1)
 
 
 @pytest.mark.parametrize("name", ["num_steps", "num_restarts", "num_targets"])

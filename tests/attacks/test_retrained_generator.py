@@ -44,7 +44,7 @@ def test_it_learns_to_break_within_the_threat_model(problem, threat, design):
 
 
 @pytest.mark.slow
-def test_more_steps_raise_the_loss_that_was_asked_for(problem):
+def test_more_steps_raise_the_given_loss(problem):
     logits_fn, images, labels = problem
     for loss_fn in (cross_entropy, margin):
         means = [
@@ -66,6 +66,6 @@ def test_the_classifier_is_left_alone(problem):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained))
 
 
-def test_images_that_no_generator_is_made_for_are_told():
+def test_images_of_a_size_without_a_generator_are_refused():
     with pytest.raises(UserError, match="divisible by 4, not 8 x 6"):
         generator_for((8, 6, 1))

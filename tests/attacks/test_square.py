@@ -33,7 +33,7 @@ def without_gradient(images):
 
 
 def _no_gradient(*_):
-    raise AssertionError("the gradient was looked at")
+    raise AssertionError("the gradient was computed")
 
 
 without_gradient.defvjp(_no_gradient, _no_gradient)
@@ -42,9 +42,9 @@ without_gradient.defvjp(_no_gradient, _no_gradient)
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
 @pytest.mark.parametrize("name", ["square50", "spsa2"])
-def test_they_never_look_at_a_gradient(name, norm):
+def test_black_box_attacks_use_no_gradient(name, norm):
     images = images_between(0, 1)
-    with pytest.raises(AssertionError, match="the gradient was looked at"):
+    with pytest.raises(AssertionError, match="the gradient was computed"):
         attacks.fgsm(without_gradient, None, images, jnp.zeros(8, int), THREATS[norm](0.1))
     adversarial = compiled(attacks.by_name(name), without_gradient)(KEY, images, jnp.zeros(8, int), THREATS[norm](0.1))
     assert_inside(adversarial, images, norm, 0.1)
@@ -52,11 +52,11 @@ def test_they_never_look_at_a_gradient(name, norm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", THREATS)
-def test_square_asks_as_often_as_it_says(norm):
-    asked = []
+def test_square_counts_its_queries(norm):
+    queries = []
 
     def counted(images):
-        jax.debug.callback(lambda value: asked.append(value), images[0, 0, 0, 0], ordered=True)
+        jax.debug.callback(lambda value: queries.append(value), images[0, 0, 0, 0], ordered=True)
         return two(images)
 
     images = images_between(0.3, 0.7)
@@ -67,12 +67,12 @@ def test_square_asks_as_often_as_it_says(norm):
     counts = []
     for index in range(4):
         for factor in factors:
-            asked.clear()
+            queries.clear()
             one = slice(index, index + 1)
             found = run(KEY, images[one], labels[one], THREATS[norm](np.float32(factor * distances[index])))
             jax.block_until_ready(found)
             jax.effects_barrier()
-            assert len(asked) == found.queries[0] <= 130
+            assert len(queries) == found.queries[0] <= 130
             assert found.fooled[0] == ~losses.is_correct(two(found.images), labels[one])[0]
             # It stops at the first success, and only there.
             assert found.fooled[0] or found.queries[0] == 130
@@ -221,11 +221,11 @@ def test_spsa_reaches_the_optimum_on_a_linear_classifier(norm):
     assert (found - start > {"linf": 0.95, "l2": 0.8}[norm] * (best - start)).all()
 
 
-def test_spsa_sees_valid_pixels_only_and_keeps_the_best_point():
-    seen = []
+def test_spsa_queries_valid_pixels_only_and_returns_the_best_point():
+    extremes = []
 
     def spied(images):
-        jax.debug.callback(lambda low, high: seen.append((float(low), float(high))), images.min(), images.max())
+        jax.debug.callback(lambda low, high: extremes.append((float(low), float(high))), images.min(), images.max())
         return linear(images)
 
     images = images_between(-0.5, 1.5, seed=3).clip(0, 1)
@@ -233,8 +233,8 @@ def test_spsa_sees_valid_pixels_only_and_keeps_the_best_point():
     adversarial = attacks.spsa(spied, KEY, images, labels, LinfThreat(0.02), num_steps=5, num_samples=4)
     jax.block_until_ready(adversarial)
     jax.effects_barrier()
-    assert min(low for low, _ in seen) == 0
-    assert max(high for _, high in seen) == 1
+    assert min(low for low, _ in extremes) == 0
+    assert max(high for _, high in extremes) == 1
     before, after = (losses.margin(linear(x), labels) for x in (images, adversarial))
     assert (after >= before).all()
     assert (after > before).any()

@@ -375,7 +375,7 @@ def test_earlier_minibatches_move_the_adversary_alone():
 def test_while_it_warms_up_the_ball_is_smaller_and_then_it_is_the_whole(name):
     batch = make_batch(16)
 
-    def play(step, **settings):
+    def run_step(step, **settings):
         adversary = AdversaryConfig(name=name, epsilon_warmup_steps=settings.pop("epsilon_warmup_steps", 0))
         adversary.pgd.num_steps = adversary.generator.steps = 1
         config = Config(adversary=adversary, classifier=ClassifierConfig(clean_weight=0.0))
@@ -385,11 +385,11 @@ def test_while_it_warms_up_the_ball_is_smaller_and_then_it_is_the_whole(name):
         state = game_lib.init(game, jax.random.key(0), batch.images)._replace(step=jnp.int32(step))
         return jax.jit(functools.partial(game_lib.train_step, game))(state, batch)[0]
 
-    early, whole, late = (play(step, epsilon_warmup_steps=4) for step in (1, 3, 100))
-    assert max_difference(early.classifier, play(1, epsilon=0.1).classifier) < 1e-6
-    assert max_difference(whole.classifier, play(3).classifier) < 1e-6
-    assert max_difference(late.classifier, play(100).classifier) < 1e-6
-    assert max_difference(early.classifier, play(1).classifier) > 1e-4
+    early, whole, late = (run_step(step, epsilon_warmup_steps=4) for step in (1, 3, 100))
+    assert max_difference(early.classifier, run_step(1, epsilon=0.1).classifier) < 1e-6
+    assert max_difference(whole.classifier, run_step(3).classifier) < 1e-6
+    assert max_difference(late.classifier, run_step(100).classifier) < 1e-6
+    assert max_difference(early.classifier, run_step(1).classifier) > 1e-4
 
 
 def test_keys_are_a_function_of_seed_and_step_and_of_the_position_alone():
@@ -407,7 +407,7 @@ def test_keys_are_a_function_of_seed_and_step_and_of_the_position_alone():
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_networks")
 @pytest.mark.parametrize("name", ["none", "pgd", "generator"])
-def test_every_contestant_of_a_config_plays_the_same_step(name):
+def test_every_method_of_a_config_runs_the_same_step(name):
     config = Config(
         adversary=AdversaryConfig(name=name),
         classifier=ClassifierConfig(clean_weight=1.0),

@@ -190,7 +190,7 @@ def test_eval_ignores_the_axis():
 
 
 def test_pixels_are_mapped_to_minus_one_to_one():
-    # At 1/2 the network sees zeros, and with biases at their initial zero it answers with zeros.
+    # At 1/2 the input of the network is zero, and with biases at their initial zero so is the output.
     network, params, _ = initialised("mnist_cnn")
     grey = jnp.full((1, 28, 28, 1), 0.5)
     logits, _ = network.apply(params, {}, grey, train=False)
@@ -382,5 +382,5 @@ def test_a_registered_network_replaces_its_namesake_and_no_network_of_the_packag
             assert params["kernel"].shape == (1, features)
     finally:
         networks.classifiers.MODULES.pop("mine")
-    with pytest.raises(UserError, match="there is a classifier 'resnet20' already: give yours another name"):
+    with pytest.raises(UserError, match="there is a classifier 'resnet20' already: choose another name"):
         networks.register_classifier("resnet20", module(3))
