@@ -64,7 +64,7 @@ def trace_curve(
         The curve; at radius 0 it is the accuracy on clean images.
 
     Raises:
-        UserError: The attack is `generator`, and a model has none.
+        UserError: The attack is `generator`, and a model has none; there is no model; or epsilon is 0.
 
     >>> import jax.numpy as jnp
     >>> from robust_gan import LinfThreat
@@ -77,6 +77,8 @@ def trace_curve(
     devices = parallel.find_devices() if devices is None else devices
     low, high = getattr(threat, "bounds", (0.0, 1.0))
     models, images, labels, threat = in_unit_range(models, images, labels, threat)
+    if not models or not float(threat.epsilon) > 0:
+        raise UserError(f"a curve needs a model and a radius above 0, its unit, not epsilon {float(threat.epsilon):g}")
     sharded = shard_models(models, images, labels, devices)
     if state is not None:
         # The radius is in the names of the parts.

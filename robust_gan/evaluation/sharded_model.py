@@ -257,9 +257,14 @@ def shard_batch(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, dev
 def batch_width(batch_size: int, num_images: int, devices: Sequence[jax.Device]) -> int:
     """Returns the size of the batches: no larger than there are images, and a multiple of the devices.
 
+    Raises:
+        UserError: `batch_size` is no whole number of at least 1.
+
     >>> batch_width(500, 7, [None] * 4)
     8
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise UserError(f"batch_size must be a whole number of at least 1, not {batch_size}")
     return -(-min(batch_size, num_images) // len(devices)) * len(devices)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from robust_gan import parallel
 from robust_gan.data import batching
+from robust_gan.errors import UserError
 from robust_gan.evaluation.models import CLEAN, GENERATOR, Attacks, Model, name_attacks, to_unit
 from robust_gan.evaluation.sharded_model import ShardedModel, batch_width, shard_batch, shard_models
 from robust_gan.evaluation.state import EvaluationState
@@ -144,6 +145,10 @@ def evaluate_transfer(
     devices = parallel.find_devices() if devices is None else devices
     names, functions = name_attacks(attacks)
     models, images, labels, threat = in_unit_range([*targets, *surrogates], images, labels, threat)
+    if not targets:
+        raise UserError("give at least one model to evaluate")
+    if any(not 0 <= position < len(images) for position in shown):
+        raise UserError(f"shown must be positions of images in 0..{len(images) - 1}, not {list(shown)}")
     sharded = shard_models(models, images, labels, devices, functions)
     if state is not None:
         state.belong(sharded, images, labels, threat, seed, attacks=names, batch_size=batch_size, devices=devices)

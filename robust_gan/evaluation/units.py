@@ -30,7 +30,8 @@ def in_unit_range(
         threat: The threat model.
 
     Raises:
-        UserError: Images, labels or threat model are none that can be scored, or a model's outputs no logits.
+        UserError: Images, labels or threat model are none that can be scored, two models share a name, or a model's
+            outputs are no logits.
 
     >>> from robust_gan import LinfThreat
     >>> images, threat = np.full((1, 2, 2, 1), 51.0), LinfThreat(25.5, bounds=(0, 255))
@@ -39,6 +40,9 @@ def in_unit_range(
     ('0.2', LinfThreat(epsilon=0.1, bounds=(0.0, 1.0)))
     """
     images, labels = np.asarray(images), np.asarray(labels)
+    names = [model.name for model in models]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two models are named {twice[0]!r}: scores are by name, so give each a name of its own")
     low, high = threat.bounds if hasattr(threat, "bounds") else (0.0, 1.0)
     threat_model.check_threat(threat, int(np.prod(images.shape[1:])) if images.ndim == 4 else 0)
     if (low, high) != (0.0, 1.0):

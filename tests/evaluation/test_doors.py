@@ -271,3 +271,28 @@ def test_evaluations_refuse_what_they_cannot_score():
             evaluation.evaluate_transfer([model_], *batch, attacks=names)
         with pytest.raises(UserError, match=sentence):
             evaluation.evaluate_sequential(model_, *batch, attacks=names)
+
+
+def test_evaluations_refuse_names_that_are_not_unique_and_positions_that_are_not_there():
+    model, other = evaluation.Model("m", linear), evaluation.Model("m", lambda x: -linear(x))
+    batch = np.asarray(IMAGES), np.asarray(LABELS), LinfThreat(0.1)
+    for sentence, evaluate in (
+        ("two models are named 'm'", lambda: evaluation.evaluate_transfer([model, other], *batch, attacks=["fgsm"])),
+        (
+            "two models are named 'm'",
+            lambda: evaluation.evaluate_transfer([model], *batch, attacks=["fgsm"], surrogates=[other]),
+        ),
+        ("two models are named 'm'", lambda: evaluation.trace_curve([model, other], *batch, attack="fgsm")),
+        ("give at least one model", lambda: evaluation.evaluate_transfer([], *batch, attacks=["fgsm"])),
+        ("shown must be positions", lambda: evaluation.evaluate_transfer([model], *batch, attacks=[], shown=[-1])),
+        ("shown must be positions", lambda: evaluation.evaluate_transfer([model], *batch, attacks=[], shown=[4])),
+        ("a radius above 0", lambda: evaluation.trace_curve([model], *batch[:2], LinfThreat(0.0), attack="fgsm")),
+        ("batch_size must be a whole", lambda: evaluation.evaluate_transfer([model], *batch, attacks=[], batch_size=0)),
+        ("batch_size must be a whole", lambda: evaluation.trace_curve([model], *batch, attack="fgsm", batch_size=2.5)),
+        (
+            "batch_size must be a whole",
+            lambda: evaluation.evaluate_sequential(model, *batch, attacks=[], batch_size=-2),
+        ),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            evaluate()
