@@ -1,4 +1,4 @@
-"""Data sets: prepared and read without TensorFlow, put in order, augmented and batched."""
+"""Data sets: preparation and reading without TensorFlow, order, augmentation and batches."""
 
 from robust_gan.data.loading import Dataset, Scored, from_config, load, load_split
 from robust_gan.data.locations import KNOWN, data_directory

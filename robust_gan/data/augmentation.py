@@ -1,7 +1,6 @@
-"""Random crops and flips inside the compiled step, with one key per image.
+"""Random crops and flips inside the compiled step.
 
-One key per image makes the augmented image a function of its own key alone: not of the batch size, and not of the
-number of devices that share the batch.
+One key per image makes the augmented image independent of the batch size and of the number of devices.
 """
 
 from typing import Literal, get_args
@@ -22,11 +21,11 @@ def to_unit(images: jax.typing.ArrayLike) -> jax.Array:
         images: uint8 `[..., H, W, C]`.
 
     Returns:
-        float32 of the same shape in [0, 1]; 0 becomes exactly 0 and 255 exactly 1. The others may be off NumPy's
-        `images / 255` by one unit in the last place, since XLA multiplies by the reciprocal.
+        float32 of the same shape in [0, 1]; 0 becomes exactly 0 and 255 exactly 1. Others may differ from
+        NumPy's `images / 255` in the last bit, since XLA multiplies by the reciprocal.
 
     Raises:
-        TypeError: The images are not uint8; scaling them a second time would leave them almost black.
+        TypeError: The images are not uint8.
 
     >>> to_unit(jnp.array([0, 255], jnp.uint8)).tolist()
     [0.0, 1.0]
@@ -38,7 +37,7 @@ def to_unit(images: jax.typing.ArrayLike) -> jax.Array:
 
 
 def random_crop(keys: jax.Array, images: jax.Array, *, padding: int = 2) -> jax.Array:
-    """Crops each image at random out of itself padded with zeros: `crop_and_flip` without the flip.
+    """Randomly crops each zero-padded image: `crop_and_flip` without the flip.
 
     Args:
         keys: Typed keys `[B]`, one per image.
@@ -58,10 +57,10 @@ def random_crop(keys: jax.Array, images: jax.Array, *, padding: int = 2) -> jax.
 
 
 def crop_and_flip(keys: jax.Array, images: jax.Array, *, padding: int = 2) -> jax.Array:
-    """Crops each image at random out of itself padded with zeros, and mirrors it left to right in half of the cases.
+    """Randomly crops each zero-padded image and flips it horizontally with probability 1/2.
 
-    Wang and Yu pad the raw pixels, before any normalisation: the border is black (0), not the mean colour. With 2
-    pixels of padding a 32x32 image is cropped out of 36x36, at one of 25 places that are equally likely.
+    Wang and Yu pad the raw pixels before normalisation: the border is black (0), not the mean colour. With 2 pixels of
+    padding a 32x32 image is cropped out of 36x36, at one of 25 equally likely offsets.
 
     Guarantees:
         test_crop_and_flip_equals_the_numpy_reference
@@ -117,7 +116,7 @@ def augment(name: str, keys: jax.Array, images: jax.Array, padding: int = 2) -> 
 
 
 def _crop(keys: jax.Array, images: jax.Array, padding: int, flip: bool) -> jax.Array:
-    """Crops and flips with one gather, which is faster than slicing image by image, and bit-equal to it."""
+    """Crops and flips with one gather, which is faster than slicing each image, and bit-equal."""
     batch, height, width, _ = images.shape
     if padding < 0:
         raise ValueError(f"padding must be at least 0, but is {padding}")

@@ -1,4 +1,4 @@
-"""Batches of one size over a whole split, with a mask: every image is scored exactly once."""
+"""Batches of one size over a whole split, with a mask: every image counts exactly once."""
 
 from collections.abc import Iterator
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def padded_batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the positions of the images of each batch and which of them count.
+    """Yields the positions of the images of each batch, and a mask.
 
-    All batches have the same size, so that one compiled function serves them all; the last is filled up with an image
-    of the split (a valid one, so that whatever is computed of it stays finite) that the mask leaves out.
+    All batches have the same size, so that one compiled function serves all; the last is padded with the last image of
+    the split, for which the mask is False.
 
     Guarantees:
         test_every_image_counts_exactly_once
@@ -19,7 +19,7 @@ def padded_batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarra
         batch_size: B, at least 1.
 
     Yields:
-        `(indices, mask)`: int32 `[B]` in 0..N-1, and bool `[B]`, False for the filling.
+        `(indices, mask)`: int32 `[B]` in 0..N-1, and bool `[B]`, False for the padding.
 
     Raises:
         ValueError: `num_images` or `batch_size` is below 1.

@@ -1,8 +1,7 @@
 """Builders of TensorFlow Datasets that write array_record without TensorFlow.
 
-Those of TensorFlow Datasets parse files and encode images with TensorFlow, and importing them imports all of its data
-sets. These have the same names, versions and features, so that its reader opens what they write; the files are parsed
-by `published`, and the images encoded by Pillow. Importing this module imports tensorflow_datasets.
+The builders of TensorFlow Datasets need TensorFlow. These have the same names, versions and features, so that the stock
+reader opens their files; `published` parses the archives and Pillow encodes the images.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ def build(dataset: str, contents: Contents, progress: bool = False) -> type[tfds
 
     Args:
         dataset: One of `published.SETS`.
-        contents: What to write.
+        contents: The images and labels to write.
         progress: Whether to show a progress bar on stderr.
     """
     known = SETS[dataset]
@@ -44,7 +43,7 @@ def build(dataset: str, contents: Contents, progress: bool = False) -> type[tfds
                 supervised_keys=("image", "label"),
                 homepage=known.homepage,
             )
-            # It would ask a bucket on the Internet for the statistics of the split, and leave a temporary folder.
+            # It would fetch statistics from a bucket on the Internet, and leave a temporary folder.
             info.initialize_from_bucket = lambda: None
             return info
 

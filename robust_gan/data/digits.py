@@ -1,4 +1,4 @@
-"""The 8x8 digits that scikit-learn carries along: real images for a first run, without a download."""
+"""The 8x8 digits of scikit-learn: real images for a first run, without a download."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ _SPLIT = 1
 
 
 def read_digits() -> Contents:
-    """Returns the 1,797 digits, 1,437 to train and 360 to test.
+    """Returns the 1,797 digits, 1,437 for training and 360 for test.
 
-    The values 0..16 become `round(value * 255 / 16)`, so that they cover 0..255. The split is fixed and stratified:
-    every fifth image of each class is a test image, after the images of the class were put in a fixed random order.
+    The values 0..16 become `round(value * 255 / 16)`, in 0..255. The split is fixed and stratified: every fifth image
+    of each class, in a fixed random order, is a test image.
 
     Returns:
         The splits `train` and `test`, with images uint8 `[N, 8, 8, 1]`, and the names of the labels.

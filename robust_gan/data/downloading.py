@@ -1,4 +1,4 @@
-"""Downloads the published archives, or says quickly that it cannot and what to do instead."""
+"""Downloads the published archives."""
 
 import contextlib
 import threading
@@ -9,23 +9,23 @@ import pooch
 from robust_gan.data.published import PublishedSet
 from robust_gan.errors import DataError, one_line
 
-# Looking up a name has no time limit of its own, so asking whether the host answers gets one.
-_PATIENCE = 8.0
+# DNS lookups have no timeout, so the check whether the host answers gets one.
+_REACHABLE_SECONDS = 8.0
 _TIMEOUT = (5.0, 30.0)
 _RETRIES = 2
 
 
 def download(known: PublishedSet, folder: Path, progress: bool = False) -> None:
-    """Downloads the archives that are not in the folder yet, and verifies them.
+    """Downloads and verifies the archives that are not in the folder yet.
 
     Args:
-        known: Whose archives.
-        folder: Where to; it is made.
+        known: The data set.
+        folder: Created if it does not exist.
         progress: Whether to show a progress bar on stderr.
 
     Raises:
-        DataError: The host cannot be reached within seconds, the transfer breaks off, or the file is not the published
-            one; nothing is left under the name of a file that did not arrive whole.
+        DataError: The host cannot be reached within seconds, the transfer fails, or a hash differs; no incomplete file
+            is left.
     """
     pooch.get_logger().setLevel("WARNING")
     missing = [archive for archive in known.hashes if not (folder / archive).is_file()]
@@ -39,7 +39,7 @@ def download(known: PublishedSet, folder: Path, progress: bool = False) -> None:
     for archive in known.hashes:
         try:
             archives.fetch(archive, downloader=pooch.HTTPDownloader(progressbar=progress, timeout=_TIMEOUT))
-        except (OSError, ValueError) as error:  # Those of requests are the former, another hash is the latter.
+        except (OSError, ValueError) as error:  # requests raises the former, pooch the latter for a wrong hash.
             raise DataError(f"{known.url}{archive} could not be downloaded ({one_line(error)}): try again") from error
 
 
@@ -48,9 +48,9 @@ def _is_reachable(archives: pooch.Pooch, archive: str) -> bool:
 
     def ask() -> None:
         with contextlib.suppress(OSError):
-            answers.append(archives.is_available(archive, pooch.HTTPDownloader(timeout=_PATIENCE)))
+            answers.append(archives.is_available(archive, pooch.HTTPDownloader(timeout=_REACHABLE_SECONDS)))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(_PATIENCE)
+    thread.join(_REACHABLE_SECONDS)
     return answers == [True]

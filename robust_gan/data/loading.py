@@ -1,4 +1,4 @@
-"""Loads a data set as arrays, with train, validation and test images kept apart."""
+"""Loads a data set as arrays: training, validation and test split."""
 
 import os
 from pathlib import Path
@@ -30,10 +30,10 @@ class Dataset(NamedTuple):
     """A data set in memory.
 
     Attributes:
-        name: As it was asked for.
-        train: What the players learn from.
-        validation: What models are selected by; no image of it is in `train`.
-        test: What results are reported on.
+        name: The requested name.
+        train: The training split.
+        validation: The validation split, disjoint from `train`.
+        test: The test split.
         num_classes: K.
         label_names: The names of the K classes.
     """
@@ -55,32 +55,31 @@ def load(
     train_size: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Loads a data set that is prepared as array_record; `digits` is prepared where it is not.
+    """Loads a data set prepared as array_record; `digits` is prepared if it is not yet.
 
-    The validation images are held out of the split `train` by a permutation that depends on nothing but `seed`. Leave
-    it alone, whatever the seed of the run: then every run has the same validation images.
+    The validation images are held out of the split `train` by a permutation that depends on `seed` alone, which is not
+    the seed of the run: all runs have the same validation images.
 
     Guarantees:
         test_train_and_validation_share_no_image_and_lose_none
         test_loading_never_imports_tensorflow
 
     Args:
-        name: `cifar10`, `cifar100`, `digits`, `mnist`, `svhn_cropped`, or the name of any other image classification
-            set of TensorFlow Datasets that is prepared as array_record: `NAME`, `NAME/CONFIG`, with or without
-            `:VERSION`.
+        name: `cifar10`, `cifar100`, `digits`, `mnist`, `svhn_cropped`, or any other image classification set of
+            TensorFlow Datasets prepared as array_record: `NAME`, `NAME/CONFIG`, with or without `:VERSION`.
         data_dir: The folder of the prepared sets; see `data_directory`.
-        validation_size: How many images to hold out of `train`, at least 0.
-        extra_size: How many images of the split `extra`, which SVHN has, to append to the train images.
-        train_size: How many images of `train` to keep beside the validation images, all where it is not given; a
-            smaller choice is part of a larger one.
+        validation_size: Number of images held out of `train`, at least 0.
+        extra_size: Number of images of the split `extra` (SVHN) appended to the training images.
+        train_size: Number of training images beside the validation images, None for all; a smaller choice is a subset
+            of a larger one.
         seed: Chooses the validation images and those of `train_size` and `extra_size`.
 
     Returns:
         The data set; images are uint8.
 
     Raises:
-        DataError: The set is unknown, not prepared, damaged or of a format that needs TensorFlow, its images differ in
-            shape or its labels are out of range, or there are not as many images as asked for.
+        DataError: The set is unknown, not prepared, damaged or in a format that needs TensorFlow, its images differ in
+            shape, its labels are out of range, or it has too few images.
 
     >>> digits = load("digits", data_dir=getfixture("tmp_path"), validation_size=137)
     >>> digits.train.images.shape, digits.validation.images.shape, digits.test.images.shape
@@ -118,10 +117,10 @@ def load(
 
 
 class Scored(NamedTuple):
-    """The images of one split, to be scored.
+    """One split for evaluation.
 
     Attributes:
-        name: Of the data set, as it was asked for.
+        name: The requested name of the data set.
         images: uint8 `[N, H, W, C]`.
         labels: int32 `[N]`.
         label_names: The names of the K classes.
@@ -134,15 +133,14 @@ class Scored(NamedTuple):
 
 
 def load_split(config: DataConfig, split: str, *, count: int = 0, was_trained_on: bool = True) -> Scored:
-    """Loads what is scored of a data set, and needs no other split than that.
+    """Loads one split for evaluation; other splits need not exist.
 
     Args:
         config: The data set.
-        split: `test`, which is the set's own split of that name, or else its `validation`; `train` and `validation` as
-            `load` parts them.
-        count: Only the first images; 0 for all, as where there are fewer.
-        was_trained_on: Whether a model was trained with the configuration. Nothing is held out of a set for
-            training that is smaller than `validation_size` otherwise.
+        split: `test`, the split of that name or else `validation` of the set; `train` and `validation` as in `load`.
+        count: Number of first images; 0 for all.
+        was_trained_on: Whether a model was trained with the configuration; otherwise nothing is held out of a set
+            smaller than `validation_size`.
 
     Raises:
         DataError: As for `load`, or the set has no such split.
@@ -176,7 +174,7 @@ def load_split(config: DataConfig, split: str, *, count: int = 0, was_trained_on
 
 
 def _held_out(name, total, validation_size, train_size, seed=0):
-    """Parts the split `train`: the positions of the images to train on and of those held out."""
+    """Returns the positions of the training and of the held-out images in the split `train`."""
     if not 0 <= validation_size < total:
         raise DataError(f"validation_size must be in 0..{total - 1} for {name}, but is {validation_size}")
     rest = total - validation_size

@@ -1,4 +1,4 @@
-"""Where the prepared data sets lie: DATA_DIR/NAME[/CONFIG]/VERSION, as TensorFlow Datasets arranges them."""
+"""Folders of prepared data sets: DATA_DIR/NAME[/CONFIG]/VERSION, as in TensorFlow Datasets."""
 
 import os
 import re
@@ -9,10 +9,10 @@ from robust_gan.errors import DataError
 from robust_gan.storage import files, paths
 
 KNOWN = ("cifar10", "cifar100", "digits", "mnist", "svhn_cropped")
-"""The data sets that `prepare` can make. Any other that is prepared already is found by its name."""
+"""The data sets that `prepare` supports; any other prepared one is found by its name."""
 
 AnyPath = TypeVar("AnyPath", bound=Path)
-"""Of this machine, or of an object store."""
+"""A local path, or one in an object store."""
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
@@ -22,11 +22,11 @@ def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
     """Returns the folder of the prepared data sets.
 
     Args:
-        data_dir: The folder; where it is not given, `$ROBUST_GAN_DATA_DIR`, else `$TFDS_DATA_DIR`, else
-            `~/tensorflow_datasets`, which is the default of TensorFlow Datasets.
+        data_dir: The folder; by default `$ROBUST_GAN_DATA_DIR`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`,
+            the default of TensorFlow Datasets.
 
     Raises:
-        DataError: It lies in an object store, where nothing can be prepared.
+        DataError: It is in an object store, where nothing can be prepared.
 
     >>> data_directory("/data")
     PosixPath('/data')
@@ -38,7 +38,7 @@ def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
 
 
 def chosen_directory(data_dir: str | os.PathLike | None = None) -> str:
-    """Returns what `data_directory` stands for as it was given, which may be gs://BUCKET/FOLDER.
+    """Returns the folder as given or by default, which may be gs://BUCKET/FOLDER.
 
     >>> chosen_directory("gs://bucket/data")
     'gs://bucket/data'
@@ -48,7 +48,7 @@ def chosen_directory(data_dir: str | os.PathLike | None = None) -> str:
 
 
 def prepared_names(directory: Path) -> list[str]:
-    """Returns the names of the data sets under a folder, in the form that `load` takes.
+    """Returns the names of the prepared data sets in a folder, as `load` takes them.
 
     >>> prepared_names(Path("/nowhere"))
     []
@@ -56,20 +56,20 @@ def prepared_names(directory: Path) -> list[str]:
     names = set()
     for info in (*directory.glob("*/*/dataset_info.json"), *directory.glob("*/*/*/dataset_info.json")):
         name = info.parent.parent.relative_to(directory).as_posix()
-        if _is_complete(info.parent) and _NAME.fullmatch(name):  # Not a temporary folder, which begins with a dot.
+        if _is_complete(info.parent) and _NAME.fullmatch(name):  # Temporary folders start with a dot.
             names.add(name)
     return sorted(names)
 
 
 def find_prepared(name: str, directory: AnyPath) -> AnyPath | None:
-    """Returns the folder of the newest version of a prepared data set, None if there is none.
+    """Returns the folder of the newest version of a prepared data set; None if there is none.
 
     Args:
         name: `NAME`, `NAME/CONFIG` or either with `:VERSION`.
         directory: The folder of all data sets.
 
     Raises:
-        DataError: The name is none, or the set is prepared in several configurations and none is named.
+        DataError: The name is invalid, or the set has several configurations and none is named.
 
     >>> find_prepared("mnist", Path("/nowhere")) is None
     True
@@ -91,7 +91,7 @@ def find_prepared(name: str, directory: AnyPath) -> AnyPath | None:
 
 
 def is_array_record(prepared: Path) -> bool:
-    """Tells whether a prepared data set can be read without TensorFlow.
+    """Returns whether a prepared data set can be read without TensorFlow.
 
     Raises:
         DataError: Its description is damaged.
@@ -105,7 +105,7 @@ def is_array_record(prepared: Path) -> bool:
 
 
 def prepare_command(name: str, directory: Path) -> str:
-    """Returns the command that prepares a data set, for messages.
+    """Returns the command that prepares a data set, for error messages.
 
     >>> prepare_command("mnist", Path("/data"))
     'robust-gan-prepare-data --dataset=mnist --data_dir=/data'

@@ -1,4 +1,4 @@
-"""Prepared data that lie in an object store, copied to this machine once: array_record reads local files alone."""
+"""Local copies of prepared data in an object store: array_record reads local files only."""
 
 import hashlib
 import os
@@ -14,9 +14,9 @@ from robust_gan.storage import paths
 
 
 def mirrored(name: str, directory: epath.PathLike) -> Path | None:
-    """Returns the folder on this machine of a prepared data set that lies in a store; None where there is none.
+    """Returns the local copy of a prepared data set in a store; None if the set does not exist.
 
-    A copy whose files have the sizes of those in the store is used as it is.
+    An existing copy whose files have the right sizes is used.
 
     Args:
         name: As `locations.find_prepared` takes it.
@@ -37,11 +37,11 @@ def mirrored(name: str, directory: epath.PathLike) -> Path | None:
     files = [path for path in found.iterdir() if not path.is_dir()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # One process copies, and the others of this machine wait for it; fsspec's own cache writes in place without.
+        # One process copies, the others on this machine wait; the cache of fsspec has no such lock.
         with filelock.FileLock(target.parent / f".{target.name}.lock"):
             if not all((target / path.name).is_file() and (target / path.name).stat().st_size == path.stat().length
                        for path in files):  # fmt: skip
-                shutil.rmtree(target, ignore_errors=True)  # A process that is killed from here on leaves too little.
+                shutil.rmtree(target, ignore_errors=True)  # If killed from here on, the copy is incomplete.
                 target.mkdir()
                 for path in files:
                     path.copy(target / path.name)

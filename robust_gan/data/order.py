@@ -1,4 +1,4 @@
-"""The order of the images as a function of (seed, step): a resumed run needs no iterator to be saved."""
+"""The order of the images as a function of (seed, step): a resumed run needs no saved iterator."""
 
 import functools
 
@@ -10,14 +10,14 @@ _ORDER = 0
 def permutation(num_images: int, seed: int, stream: int = 0, purpose: int = _ORDER) -> np.ndarray:
     """Returns a fixed random permutation of 0..num_images-1.
 
-    It sorts the raw output of the Philox counter-based generator. NumPy promises that this output stays the same for
-    ever (NEP 19), and does not promise so for `Generator.permutation`: the order of a run survives an upgrade of NumPy.
+    It sorts the raw output of the Philox counter-based generator, which NumPy keeps stable across versions (NEP 19),
+    unlike `Generator.permutation`.
 
     Args:
-        num_images: How many numbers to permute, at least 0.
+        num_images: At least 0.
         seed: 0..2**64-1.
-        stream: 0..2**64-1, such as the epoch; each stream is another permutation.
-        purpose: 0..2**64-1; permutations of different purposes have nothing to do with each other.
+        stream: 0..2**64-1, such as the epoch; each stream has another permutation.
+        purpose: 0..2**64-1; permutations of different purposes are independent.
 
     Returns:
         int32 `[num_images]`, read-only.
@@ -44,15 +44,15 @@ def permutation(num_images: int, seed: int, stream: int = 0, purpose: int = _ORD
     return order
 
 
-# Four are enough for a batch that straddles two epochs in two loops at once; a permutation of 60,000 takes 0.24 MB.
+# Enough for batches across two epochs in two loops at once; a permutation of 60,000 takes 0.24 MB.
 _cached_permutation = functools.lru_cache(maxsize=4)(permutation)
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.ndarray:
     """Returns the positions of the images of one batch.
 
-    The images come in the order of one permutation per epoch. Batches straddle the epochs, so that in every epoch
-    every image is seen exactly once, whatever the batch size (which may exceed the number of images).
+    The images come in the order of one permutation per epoch. Batches cross epoch boundaries, so that every image
+    occurs exactly once per epoch for any batch size, even above the number of images.
 
     Guarantees:
         test_every_epoch_sees_every_image_exactly_once

@@ -1,4 +1,4 @@
-"""The published file formats of MNIST, CIFAR and SVHN, as arrays; what is wrong with a file is said in a sentence."""
+"""Parses the published files of MNIST, CIFAR and SVHN."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ class Examples(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a data set consists of.
+    """The content of a data set.
 
     Attributes:
-        splits: By the name of the split, a function that reads it; large splits are never in memory together.
-        names: The names of the classes by the name of the label feature, where the published files give any.
+        splits: By name, a function that reads the split; large splits are never in memory together.
+        names: The names of the classes by the name of the label feature, if published.
     """
 
     splits: Mapping[str, Callable[[], Examples]]
@@ -38,14 +38,14 @@ def parse_idx(data: bytes, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
     Args:
         data: The unpacked file.
-        name: What to call the file in errors.
-        shape: The shape that it must have.
+        name: Name of the file in errors.
+        shape: The expected shape.
 
     Returns:
         uint8 of that shape.
 
     Raises:
-        DataError: The header is not that of a uint8 array of that shape, or the length is another.
+        DataError: Header or length do not match.
 
     References:
         Y. LeCun, C. Cortes and C. J. C. Burges, "The MNIST database of handwritten digits",
@@ -71,15 +71,15 @@ def parse_cifar(data: bytes, name: str, count: int, num_classes: Mapping[str, in
 
     Args:
         data: The file.
-        name: What to call the file in errors.
-        count: The number of records that it must have.
+        name: Name of the file in errors.
+        count: The expected number of records.
         num_classes: The number of classes by the name of the label feature, in the order of the record.
 
     Returns:
         The examples, images uint8 `[count, 32, 32, 3]`.
 
     Raises:
-        DataError: The length is another, or a label is out of range.
+        DataError: The length differs, or a label is out of range.
 
     References:
         A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009,
@@ -102,17 +102,17 @@ def parse_cifar(data: bytes, name: str, count: int, num_classes: Mapping[str, in
 
 
 def read_svhn(path: Path, count: int) -> Examples:
-    """Reads an SVHN file of format 2 (cropped digits), whose label 10 stands for the digit 0.
+    """Reads an SVHN file of format 2 (cropped digits), in which the label 10 means the digit 0.
 
     Args:
         path: The `.mat` file.
-        count: The number of images that it must have.
+        count: The expected number of images.
 
     Returns:
         The examples, images uint8 `[count, 32, 32, 3]`, labels 0..9.
 
     Raises:
-        DataError: The file is not such a file, or holds another number of images, or a label is not in 1..10.
+        DataError: The format or the number of images differs, or a label is not in 1..10.
 
     References:
         Y. Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature Learning", 2011,
@@ -122,7 +122,7 @@ def read_svhn(path: Path, count: int) -> Examples:
 
     try:
         contents = loadmat(path, variable_names=("X", "y"))
-    # scipy answers damage with many kinds of exceptions: of zlib, its own, NotImplementedError for other versions.
+    # scipy raises many kinds of exceptions for damaged files.
     except Exception as error:
         raise DataError(f"{path} is damaged or no MATLAB 5 file: {one_line(error)}") from error
     images, labels = contents.get("X"), contents.get("y")
@@ -143,7 +143,7 @@ def parse_names(data: bytes, name: str, num_classes: int) -> list[str]:
 
     Args:
         data: The file.
-        name: What to call the file in errors.
+        name: Name of the file in errors.
         num_classes: K.
 
     Returns:
@@ -162,15 +162,15 @@ def parse_names(data: bytes, name: str, num_classes: int) -> list[str]:
 
 
 def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
-    """Refuses labels outside 0..K-1, which a loss would silently take for others or ignore.
+    """Checks that labels are in 0..K-1.
 
     Args:
         labels: Integers `[N]`.
         num_classes: K.
-        name: What to call their origin in errors.
+        name: Their origin in errors.
 
     Raises:
-        DataError: A label is out of range; the message says the first one and where it is.
+        DataError: A label is out of range; the message names the first one and its position.
 
     >>> check_labels(np.array([0, 9]), 10, "labels")
     """

@@ -1,4 +1,4 @@
-"""Prepares data sets as array_record files: all of it or nothing, also where two processes do it at once."""
+"""Prepares data sets as array_record files, atomically, also in two processes at once."""
 
 import os
 import tempfile
@@ -13,13 +13,13 @@ from robust_gan.errors import DataError
 
 
 class Prepared(NamedTuple):
-    """What `prepare` did.
+    """The result of `prepare`.
 
     Attributes:
         name: The data set.
-        directory: Where it lies.
-        split_sizes: The number of images by the name of the split.
-        written: Whether it was written now, and not there before.
+        directory: Its folder.
+        split_sizes: Number of images of each split.
+        written: False if it existed before.
     """
 
     name: str
@@ -28,20 +28,20 @@ class Prepared(NamedTuple):
     written: bool
 
     def __str__(self) -> str:
-        """Says it in one line."""
+        """Returns one line of text."""
         sizes = ", ".join(f"{size:,} {split}" for split, size in self.split_sizes.items())
         return f"{self.name}: {sizes} images {'written to' if self.written else 'were already in'} {self.directory}"
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike | None = None) -> bool:
-    """Tells whether `load` will find a data set.
+    """Returns whether a data set is prepared.
 
     Args:
         name: `NAME`, `NAME/CONFIG`, with or without `:VERSION`.
         data_dir: The folder of the prepared sets; see `data_directory`.
 
     Raises:
-        DataError: The name is none, or the description of the data set is damaged.
+        DataError: The name is invalid, or the description of the data set is damaged.
 
     >>> is_prepared("mnist", "/nowhere")
     False
@@ -57,7 +57,7 @@ def prepare(
     data_dir: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> Prepared:
-    """Writes a data set as array_record files that the stock reader of TensorFlow Datasets opens, without TensorFlow.
+    """Writes a data set as array_record files for the stock reader of TensorFlow Datasets, without TensorFlow.
 
     Guarantees:
         test_a_failed_preparation_leaves_nothing_behind
@@ -66,17 +66,17 @@ def prepare(
 
     Args:
         name: One of `KNOWN`.
-        source: A folder that holds the published archives or what extracting makes of them. Where it is not given, the
-            archives are looked for in DATA_DIR/downloads/manual, and downloaded to there. `digits` needs none.
+        source: A folder with the published archives, or their extracted files. By default the archives are searched in
+            DATA_DIR/downloads/manual and downloaded to it. `digits` needs none.
         data_dir: The folder of the prepared sets; see `data_directory`.
         progress: Whether to show progress bars on stderr.
 
     Returns:
-        What was written, or found.
+        The result.
 
     Raises:
-        DataError: The name is unknown, the files are missing, damaged or not the published ones, they cannot be
-            downloaded, or the folder cannot be written to.
+        DataError: The name is unknown, the files are missing, damaged, not the published ones or cannot be downloaded,
+            or the folder cannot be written.
 
     >>> prepare("digits", data_dir=getfixture("tmp_path")).split_sizes
     {'train': 1437, 'test': 360}
@@ -107,7 +107,7 @@ def _contents(name: str, source: str | os.PathLike | None, directory: Path, prog
         return read_digits()
     if source is not None:
         return published.contents(name, published.find(name, Path(source).expanduser()))
-    folder = directory / "downloads" / "manual"  # Where TensorFlow Datasets looks for files as well.
+    folder = directory / "downloads" / "manual"  # As in TensorFlow Datasets.
     try:
         files = published.find(name, folder)
     except DataError:
@@ -119,7 +119,7 @@ def _contents(name: str, source: str | os.PathLike | None, directory: Path, prog
 
 
 def _write(name: str, contents: Contents, directory: Path, progress: bool) -> str:
-    """Writes under a temporary name beside the target and renames it, so that nobody ever sees half of it."""
+    """Writes under a temporary name beside the target and renames it, so that no incomplete set is visible."""
     import tensorflow_datasets as tfds
 
     from robust_gan.data.builders import build
@@ -136,7 +136,7 @@ def _write(name: str, contents: Contents, directory: Path, progress: bool) -> st
         try:
             Path(staging, name, version).rename(target)
         except OSError:
-            # Another process was faster, which is as good.
+            # Another process was faster.
             if not is_prepared(f"{name}:{version}", directory):
                 raise
         return version

@@ -1,4 +1,4 @@
-"""The published files of MNIST, CIFAR-10, CIFAR-100 and SVHN: where they are, and whether they are genuine."""
+"""The published files of MNIST, CIFAR-10, CIFAR-100 and SVHN: URLs, hashes and content."""
 
 import functools
 import gzip
@@ -24,20 +24,20 @@ from robust_gan.errors import DataError, one_line
 
 
 class PublishedSet(NamedTuple):
-    """A data set as its authors publish it, and as TensorFlow Datasets registers it.
+    """A data set as published by its authors and registered in TensorFlow Datasets.
 
     Attributes:
-        version: Of TensorFlow Datasets.
+        version: In TensorFlow Datasets.
         description: One sentence.
         homepage: A URL.
         image_shape: (H, W, C).
         num_classes: K by the name of the label feature, in the order of the records.
-        counts: The number of images by the name of the split.
-        url: Where the archives are.
-        hashes: The SHA-256 of each archive; one that is not named is not verified.
+        counts: Number of images of each split.
+        url: The folder of the archives.
+        hashes: SHA-256 of each archive.
         archives: The members of each archive; a file that is not packed is its own member.
-        folder: The folder of the members inside the archive, and where the archive was extracted; may be empty.
-        id_format: How the feature `id` is made of the name of the split and the number of the image, if there is one.
+        folder: The folder of the members inside the archive; may be empty.
+        id_format: The format of the feature `id` from split and number of the image, if there is one.
     """
 
     version: str
@@ -101,7 +101,7 @@ SETS = {
     ),
 }  # fmt: skip
 
-# No member is longer than this; it bounds what a forged archive can unpack to.
+# No member is longer; limits the size of a forged archive.
 _MAX_MEMBER = 200_000_000
 
 
@@ -110,13 +110,13 @@ def find(name: str, folder: Path) -> dict[str, Path]:
 
     Args:
         name: One of `SETS`.
-        folder: Holds the published archives, or their extracted files, or the folder that extracting made.
+        folder: Holds the published archives, their extracted files, or the extracted folder.
 
     Returns:
-        By the name of each member, the file it is in: a published archive where there is one.
+        By the name of each member, the file that holds it, preferably a published archive.
 
     Raises:
-        DataError: The folder does not exist, or files are missing; the message says which.
+        DataError: The folder does not exist, or files are missing.
 
     >>> find("mnist", Path("/nowhere"))
     Traceback (most recent call last):
@@ -145,17 +145,17 @@ def find(name: str, folder: Path) -> dict[str, Path]:
 
 
 def contents(name: str, files: Mapping[str, Path]) -> Contents:
-    """Reads the files that `find` found; the large ones of SVHN only when their split is asked for.
+    """Reads the files returned by `find`; the large files of SVHN only when their split is read.
 
     Args:
         name: One of `SETS`.
-        files: By the name of each member, the file it is in.
+        files: By the name of each member, the file that holds it.
 
     Returns:
         The splits and the names of the classes.
 
     Raises:
-        DataError: An archive is not byte for byte the published one, a file is damaged, or is not what its name says.
+        DataError: An archive differs from the published one, or a file is damaged.
     """
     known, parse, names = SETS[name], functools.partial, {}
     _verify(known, set(files.values()))
@@ -182,7 +182,7 @@ def contents(name: str, files: Mapping[str, Path]) -> Contents:
 
 
 def _verify(known: PublishedSet, files: set[Path]) -> None:
-    """Refuses an archive that is not the published one; extracted files have no published hash."""
+    """Checks the hashes of archives; extracted files have no published hash."""
     for path in sorted(files):
         if expected := known.hashes.get(path.name):
             with path.open("rb") as file:
@@ -224,7 +224,7 @@ def _called(path: Path, member: str) -> str:
 
 
 def _read_members(files: Mapping[str, Path], folder: str) -> dict[str, bytes]:
-    """Reads files into memory; nothing is ever extracted to the disk."""
+    """Reads files into memory; nothing is extracted to the disk."""
     data = {}
     for path in dict.fromkeys(files.values()):
         members = [member for member, place in files.items() if place == path]
@@ -240,7 +240,7 @@ def _read_members(files: Mapping[str, Path], folder: str) -> dict[str, bytes]:
 
 
 def _read_tar(path: Path, folder: str, members: list[str]) -> dict[str, bytes]:
-    """Reads regular members by their expected names; links, other names and absurd lengths do not count."""
+    """Reads regular members by their expected names; links, other names and too long members are ignored."""
     data = {}
     with tarfile.open(path, "r:gz") as archive:
         for entry in archive:

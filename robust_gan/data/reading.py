@@ -33,10 +33,10 @@ class Split(NamedTuple):
 
 
 class PreparedSet(NamedTuple):
-    """A prepared image classification set that is open for reading.
+    """An open prepared image classification set.
 
     Attributes:
-        builder: Of TensorFlow Datasets.
+        builder: The builder of TensorFlow Datasets.
         image_key: The name of the feature that is the image.
         label_key: The name of the feature that is the label.
     """
@@ -52,17 +52,13 @@ class PreparedSet(NamedTuple):
 
     @property
     def split_sizes(self) -> dict[str, int]:
-        """The number of images by the name of the split."""
+        """Number of images of each split."""
         return {split: int(info.num_examples) for split, info in self.builder.info.splits.items()}
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps TensorFlow Datasets from announcing each of its steps.
-
-    It prints on stdout and logs with absl, which shows messages of the level INFO once `app.run` was called. A user
-    who asks for more with `--verbosity=1` gets them all.
-    """
+    """Suppresses the messages of TensorFlow Datasets on stdout and, below `--verbosity=1`, in the log of absl."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING if verbosity == logging.INFO else verbosity)
     try:
@@ -88,7 +84,7 @@ def open_prepared(prepared: Path) -> PreparedSet:
         builder = tfds.builder_from_directory(prepared)
         features, supervised = builder.info.features, builder.info.supervised_keys
         kinds = dict(features.items())
-    # Damaged descriptions end in many kinds of exceptions (json, protobuf, KeyError, ImportError for foreign features).
+    # Damaged descriptions raise many kinds of exceptions (json, protobuf, KeyError, ImportError).
     except Exception as error:
         raise _damaged(prepared, error) from error
     images = [key for key, feature in kinds.items() if isinstance(feature, tfds.features.Image)]
@@ -112,7 +108,7 @@ def read_split(prepared: PreparedSet, split: str, positions: np.ndarray | None =
     Args:
         prepared: From `open_prepared`.
         split: The name of the split.
-        positions: Which images, all where it is not given.
+        positions: Positions of the images; None for all.
 
     Raises:
         DataError: A file is missing or damaged, a label is out of range, or the images differ in shape.
@@ -129,7 +125,7 @@ def read_split(prepared: PreparedSet, split: str, positions: np.ndarray | None =
             split, decoders={prepared.image_key: tfds.decode.SkipDecoding()}, file_format="array_record"
         )
         for start in range(0, len(positions), _CHUNK):
-            # Many at once: one at a time takes seven times as long.
+            # Reading them one by one takes seven times as long.
             records = source.__getitems__(positions[start : start + _CHUNK].tolist())
             for number, record in enumerate(records, start):
                 image = _decode(record[prepared.image_key], feature.shape[-1])
@@ -144,7 +140,7 @@ def read_split(prepared: PreparedSet, split: str, positions: np.ndarray | None =
                 labels[number] = record[prepared.label_key]
     except DataError:
         raise
-    # array_record and Pillow answer damage with many kinds of exceptions.
+    # array_record and Pillow raise many kinds of exceptions for damaged files.
     except Exception as error:
         raise _damaged(folder, error) from error
     check_labels(labels, len(prepared.label_names), f"the split {split} of {folder}")
@@ -154,7 +150,7 @@ def read_split(prepared: PreparedSet, split: str, positions: np.ndarray | None =
 
 
 def _decode(encoded: bytes, channels: int) -> np.ndarray:
-    """Decodes as the stock reader does, minus its advice to install OpenCV."""
+    """Decodes as the stock reader does, without its advice to install OpenCV."""
     with PIL.Image.open(io.BytesIO(encoded)) as image:
         mode = _MODES[channels]
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))

@@ -437,7 +437,7 @@ def test_no_network_is_said_at_once(monkeypatch, target):
 
 
 def test_a_network_that_swallows_everything_is_said_soon(monkeypatch, target):
-    monkeypatch.setattr(downloading, "_PATIENCE", 0.3)
+    monkeypatch.setattr(downloading, "_REACHABLE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         publish(
             monkeypatch, "cifar10", pack("cifar10", make("cifar10")[0]), f"http://127.0.0.1:{silent.getsockname()[1]}/"
