@@ -35,7 +35,7 @@ def run(
         positional: Whether it takes arguments that are not flags.
     """
     memory.use_large_pages()
-    _leave_folder_of_launchers()
+    _remove_script_folder()
     if pod:
         distributed.define_flags()
         groups = {**(groups or {}), **distributed.GROUP}
@@ -55,10 +55,10 @@ def run(
     raise AssertionError("app.run exits")
 
 
-def _leave_folder_of_launchers() -> None:
+def _remove_script_folder() -> None:
     """Removes the folder of `launch/train.py` from the path: a user's module `train` is another one."""
-    launcher = getattr(sys.modules["__main__"], "__file__", None)
-    folder = os.path.dirname(os.path.realpath(launcher)) if launcher else None
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    folder = os.path.dirname(os.path.realpath(script)) if script else None
     if folder is not None and folder != os.path.realpath(os.getcwd()):
         sys.path[:] = [place for place in sys.path if os.path.realpath(place or os.getcwd()) != folder]
 
