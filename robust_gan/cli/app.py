@@ -78,8 +78,7 @@ def arguments() -> list[str]:
 def _parse(document: str, groups: Mapping[str, Sequence[str]], argv: Sequence[str]) -> list[str]:
     """Parses the flags, and reports what is wrong with them in one sentence."""
     if help_screen.is_asked_for(argv):
-        print(help_screen.page(document, groups))
-        sys.exit(0)
+        sys.exit(guard(lambda _: print(help_screen.page(document, groups), flush=True), argv[:1]))
     level = logging.get_absl_logger().level
     try:
         argv = _with_flag_files(argv)
