@@ -1,5 +1,7 @@
 """Alarms on what users bring: NaN, few images, sorted files, half precision, offsets, chance, no derivative."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -214,7 +216,10 @@ def test_a_model_without_a_derivative_is_not_asked_for_one():
     assert silent == {"zero_gradients", "nan_gradients", "not_converged", "does_not_reach_0"}
     values = {"targets": {"m": {"alarms": [alarm._asdict() for alarm in found.values()]}}}
     told = tables.format_alarms(values)
-    assert told.startswith("None of 4 fired.\n\n- m: zero_gradients: not asked: no derivative (ValueError: Pure callb")
+    # JAX 0.12 gives all four the same reason, so that they stand in one line.
+    assert re.match(
+        r"None of 4 fired\.\n\n- m: zero_gradients[a-z0_, ]*: not asked: no derivative \(ValueError: Pure", told
+    )
 
 
 @pytest.mark.slow
