@@ -103,7 +103,7 @@ def _attempt(read):
         raise
     except OSError as error:
         raise UnreadableError(f"it cannot be read: {(error.strerror or one_line(error)).lower()}") from error
-    # A bent archive ends in exceptions of zlib, zipfile, lzma, struct, tokenize, NumPy and Python itself.
+    # Damaged archives raise exceptions of zlib, zipfile, lzma, struct, tokenize, NumPy and Python itself.
     except Exception as error:
         raise UnreadableError(one_line(error)) from error
 
@@ -116,7 +116,7 @@ def _read_bytes(path: epath.PathLike) -> bytes:
 
 
 def _unpack(content: bytes, largest: int | None) -> dict[str, "np.ndarray"]:
-    import numpy as np  # Here, so that a mistake on the command line is told before it is loaded.
+    import numpy as np  # Here, so that errors in the command line are reported before it is loaded.
 
     if content.startswith(_NPY):
         raise UnreadableError("it is a single array as numpy.save writes it, give what numpy.savez writes")
@@ -124,7 +124,7 @@ def _unpack(content: bytes, largest: int | None) -> dict[str, "np.ndarray"]:
         size = sum(member.file_size for member in archive.infolist())
         if any(member.flag_bits & 1 for member in archive.infolist()):
             raise UnreadableError("it is encrypted")
-    if largest is not None and size > largest:  # A few bytes of a file can stand for any number.
+    if largest is not None and size > largest:  # A small file can unpack to any size.
         raise UnreadableError(f"it unpacks to {size / 1e9:.0f} GB, more than the {largest / 1e9:.0f} GB allowed")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         return {name: np.asarray(file[name]) for name in file.files}

@@ -119,7 +119,7 @@ def test_everything_is_found_and_drawn(written):
     for heading in (
         "Overview", "Reproduction digits", "Training", "Evaluation quick/report", "The generator's noise",
         "Confusion under pgd10", "Examples under pgd10", "Robust accuracy of each class", "Loss of the generator",
-        "Robust accuracy against what training took", "Transfer of fgsm", "Robust accuracy against epsilon",
+        "Robust accuracy against training time", "Transfer of fgsm", "Robust accuracy against epsilon",
         "Robust accuracy after each sequential attack", "Paired comparisons", "McNemar", "-50.0 to +1.0",
         "90.0 (76.9 to 96.0)", "Accuracy in % of the validation images", "<small>10.5 to 34.8</small>",
     ):  # fmt: skip

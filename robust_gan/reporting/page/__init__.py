@@ -1,4 +1,4 @@
-"""One HTML page out of runs and evaluations, with everything inside it: no server, no network, no script."""
+"""A self-contained HTML page of runs and evaluations, without server, network or scripts."""
 
 import datetime
 from collections.abc import Sequence
@@ -42,12 +42,12 @@ def render(found: Found, title: str = "Robustness report") -> str:
     counts = {"run": len(found.runs), "evaluation": len(found.evaluations), "reproduction": len(found.reproductions)}
     lead = ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count)
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    note = "Accuracies are in % of all images. A white-box figure is an upper bound: a stronger attack may lower it."
+    note = "Accuracies are in % of all images. White-box robust accuracy is an upper bound."
     return document.compose(title, lead, sections, f"{note} Made by robust_gan {__version__}, {made}.")
 
 
 def write(directories: Sequence[epath.PathLike], output: epath.PathLike) -> epath.Path:
-    """Makes a page out of everything in some folders.
+    """Writes the page of all runs and evaluations in some folders.
 
     Args:
         directories: Of runs, evaluations and reproductions, or above them.

@@ -1,4 +1,4 @@
-"""The document around the parts: its style in light and dark, and where to find what; nothing comes from outside."""
+"""The HTML document: styles in light and dark, and navigation; without external resources."""
 
 import html
 import re

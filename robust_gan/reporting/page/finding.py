@@ -1,4 +1,4 @@
-"""What lies in folders: runs, evaluations and reproductions."""
+"""Finds runs, evaluations and reproductions in folders."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,23 +14,23 @@ from robust_gan.storage import files, workdir
 
 REPORT, REPRODUCTION = "report.json", "reproduction.json"
 SCHEMAS = {REPORT: "robust_gan.evaluation/5", REPRODUCTION: "robust_gan.reproduction/3"}
-"""Those of `reporting.tables` and `reproduction`, whose modules load jax."""
+"""As in `reporting.tables` and `reproduction.run`, which import jax."""
 
 _DEPTH = 4
-_PASSED_OVER = ("checkpoints", "tensorboard", noise_images.FOLDER, "cards")
+_SKIPPED_FOLDERS = ("checkpoints", "tensorboard", noise_images.FOLDER, "cards")
 
 
 class Run(NamedTuple):
     """A training run.
 
     Attributes:
-        name: To show.
-        group: Runs of one method with other seeds share it.
-        folder: Where.
+        name: The displayed name.
+        group: Shared by the runs of one method with different seeds.
+        folder: The workdir.
         config: As in `config.json`.
         metrics: Lines of `metrics.jsonl`.
         timing: Lines of `timing.jsonl`.
-        film: The generator's noise, None where there is none.
+        film: The generator's noise; None if there is none.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Evaluation(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Everything that lies in some folders.
+    """All runs, evaluations and reproductions of some folders.
 
     Attributes:
         runs: Runs.
@@ -104,7 +104,7 @@ def find(directories: Sequence[epath.PathLike]) -> Found:
 
 
 def _shorten(paths: set[str]) -> dict[str, str]:
-    """Names each path by as many of its last parts as tell it from the others.
+    """Returns the shortest distinct names of paths, made of their last parts.
 
     >>> sorted(_shorten({"/a/b/c", "/a/d/c", "/a/e"}).values())
     ['b/c', 'd/c', 'e']
@@ -122,7 +122,7 @@ def _folders(folder: epath.Path, depth: int) -> Iterator[epath.Path]:
     yield folder
     if depth:
         for path in sorted(folder.iterdir()):
-            if path.is_dir() and path.name not in _PASSED_OVER and not path.name.startswith("."):
+            if path.is_dir() and path.name not in _SKIPPED_FOLDERS and not path.name.startswith("."):
                 yield from _folders(path, depth - 1)
 
 
@@ -165,7 +165,7 @@ def _json(path: epath.Path) -> dict[str, Any]:
 
 
 def _lines(path: epath.Path) -> list[dict[str, Any]]:
-    """Reads JSON lines; the last may be cut where training goes on meanwhile."""
+    """Reads JSON lines; the last may be incomplete while training is running."""
     try:
         lines = files.read_lines(path)
     except files.UnreadableError as error:

@@ -1,4 +1,4 @@
-"""What the parts of the page share: tables, heat maps, figures, and one colour for one name."""
+"""Shared parts of the page: tables, heat maps, figures, and a palette."""
 
 import html
 import math
@@ -8,7 +8,7 @@ from robust_gan.evaluation import statistics
 
 
 class Palette:
-    """Gives every name a colour of its own, the same wherever it is drawn.
+    """Assigns each name a colour, the same in all figures.
 
     >>> palette = Palette()
     >>> palette["a"], palette["b"], palette["a"]
@@ -16,7 +16,6 @@ class Palette:
     """
 
     def __init__(self) -> None:
-        """Knows no name yet."""
         self._names: dict[str, int] = {}
 
     def __getitem__(self, name: str) -> int:
@@ -25,7 +24,7 @@ class Palette:
 
 
 def percent(share: float | None) -> str:
-    """Writes a share in %, without the sign.
+    """Returns a share in %, without the sign.
 
     >>> percent(0.5), percent(None)
     ('50.0', '-')
@@ -34,7 +33,7 @@ def percent(share: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Writes a time.
+    """Returns a duration.
 
     >>> duration(42), duration(600), duration(36000)
     ('42 s', '10 min', '10.0 h')
@@ -45,7 +44,7 @@ def duration(seconds: float) -> str:
 
 
 def figure(title: str, content: str, note: str = "") -> str:
-    """Frames a picture with its title above and a note below."""
+    """Returns a figure with its title above and a note below."""
     below = f'<p class="note">{html.escape(note)}</p>' if note else ""
     return f"<figure><figcaption>{html.escape(title)}</figcaption>{content}{below}</figure>"
 

@@ -1,4 +1,4 @@
-"""Images and perturbations as PNG inside the page, enlarged without blur."""
+"""Images and perturbations as embedded PNG, enlarged without interpolation."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""The part of the page on reproductions: what stands of every method, over all seeds."""
+"""The section on reproductions: the accuracies of every method, over all seeds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ WORST = "worst case"
 
 
 def section(values: dict[str, Any]) -> str:
-    """Returns the part on one reproduction.
+    """Returns the section on one reproduction.
 
     Args:
         values: What its `reproduction.json` holds.
@@ -47,7 +47,7 @@ def section(values: dict[str, Any]) -> str:
 
 
 def _spread(shares: Sequence[float], count: int) -> str:
-    """Writes one share with its interval, or the mean and the standard deviation of several.
+    """Returns one share with its interval, or the mean and the standard deviation of several.
 
     >>> _spread([0.5], 100), _spread([0.5, 0.6], 100), _spread([], 100)
     ('50.0 (40.4 to 59.6)', '55.0 ± 7.1', '-')

@@ -1,4 +1,4 @@
-"""The part of the page on training runs: a table, losses and accuracies over time, and the generator's noise."""
+"""The section on training runs: a table, losses and accuracies over time, and the generator's noise."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ _MOST_FILMS = 8
 
 
 def section(runs: Sequence[Run], palette: Palette) -> str:
-    """Returns the part on runs.
+    """Returns the section on runs.
 
     Args:
         runs: At least one.
@@ -40,7 +40,7 @@ def section(runs: Sequence[Run], palette: Palette) -> str:
     if paid:
         figures.append(
             parts.figure(
-                "Robust accuracy against what training took",
+                "Robust accuracy against training time",
                 svg.lines(paid, x="seconds of training", y="accuracy in %", percent=True),
             )
         )
@@ -88,7 +88,7 @@ def _table(runs: Sequence[Run], robust: str) -> str:
 
 
 def _robust_name(runs: Sequence[Run]) -> str:
-    """Returns the name of the validation's PGD that most runs have."""
+    """Returns the PGD metric of the validation that most runs have."""
     names = [name for run in runs for name in {key for line in run.metrics for key in line} if "validation/pgd" in name]
     return max(sorted(set(names)), key=names.count) if names else "validation/pgd"
 
@@ -104,7 +104,7 @@ def _seconds(run: Run, step: int) -> float:
 def _series(
     runs: Sequence[Run], groups: Sequence[str], palette: Palette, name: str, where: Callable[[Run, int], float]
 ) -> list[svg.Series]:
-    """Returns a line for each group that has a metric: the mean of its runs at the steps that all have, and a band."""
+    """Returns a line for each group with a metric: the mean of its runs at their common steps, and a band."""
     series = []
     for group in groups:
         members = [run for run in runs if run.group == group]

@@ -107,8 +107,8 @@ def lines(
         if len(points) <= _MOST_MARKS:
             for (left, top), a, b in zip(points, one.xs, one.ys, strict=True):
                 value = f"{100 * b:.1f} %" if percent else f"{b:.4g}"
-                told = html.escape(f"{one.name}: {value} at {a:g}")
-                parts.append(f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3"><title>{told}</title></circle>')
+                title = html.escape(f"{one.name}: {value} at {a:g}")
+                parts.append(f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3"><title>{title}</title></circle>')
         parts.append("</g>")
     return "".join([*parts, "</svg>"])
 
@@ -154,9 +154,9 @@ def dots(rows: Sequence[tuple[str, Sequence[tuple[str, int, Sequence[float]]]]],
                 low, high = statistics.interval_of(mean, count)
                 value = statistics.format_accuracy(mean, count)
                 parts.append(f'<path class="error" d="M{across(low):.1f} {top}H{across(high):.1f}"/>')
-            told = html.escape(f"{name}, {what}: {value} %")
+            title = html.escape(f"{name}, {what}: {value} %")
             kind = 'class="ring" r="8"' if what.startswith("worst") else 'r="5"'  # It is one of the others as well.
-            parts.append(f'<circle {kind} cx="{across(mean):.1f}" cy="{top}"><title>{told}</title></circle></g>')
+            parts.append(f'<circle {kind} cx="{across(mean):.1f}" cy="{top}"><title>{title}</title></circle></g>')
     return "".join([*parts, "</svg>"])
 
 
