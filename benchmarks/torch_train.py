@@ -65,7 +65,7 @@ class Trainer:
             return (points + train.RADIUS * self._gradient(points, cross_entropy).sign()).clamp(0, 1)
         if self.method == "cond_generator_refined":
             with torch.no_grad():
-                return self.num_refinements(images, labels)
+                return self.refined(images, labels)
         loss_fn = cross_entropy
         if self.method == "trades":
             with torch.no_grad():
@@ -98,7 +98,7 @@ class Trainer:
         """Leaves the gradient of the generator in its parameters; returns its loss."""
         self.generator_optimizer.zero_grad(set_to_none=True)
         self.classifier.requires_grad_(False)
-        loss = -F.cross_entropy(self.classifier(self.num_refinements(images, labels)), labels)
+        loss = -F.cross_entropy(self.classifier(self.refined(images, labels)), labels)
         loss.backward()
         self.classifier.requires_grad_(True)
         return loss.detach()

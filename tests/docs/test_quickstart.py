@@ -25,7 +25,7 @@ def test_the_quickstart_trains_attacks_and_reports(tmp_path):
     }
     command = ["bash", "launch/quickstart.sh", "--config.num_steps=2", "--config.validation.every=2",
                "--config.adversary.generator.steps=1", "--config.adversary.pgd.num_steps=1"]  # fmt: skip
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "| adversarial_network |" in ended.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())

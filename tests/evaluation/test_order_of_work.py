@@ -141,9 +141,9 @@ def test_a_folder_in_which_nothing_was_found_is_nobodys(tmp_path, found):
     path = epath.Path(tmp_path / "out")
 
     def evaluate():
-        with folder_lib.held(path):
-            kept = folder_lib.claim(path, {"models": {}})
-            assert (path / folder_lib.SUBJECT).exists()
+        with folder_lib.lock(path):
+            assert path.exists()
+            kept = evaluation.EvaluationState(path / folder_lib.STATE)
             if found:
                 kept.part("clean: m", 1)
                 kept.save()

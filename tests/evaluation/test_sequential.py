@@ -198,7 +198,7 @@ def test_damaged_findings_are_told(tmp_path):
 def test_a_fresh_generator_breaks_the_same_images_whatever_the_batch_size(name, monkeypatch):
     short = functools.partial(attacks.train_generator, num_steps=60)
     monkeypatch.setattr(evaluation.sharded_model.attacks_lib, "train_generator", short)
-    evaluation.sharded_model._trainer.cache_clear()
+    evaluation.sharded_model._jitted.cache_clear()
     rng = np.random.default_rng(0)
     weights = {"in": jnp.float32(rng.normal(size=(64, 12)) * 0.3), "out": jnp.float32(rng.normal(size=(12, 4)))}
     model = Model("a", jax.tree_util.Partial(two_layers, weights))
@@ -211,7 +211,7 @@ def test_a_fresh_generator_breaks_the_same_images_whatever_the_batch_size(name, 
     key = ("a", "a", name)
     assert np.array_equal(runs[0].robust[key], runs[1].robust[key])
     assert runs[0].robust_accuracy("a", ["a"], [name]) < 0.5 < runs[0].clean_accuracy("a")
-    evaluation.sharded_model._trainer.cache_clear()
+    evaluation.sharded_model._jitted.cache_clear()
 
 
 def test_nothing_is_attacked_where_nothing_stands():

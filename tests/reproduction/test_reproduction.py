@@ -1,6 +1,7 @@
 """reproduce.py: the plan, the costs, the tables; resumed after a kill, it gives the same."""
 
 import functools
+import importlib
 import json
 import os
 import pathlib
@@ -232,8 +233,8 @@ def test_an_experiment_does_not_go_on_with_other_images_or_labels_of_the_same_sh
     from etils import epath
 
     from robust_gan import data
-    from robust_gan.reproduction import run
 
+    run = importlib.import_module("robust_gan.reproduction.run")  # The package has a function of this name.
     dataset = data.load("digits", data_dir=tmp_path, validation_size=137)
     folder = epath.Path(tmp_path) / "out"
     for _ in range(2):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import fsspec
 import numpy as np
@@ -13,7 +14,7 @@ from conftest import ROOT
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from robust_gan import checkpoint, data
+from robust_gan import LinfThreat, checkpoint, data
 from robust_gan.checkpoint import metadata
 from robust_gan.config import Config
 from robust_gan.data import mirroring
@@ -117,17 +118,23 @@ def test_a_step_in_a_store_is_finished_when_its_last_file_is_there(store):
         metadata.find_folder("gs://bucket/nosuch")
 
 
-def test_findings_and_reports_are_kept_in_a_store(store):
+def test_results_and_reports_are_kept_in_a_store(store):
+    images, labels = np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1])
+    subject = types.SimpleNamespace(
+        sharded=[], data=types.SimpleNamespace(images=images, labels=labels), threat=LinfThreat(0.1), devices=None,
+        attacks=types.SimpleNamespace(names=[], sequential=[]),
+    )  # fmt: skip
+    config = types.SimpleNamespace(overwrite=False, seed=0, batch_size=2)
     path = folder_lib.check("gs://bucket/report")
-    kept = folder_lib.claim(path, {"seed": 0})
-    stood, done = kept.part("fgsm", 2)
-    stood[0] = done[0] = True
-    kept.save()
-    kept.flush()
-    again = folder_lib.claim(path, {"seed": 0})
+    state = folder_lib.claim(path, {"seed": 0}, subject, config)
+    robust, done = state.part("fgsm", 2)
+    robust[0] = done[0] = True
+    state.save()
+    state.flush()
+    again = folder_lib.claim(path, {"seed": 0}, subject, config)
     assert again.part("fgsm", 2)[0].tolist() == [True, False]
     with pytest.raises(UserError, match=r"gs://bucket/report holds another evaluation \(of other seed\)"):
-        folder_lib.claim(path, {"seed": 1})
+        folder_lib.claim(path, {"seed": 1}, subject, config)
     assert isinstance(EvaluationState(path / "nosuch.npz"), EvaluationState)
 
 
