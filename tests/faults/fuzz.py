@@ -10,6 +10,7 @@ right in all respects is stopped where the run would claim its folder, or the ev
 import argparse
 import collections
 import dataclasses
+import importlib
 import pathlib
 import re
 import sys
@@ -24,7 +25,7 @@ import conftest
 import hypothesis
 from hypothesis import strategies as st
 
-from robust_gan import evaluation, parallel, training
+from robust_gan import parallel, training
 from robust_gan.config import Config
 from robust_gan.errors import UserError
 from robust_gan.storage import workdir
@@ -97,7 +98,7 @@ def main():
                        progress=False, log_fn=lambda _: None)  # fmt: skip
         workdir.lock = reached
         dry_run.measure = reached
-        evaluation.evaluate_transfer = reached
+        importlib.import_module("robust_gan.evaluation.evaluate").evaluate_transfer = reached
         config_file = folder / "config.py"
 
         def one(script, flags, program, method, at):

@@ -1,0 +1,117 @@
+"""The checks for other people's attacks, adversaries and networks: ours pass them, and wrong ones do not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny_networks
+
+from robust_gan import LinfThreat, adversaries, attacks, networks
+from robust_gan.testing import check_adversary, check_attack, check_network
+
+THREAT = LinfThreat(0.1)
+ATTACKS = {
+    "fgsm": attacks.fgsm,
+    "pgd": functools.partial(attacks.pgd, num_steps=2, num_restarts=2),
+    "uniform_noise": attacks.uniform_noise,
+    "generator": functools.partial(attacks.generator, noise_fn=lambda x: jnp.tanh(9 * jnp.sin(9 * x))),
+    "apgd": functools.partial(attacks.apgd, num_steps=3),
+    "apgd_targeted": functools.partial(attacks.apgd_targeted, num_steps=3),
+    "fab": functools.partial(attacks.fab, num_steps=2),
+    "square": functools.partial(attacks.square, num_queries=5),
+    "spsa": functools.partial(attacks.spsa, num_steps=2),
+}
+SLOW = ("apgd", "apgd_targeted", "fab", "square", "spsa")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ATTACKS]
+)
+def test_every_attack_of_the_package_passes_the_check(name):
+    check_attack(ATTACKS[name], threats=[THREAT])
+
+
+@pytest.mark.parametrize(
+    "adversary",
+    [adversaries.none(), adversaries.fgsm(THREAT), adversaries.pgd(THREAT, num_steps=2)],
+    ids=["none", "fgsm", "pgd"],
+)
+def test_every_adversary_of_the_package_passes_the_check(adversary):
+    check_adversary(adversary, THREAT, steps=2)
+
+
+def test_every_network_of_the_package_passes_the_check():
+    check_network(tiny_networks.build_classifier(10), (8, 8, 1), (10,))
+    check_network(tiny_networks.build_generator(1), (8, 8, 1), (8, 8, 1))
+
+
+@pytest.mark.slow
+def test_the_networks_of_the_digits_pass_the_check():
+    check_network(networks.build_classifier("digits_cnn", 10), (8, 8, 1), (10,))
+    check_network(networks.build_generator("digits_generator", 1), (8, 8, 1), (8, 8, 1))
+
+
+def outside(logits_fn, key, images, labels, threat):
+    return jnp.clip(images + 2 * threat.epsilon, 0, 1)
+
+
+def of_the_batch(logits_fn, key, images, labels, threat):
+    return jnp.clip(images + threat.epsilon * jnp.sign(images - images.mean(0)), 0, 1)
+
+
+def not_a_number(logits_fn, key, images, labels, threat):
+    return images * jnp.nan
+
+
+def other_shape(logits_fn, key, images, labels, threat):
+    return images[:1]
+
+
+def not_traceable(logits_fn, key, images, labels, threat):
+    return images if float(images.sum()) > 0 else images + threat.epsilon
+
+
+def moves_at_0(logits_fn, key, images, labels, threat):
+    return jnp.clip(images + jnp.maximum(threat.epsilon, 1e-4) * 0.5, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "sentence"),
+    [
+        (outside, "leaves the ball"),
+        (of_the_batch, "in a batch of 1"),
+        (not_a_number, "NaN"),
+        (other_shape, "shape"),
+        (moves_at_0, "epsilon 0"),
+        (lambda images: images, "cannot be called as attack"),
+        (3, "must be a function"),
+    ],
+)
+def test_an_attack_that_breaks_a_requirement_fails_with_a_sentence(attack, sentence):
+    with pytest.raises(AssertionError, match=sentence):
+        check_attack(attack, threats=[THREAT])
+
+
+def test_an_attack_that_cannot_be_compiled_fails():
+    with pytest.raises((AssertionError, jax.errors.ConcretizationTypeError)):
+        check_attack(not_traceable, threats=[THREAT])
+
+
+def test_an_adversary_that_breaks_a_requirement_fails_with_a_sentence():
+    good = adversaries.fgsm(THREAT)
+    with pytest.raises(AssertionError, match="no function 'perturb'"):
+        check_adversary(good._replace(perturb=None), THREAT)
+    with pytest.raises(AssertionError, match="leaves the ball"):
+        check_adversary(good._replace(perturb=lambda state, fn, batch, keys, **_: batch.images * 0.5), THREAT, steps=1)
+
+
+def test_a_network_that_breaks_a_requirement_fails_with_a_sentence():
+    good = tiny_networks.build_classifier(10)
+
+    def by_batch(params, batch_stats, images, *, train, axis_name=None):
+        outputs, batch_stats = good.apply(params, batch_stats, images, train=train, axis_name=axis_name)
+        return outputs - outputs.mean(0), batch_stats
+
+    with pytest.raises(AssertionError, match="depends on the other images"):
+        check_network(good._replace(apply=by_batch), (8, 8, 1), (10,))
