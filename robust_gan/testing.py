@@ -224,7 +224,9 @@ def _check_images(who, adversarial, images, threat):
     _require(adversarial.dtype == images.dtype, f"{who} returns {adversarial.dtype} for {images.dtype} images")
 
 
-def _check_ways_to_call(who: str, run: Callable[..., jax.Array], batch: tuple[jax.Array, ...], direct: jax.Array):
+def _check_ways_to_call(
+    who: str, run: Callable[..., jax.Array], batch: tuple[jax.Array, ...], direct: jax.Array
+) -> None:
     """Compares a direct call with smaller batches, `jax.jit`, `jax.vmap` and several devices."""
     compiled = jax.jit(run)
     _assert_close(compiled(*batch), direct, f"{who} gives other images under jax.jit")
@@ -249,6 +251,6 @@ def _assert_close(found, expected, sentence, *, exact=False, scale=1.0):
 
 
 def _assert_trees_equal(found, expected, sentence):
-    _require(jax.tree.structure(found) == jax.tree.structure(expected), sentence)
+    _require(str(jax.tree.structure(found)) == str(jax.tree.structure(expected)), sentence)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         _require(np.array_equal(np.asarray(one), np.asarray(other), equal_nan=True), sentence)
