@@ -1,5 +1,7 @@
 """A generator network as the adversary: the game of Wang and Yu, with later extensions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -59,64 +61,83 @@ def generator(
     if diversity and not design.latent_size:
         raise ValueError(f"diversity is {diversity}, but the design has no random input to differ by")
 
-    def init(key, images):
-        channels = design.channels(images.shape[-1], num_classes)
-        params, batch_stats = network.init(key, jnp.zeros((*images.shape[:-1], channels), images.dtype))
-        return PlayerState(params, batch_stats, optimizer.init(params))
+    player = _Generator(network, optimizer, threat, steps, design, diversity, num_classes)
+    return Adversary(player.init, player.improve, player.perturb, player.response)
 
-    def adversarial_images(params, batch_stats, classifier_fn, batch, latent, axis_name):
+
+# Compared by identity: a threat model with an array as its radius has no hash.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Generator:
+    """The functions of the adversary `generator`, whose arguments these are."""
+
+    network: Network
+    optimizer: optax.GradientTransformation
+    threat: ThreatModel
+    steps: int
+    design: Design
+    diversity: float
+    num_classes: int
+
+    def init(self, key, images):
+        channels = self.design.channels(images.shape[-1], self.num_classes)
+        params, batch_stats = self.network.init(key, jnp.zeros((*images.shape[:-1], channels), images.dtype))
+        return PlayerState(params, batch_stats, self.optimizer.init(params))
+
+    def adversarial_images(self, params, batch_stats, classifier_fn, batch, latent, axis_name):
         def apply(batch_stats, inputs):
-            return network.apply(params, batch_stats, inputs, train=True, axis_name=axis_name)
+            return self.network.apply(params, batch_stats, inputs, train=True, axis_name=axis_name)
 
         images, labels = batch
-        return generate(apply, batch_stats, classifier_fn, latent, images, labels, threat, design, num_classes)
+        return generate(
+            apply, batch_stats, classifier_fn, latent, images, labels, self.threat, self.design, self.num_classes
+        )
 
-    def draw(keys):
-        return draw_latent(keys, design) if design.latent_size else None
+    def draw(self, keys):
+        return draw_latent(keys, self.design) if self.design.latent_size else None
 
-    def improve(state, classifier_fn, batch, keys, *, axis_name=None):
+    def improve(self, state, classifier_fn, batch, keys, *, axis_name=None):
         def loss_fn(params, batch_stats, latents):
-            images, batch_stats = adversarial_images(params, batch_stats, classifier_fn, batch, latents[0], axis_name)
+            images, batch_stats = self.adversarial_images(
+                params, batch_stats, classifier_fn, batch, latents[0], axis_name
+            )
             loss = jnp.mean(generator_loss(classifier_fn(images), batch.labels))
             objective = loss
-            if diversity:
-                others, batch_stats = adversarial_images(
+            if self.diversity:
+                others, batch_stats = self.adversarial_images(
                     params, batch_stats, classifier_fn, batch, latents[1], axis_name
                 )
-                objective = loss - diversity * jnp.mean(
-                    mode_seeking_ratio(images, others, latents[0], latents[1], threat)
+                objective = loss - self.diversity * jnp.mean(
+                    mode_seeking_ratio(images, others, latents[0], latents[1], self.threat)
                 )
             return objective, (loss, batch_stats)
 
         def step(state, index):
             latents = [None]
-            if design.latent_size:
+            if self.design.latent_size:
                 step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-                pairs = prng.split_per_image(step_keys, 2) if diversity else [step_keys]
-                latents = [draw(key) for key in pairs]
+                pairs = prng.split_per_image(step_keys, 2) if self.diversity else [step_keys]
+                latents = [self.draw(key) for key in pairs]
             gradient, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, latents)
             loss, gradient = mean_over(axis_name, (loss, gradient))
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
             state = PlayerState(optax.apply_updates(state.params, updates), batch_stats, opt_state)
             return state, {"generator_loss": loss, "generator_gradient_norm": optax.tree.norm(gradient)}
 
         # One compiled body for any number of steps; networks/convolution.py says why a loop is fast on a CPU.
-        state, metrics = jax.lax.scan(step, state, jnp.arange(steps))
+        state, metrics = jax.lax.scan(step, state, jnp.arange(self.steps))
         return state, {name: values[-1] for name, values in metrics.items()}
 
-    def response(state, classifier_fn, batch, keys, *, axis_name=None):
-        latent = draw(keys)
+    def response(self, state, classifier_fn, batch, keys, *, axis_name=None):
+        latent = self.draw(keys)
 
         def images_fn(params):
-            return adversarial_images(params, state.batch_stats, classifier_fn, batch, latent, axis_name)[0]
+            return self.adversarial_images(params, state.batch_stats, classifier_fn, batch, latent, axis_name)[0]
 
         return state.params, images_fn
 
-    def perturb(state, classifier_fn, batch, keys, *, axis_name=None):
-        params, images_fn = response(state, classifier_fn, batch, keys, axis_name=axis_name)
+    def perturb(self, state, classifier_fn, batch, keys, *, axis_name=None):
+        params, images_fn = self.response(state, classifier_fn, batch, keys, axis_name=axis_name)
         return images_fn(params)
-
-    return Adversary(init, improve, perturb, response)
 
 
 def mode_seeking_ratio(

@@ -180,6 +180,17 @@ class _State(NamedTuple):
     checkpoint_losses: jax.Array
 
 
+def _init_state(keys, centre, threat, losses):
+    """Returns the state of a run before the first step: a random start on the surface of the ball."""
+    start = centre + jnp.asarray(threat.epsilon, centre.dtype) * sphere_noise(keys, centre, threat)
+    start = threat_model.project(start, centre, threat)
+    none = jnp.full_like(losses, -jnp.inf)
+    size = jnp.full_like(none, FIRST_STEP, centre.dtype) * jnp.asarray(threat.epsilon, centre.dtype)
+    size = size.reshape(size.shape + (1,) * (centre.ndim - 1))
+    rises, halved, flat = jnp.zeros_like(none, jnp.int32), none < 0, jnp.zeros_like(start)
+    return _State(start, start, flat, none, size, start, flat, none, rises, halved, none)
+
+
 def _search(
     logits_fn: LogitsFn,
     loss_fn: Callable[[jax.Array], jax.Array],
@@ -255,13 +266,7 @@ def _search(
             checkpoint_losses=jnp.where(checkpoint | (index == 0), top_losses, state.checkpoint_losses),
         ), best
 
-    start = centre + jnp.asarray(threat.epsilon, compute_dtype) * sphere_noise(start_keys, centre, threat)
-    start = threat_model.project(start, centre, threat)
-    none = jnp.full_like(best.losses, -jnp.inf)
-    size = jnp.full_like(none, FIRST_STEP, compute_dtype) * jnp.asarray(threat.epsilon, compute_dtype)
-    size = size.reshape(size.shape + (1,) * (images.ndim - 1))
-    rises, halved, flat = jnp.zeros_like(none, jnp.int32), none < 0, jnp.zeros_like(start)
-    state = _State(start, start, flat, none, size, start, flat, none, rises, halved, none)
+    state = _init_state(start_keys, centre, threat, best.losses)
     return jax.lax.fori_loop(0, num_steps + 1, step, (state, best))[1]
 
 

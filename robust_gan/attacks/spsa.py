@@ -80,21 +80,10 @@ def spsa(
     adam = optax.scale_by_adam(eps=1e-8 / width)
     logits = logits_fn(images)
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=True)
-    twice = jax.tree.map(lambda rows: jnp.concatenate([rows, rows]), (labels, *loss_args))
+    probes_args = jax.tree.map(lambda rows: jnp.concatenate([rows, rows]), (labels, *loss_args))
 
-    def estimate(points, keys):
-        def add(index, total):
-            draws = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-            signs = jnp.where(prng.uniform_per_image(draws, images.shape[1:]) < 0.5, -1.0, 1.0).astype(compute_dtype)
-            probes = jnp.clip(
-                jnp.concatenate([points + probe_size * signs, points - probe_size * signs]), *threat.bounds
-            )
-            losses = loss_fn(logits_fn(probes.astype(images.dtype)), *twice)
-            ahead, behind = jnp.split(jnp.nan_to_num(losses.astype(compute_dtype), posinf=1e30, neginf=-1e30), 2)
-            slopes = ((ahead - behind) / (2 * probe_size)).reshape((-1,) + (1,) * (images.ndim - 1))
-            return total + slopes * signs / num_samples
-
-        return jax.lax.fori_loop(0, num_samples, add, jnp.zeros_like(points))
+    def probe_losses(probes):
+        return loss_fn(logits_fn(probes.astype(images.dtype)), *probes_args).astype(compute_dtype)
 
     def evaluate(points, best):
         inputs = project_input(points, images, threat)
@@ -104,7 +93,7 @@ def spsa(
     def step(index, carry):
         points, moments, best = carry
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        slopes = estimate(points, step_keys)
+        slopes = _estimate_gradient(probe_losses, points, step_keys, probe_size, num_samples, threat.bounds)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an integer.
             ascent, moments = adam.update(slopes, moments)
         points = threat_model.project(points + step_size * ascent, centre, threat)
@@ -112,3 +101,17 @@ def spsa(
 
     best = evaluate(centre, init_best(images, loss_fn(logits, labels, *loss_args)))
     return jax.lax.fori_loop(0, num_steps, step, (centre, adam.init(centre), best))[2].images
+
+
+def _estimate_gradient(losses_fn, points, keys, probe_size, num_samples, bounds):
+    """Estimates the gradient of the losses by central differences along random signs, the mean over samples."""
+
+    def add(index, total):
+        draws = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+        signs = jnp.where(prng.uniform_per_image(draws, points.shape[1:]) < 0.5, -1.0, 1.0).astype(points.dtype)
+        probes = jnp.clip(jnp.concatenate([points + probe_size * signs, points - probe_size * signs]), *bounds)
+        ahead, behind = jnp.split(jnp.nan_to_num(losses_fn(probes), posinf=1e30, neginf=-1e30), 2)
+        slopes = ((ahead - behind) / (2 * probe_size)).reshape((-1,) + (1,) * (points.ndim - 1))
+        return total + slopes * signs / num_samples
+
+    return jax.lax.fori_loop(0, num_samples, add, jnp.zeros_like(points))
