@@ -129,7 +129,7 @@ def fab(
             better = far < nearest[0]
             return tuple(where(better, new, old) for new, old in zip((far, gaps, normals), nearest, strict=True))
 
-        none = jnp.full(logits.shape[:1], jnp.inf, logits.dtype)
+        none = jnp.full_like(logits[:, 0], jnp.inf)
         return jax.lax.fori_loop(0, logits.shape[1], nearer, (none, jnp.zeros_like(none), jnp.zeros_like(points)))[1:]
 
     return _attack(logits_fn, linearise, 1, key, images, labels, threat, num_steps, num_restarts)
@@ -263,7 +263,9 @@ def fill_level(slopes: jax.Array, limits: jax.Array, amounts: jax.Array) -> jax.
         now_full = limits <= level[:, None]
         return jnp.any(now_full & ~full & (slopes > 0)), level, now_full
 
-    start = jnp.array(True), jnp.zeros_like(amounts), limits <= 0
+    # True, of the type that the loop computes, which under shard_map varies over the devices.
+    go_on = jnp.any(jnp.isnan(slopes * limits)) | True
+    start = go_on, jnp.zeros_like(amounts), limits <= 0
     return jax.lax.while_loop(lambda carry: carry[0], one_round, start)[1]
 
 

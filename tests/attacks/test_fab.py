@@ -213,3 +213,22 @@ def test_restarts_of_fab_start_elsewhere():
 def test_counts_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"^{name} must be at least 1, not 0$"):
         attacks.fab_targeted(linear, KEY, images_between(0, 1), jnp.zeros(8, int), THREATS["l2"](0.1), **{name: 0})
+
+
+@pytest.mark.parametrize("name", ["fab_t1", "fab1"])
+def test_fab_is_mapped_over_devices(name):
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("devices",))
+    rows = jax.sharding.PartitionSpec("devices")
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(16, 4)).astype(np.float32)
+    images = jnp.asarray(rng.uniform(0.3, 0.7, (4, 4, 4, 1)), jnp.float32)
+
+    def logits_fn(x):
+        return (x.reshape(len(x), -1) - 0.5) @ weights
+
+    def attack(keys, images, labels):
+        return attacks.by_name(name)(logits_fn, keys, images, labels, THREATS["linf"](0.1))
+
+    batch = jax.random.split(jax.random.key(0), 4), images, logits_fn(images).argmax(-1)
+    mapped = jax.jit(jax.shard_map(attack, mesh=mesh, in_specs=(rows, rows, rows), out_specs=rows))
+    np.testing.assert_allclose(mapped(*batch), jax.jit(attack)(*batch), atol=1e-6)
