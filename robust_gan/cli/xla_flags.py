@@ -89,6 +89,8 @@ def _is_known(flag: str) -> bool:
     except (OSError, subprocess.SubprocessError):
         return False
     known = ended.returncode == 0
+    if not known and b"parse_flags_from_env" not in ended.stderr:
+        return False  # It failed for another reason, such as a lack of memory: the next start tries again.
     with contextlib.suppress(OSError):  # The home cannot be written: the next start tries again.
         answer.parent.mkdir(parents=True, exist_ok=True)
         part = answer.with_name(f"{name}.{os.getpid()}")
