@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Runs ours and each of the libraries' in turns and reports the ratios."""
+    """Runs ours and each of the libraries' alternately and reports the ratios."""
     parser = arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter))
     parser.add_argument("--against", default="torch,torchattacks,foolbox", help=", ".join(LIBRARIES))
     parser.add_argument("--rounds", type=int, default=3)

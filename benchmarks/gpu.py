@@ -153,7 +153,7 @@ class Bench:
         return peers[0]
 
     def measure(self, row: str, peers: list[serving.Peer]) -> None:
-        """Times peers in turns."""
+        """Times peers alternately."""
         for peer in peers:
             self.report.add(f"{row}, {peer.name}, ready", **peer.facts)
             peer.facts["matmul_flops_per_second"] = peer.ask(self.left(), matmul=True)["flops_per_second"]

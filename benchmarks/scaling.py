@@ -113,7 +113,7 @@ def prepare(count: int):
 
 
 def main() -> None:
-    """Reports the volume, or times one device and several in turns."""
+    """Reports the volume, or times one device and several alternately."""
     report = measuring.Report(GIVEN.output, "several devices")
     if GIVEN.volume:
         report.add("bytes of a step of the CIFAR-10 game", **volume(cifar10(), (32, 32, 3)))

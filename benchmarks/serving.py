@@ -1,4 +1,4 @@
-"""Two programs that are timed in turns: each is a process that says when it is ready and then measures when asked.
+"""Two programs that are timed alternately: each is a process that says when it is ready and then measures when asked.
 
 A process of its own for each keeps their memory, their threads and their processor time apart.
 """
@@ -156,7 +156,7 @@ class Peer:
 def alternate(
     peers: Sequence[Peer], rounds: int, seconds: float, by: str = "seconds", **question: Any
 ) -> dict[str, Any]:
-    """Asks the peers in turns, A B A B; the first round is not counted.
+    """Asks the peers alternately, A B A B; the first round is not counted.
 
     Args:
         peers: All ready.

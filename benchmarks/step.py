@@ -1,4 +1,4 @@
-"""Times the game's step, alone or in turns with its twin in PyTorch.
+"""Times the game's step, alone or alternately with its twin in PyTorch.
 
     python benchmarks/step.py --batch 64                       # ours and PyTorch's, A B A B
     taskset -c 1 python benchmarks/step.py --by cpu_seconds    # one core, of a machine that does other things too
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Runs ours and the twin in turns and reports both."""
+    """Runs ours and the twin alternately and reports both."""
     parser = arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", default="torch", choices=("torch", "unrolled", "none"))

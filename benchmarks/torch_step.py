@@ -1,7 +1,7 @@
 """The twin of the game's step in PyTorch: checks that it computes the same, and serves its time to `step.py`.
 
     python benchmarks/torch_step.py --check --batch 4      # same weights in, same losses and gradients out?
-    python benchmarks/step.py                              # times both in turns
+    python benchmarks/step.py                              # times both alternately
 
 On a GPU with bfloat16 it runs compiled, channels last, under autocast; `--graph` replays it as one CUDA graph besides.
 """

@@ -1,4 +1,4 @@
-"""Times a training step of the classifier, in turns with PyTorch as its users write it: eager, channels last.
+"""Times a training step of the classifier, alternately with PyTorch as its users write it: eager, channels last.
 
     python benchmarks/train.py --method n_fgsm --classifier resnet20 --batch 128 --by cpu_seconds --rounds 2
     taskset -c 1 python benchmarks/train.py --method none --by cpu_seconds     # one core, of a machine that is busy
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Runs ours and PyTorch's in turns and reports both."""
+    """Runs ours and PyTorch's alternately and reports both."""
     parser = arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", default="torch", choices=("torch", "none"))

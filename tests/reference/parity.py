@@ -50,13 +50,13 @@ def parse():
     parser.add_argument(
         "--once",
         action="store_true",
-        help="each component of AutoAttack standard in turn and, on the images that had fallen, alone: in less time",
+        help="each component of AutoAttack standard sequentially and, on the misclassified images, separately",
     )
     parser.add_argument("--no-foolbox", action="store_true", help="leave out FGSM and PGD against Foolbox")
     parser.add_argument(
         "--torch-threads", type=int, default=1, help="of torch's own arithmetic; for small images one is the fastest"
     )
-    parser.add_argument("--json", help="where to write the figures")
+    parser.add_argument("--json", help="file of the results")
     return parser.parse_args()
 
 
@@ -81,7 +81,7 @@ class Ours:
         return Ours(self.logits_fn, self.images[chosen], self.labels[chosen], self.threat)
 
     def run(self, names, seed):
-        """Returns which images still stand after the attacks in turn, bool `[N]`."""
+        """Returns which images are robust after the sequential attacks, bool `[N]`."""
         components = (IN_THEIR_PLACES,) if names == [IN_THEIR_PLACES[0]] else attacks.autoattack(names)
         if tuple(names) not in self.compiled:
             run = functools.partial(attacks.run_sequential, components)
@@ -113,7 +113,7 @@ class Reference:
         return part
 
     def run(self, names, seed):
-        """Returns which images still stand after the attacks in turn, bool `[N]`."""
+        """Returns which images are robust after the sequential attacks, bool `[N]`."""
         import pyautoattack
 
         norm = {"linf": "Linf", "l2": "L2"}[self.threat.norm]
@@ -147,7 +147,7 @@ def compare(ours, reference, names, seeds):
 
 
 def compare_once(ours, reference):
-    """Yields a row for each component of AutoAttack standard: in turn, and, with the images that had fallen, alone.
+    """Yields a row for each component of AutoAttack standard: sequential, and separate on the misclassified images.
 
     An attack treats each image by itself, so what stands after one alone is known when it has attacked those that
     stood before it and, apart, those that had fallen: each side attacks each image with each component once.
