@@ -55,17 +55,10 @@ class Plan:
 
 
 def plan(
-    get_config: Callable[[str], Config],
-    dataset: str,
-    budget: str,
-    output: epath.PathLike,
-    *,
-    methods: Sequence[str] = (),
-    seeds: Sequence[int] = (0,),
-    attacks: str = "",
-    data_dir: str = "",
-) -> Plan:
-    """Returns the plan of an experiment.
+    get_config: Callable[[str], Config], dataset: str, budget: str, output: epath.PathLike, *,
+    methods: Sequence[str] = (), seeds: Sequence[int] = (0,), attacks: str = "", data_dir: str = "",
+) -> Plan:  # fmt: skip
+    """Returns the plan of an experiment, and writes nothing.
 
     Args:
         get_config: Returns the config of `METHOD/BUDGET`.
@@ -76,9 +69,6 @@ def plan(
         seeds: Seeds of the methods.
         attacks: Names, separated by commas; empty for the attacks of the budget.
         data_dir: Folder of the prepared data; empty for the one of the config.
-
-    Returns:
-        The plan; nothing is written.
 
     Raises:
         UserError: A method, an attack or the budget is unknown, a name or seed is given twice, or a config is invalid.

@@ -66,15 +66,7 @@ def run(
     for (seed, name), config in plan.runs.items():
         workdir.check(run_folder(folder, seed, name), config)
     _check_data(folder, setup.load_data(next(iter(plan.runs.values()))))  # Before the first folder is made.
-    for index, ((seed, name), config) in enumerate(plan.runs.items(), 1):
-        where = run_folder(folder, seed, name)
-        log_fn(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")
-        if _is_finished(where, config):
-            continue
-        result = training.train(config, where, devices=devices, progress=progress, log_fn=lambda text: None)
-        if not result.finished:
-            raise InterruptedRunError(f"stopped at step {result.step} of {where}; rerun the same command to resume")
-
+    _train(plan, folder, devices, progress, log_fn)
     reports, costs = {}, {}
     for seed in plan.seeds:
         targets = [run_folder(folder, seed, name) for name in plan.methods]
@@ -116,6 +108,18 @@ def _check_data(folder, dataset):
         )
     folder.mkdir(parents=True, exist_ok=True)
     workdir.write_text(folder / _DATA, json.dumps(here) + "\n")
+
+
+def _train(plan, folder, devices, progress, log_fn):
+    """Trains the runs that are not finished."""
+    for index, ((seed, name), config) in enumerate(plan.runs.items(), 1):
+        where = run_folder(folder, seed, name)
+        log_fn(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")
+        if _is_finished(where, config):
+            continue
+        result = training.train(config, where, devices=devices, progress=progress, log_fn=lambda text: None)
+        if not result.finished:
+            raise InterruptedRunError(f"stopped at step {result.step} of {where}; rerun the same command to resume")
 
 
 def _is_finished(where, config):
