@@ -13,6 +13,7 @@ import numpy as np
 from robust_gan import attacks as attacks_lib
 from robust_gan import networks, parallel, prng
 from robust_gan.attacks._checks import find_violation
+from robust_gan.attacks.generator import trained as attack_of_network
 from robust_gan.attacks.retrained_generator import DESIGNS
 from robust_gan.errors import UserError
 from robust_gan.evaluation.models import GENERATOR, RETRAINED, Model, take, to_unit
@@ -195,7 +196,7 @@ class ShardedModel:
             train = compiled(_train, logits_fn, attack=attack, network=name, channels=channels)
             trained = train(key, images, self._labels.astype(np.int32), threat)
             num_classes = jax.eval_shape(_rebuilt(_head(logits_fn), arguments_of(logits_fn)), images[:1]).shape[-1]
-            function = trained(inference.generate(name, channels), DESIGNS[attack], num_classes)
+            function = attack_of_network(inference.generate(name, channels), DESIGNS[attack], num_classes)
             self._fresh[found] = jax.tree_util.Partial(function, *jax.device_get(trained))
         return self._fresh[found]
 
