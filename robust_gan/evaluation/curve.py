@@ -34,18 +34,10 @@ class Curve(NamedTuple):
 
 
 def trace_curve(
-    models: Sequence[Model | ShardedModel],
-    images: np.ndarray,
-    labels: np.ndarray,
-    threat: ThreatModel,
-    *,
-    attack: str,
-    batch_size: int = 500,
-    seed: int = 0,
-    devices: Sequence[jax.Device] | None = None,
-    state: EvaluationState | None = None,
-    progress_fn: Callable[[int], Any] = lambda images: None,
-) -> Curve:
+    models: Sequence[Model | ShardedModel], images: np.ndarray, labels: np.ndarray, threat: ThreatModel, *,
+    attack: str, batch_size: int = 500, seed: int = 0, devices: Sequence[jax.Device] | None = None,
+    state: EvaluationState | None = None, progress_fn: Callable[[int], Any] = lambda images: None,
+) -> Curve:  # fmt: skip
     """Attacks models at growing radii until nothing stands.
 
     Args:

@@ -35,26 +35,16 @@ class AttackResult(NamedTuple):
 
 
 def evaluate_sequential(
-    model: Model | ShardedModel,
-    images: np.ndarray,
-    labels: np.ndarray,
-    threat: ThreatModel,
-    *,
-    attacks: Attacks,
-    batch_size: int = 500,
-    seed: int = 0,
-    devices: Sequence[jax.Device] | None = None,
-    state: EvaluationState | None = None,
-    adversarial: np.ndarray | Rows | None = None,
-    predicted: np.ndarray | None = None,
-    broken_by: np.ndarray | None = None,
+    model: Model | ShardedModel, images: np.ndarray, labels: np.ndarray, threat: ThreatModel, *, attacks: Attacks,
+    batch_size: int = 500, seed: int = 0, devices: Sequence[jax.Device] | None = None,
+    state: EvaluationState | None = None, adversarial: np.ndarray | Rows | None = None,
+    predicted: np.ndarray | None = None, broken_by: np.ndarray | None = None,
     progress_fn: Callable[[int], Any] = lambda images: None,
-) -> tuple[np.ndarray, list[AttackResult]]:
+) -> tuple[np.ndarray, list[AttackResult]]:  # fmt: skip
     """Attacks a model with several attacks, each only on the remaining robust images, as AutoAttack does.
 
-    The remaining images are packed into full batches of one size, so that nothing is compiled twice. Every image has a
-    key of its own and every attack starts from the clean image: the result is the worst case over the attacks image by
-    image, whatever their order, the packing and the devices.
+    Every image has a key of its own and every attack starts from the clean image: the result is the worst case over
+    the attacks image by image, whatever their order, the batches and the devices.
 
     Args:
         model: The model under attack.
@@ -65,10 +55,8 @@ def evaluate_sequential(
         batch_size: Images at once, over all devices.
         seed: Of the attacks.
         devices: Devices to use; None for all.
-        state: Saved state of a stopped evaluation of the same model, images, threat model and seed; continued and
-            updated.
-        adversarial: float32 `[N, H, W, C]` in [0, 1], filled in place with the adversarial images that are
-            misclassified.
+        state: Saved state of a stopped evaluation of the same; continued and updated.
+        adversarial: float32 `[N, H, W, C]` in [0, 1], filled in place with the misclassified adversarial images.
         predicted: int32 `[N]`, filled in place with the classes that these are classified as.
         broken_by: int16 `[N]`, filled in place with the index of the result that broke an image.
         progress_fn: Called with the number of images that an attack is done with, attacked or not.
@@ -77,8 +65,7 @@ def evaluate_sequential(
         bool `[N]`, which images are robust under all attacks; and an `AttackResult` for `clean` and each attack.
 
     Raises:
-        UserError: The state belongs to another evaluation, an argument cannot be scored, or an attack of the user's
-            own leaves the ball or the range.
+        UserError: The state is of another evaluation, or an argument or an attack of the user's own is invalid.
 
     Guarantees:
         `test_in_turn_is_the_worst_case_of_each`, `test_survivors_do_not_depend_on_packing_or_devices`.
@@ -96,8 +83,8 @@ def evaluate_sequential(
     [model], images, labels, threat = in_unit_range([model], images, labels, threat)
     [sharded] = shard_models([model], images, labels, devices, functions)
     if state is not None:
-        state.belong([sharded], images, labels, threat, seed, attacks=[name for name in names if name != CLEAN],
-                     batch_size=batch_size, devices=devices)  # fmt: skip
+        made = [name for name in names if name != CLEAN]
+        state.belong([sharded], images, labels, threat, seed, attacks=made, batch_size=batch_size, devices=devices)
     runner = _Runner(sharded, images, labels, threat, batch_size, seed, devices,
                      EvaluationState() if state is None else state, adversarial, predicted, progress_fn)  # fmt: skip
     remaining = np.ones(len(images), bool)
