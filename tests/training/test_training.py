@@ -295,7 +295,7 @@ def test_a_failure_in_closing_is_reported_but_hides_no_other(tmp_path, monkeypat
 
 PROGRAM = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 import test_training, tiny_networks
 from robust_gan import training
 tiny_networks.register()
