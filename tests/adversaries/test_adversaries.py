@@ -210,7 +210,7 @@ def test_the_papers_ensemble_attacks_in_its_three_ways():
 def test_pgd_to_its_last_point_by_hand():
     logits_fn, (images, labels), keys = make_source(0), make_batch(), jax.random.split(jax.random.key(0), 16)
     pgd = functools.partial(attacks.pgd, logits_fn, keys, images, labels, THREAT, keep_best=False)
-    start = pgd(num_steps=1, step_size=0.0)
+    start = threat_model.random_start(jax.vmap(lambda key: jax.random.split(key, 1)[0])(keys), images, THREAT)
     assert 0.09 < float(jnp.abs(start - images).max()) <= 0.1 + 1e-6
     points, passed = np.array(start), []
     for _ in range(4):

@@ -231,7 +231,7 @@ def examine(logits_fn, threat=THREAT, count=64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threat", [THREAT, L2Threat(0.3)], ids=["linf", "l2"])
+@pytest.mark.parametrize("threat", [THREAT, L2Threat(0.25)], ids=["linf", "l2"])
 def test_honest_classifiers_trip_nothing(threat):
     for seed in range(5):
         assert examine(make_model(seed), threat) == set()
