@@ -268,8 +268,7 @@ class EvaluationState:
     def _another_version(self) -> str:
         """Constants and algorithms change with the version, and so may figures: nobody asked for a mixture."""
         here = f"robust_gan {__version__}, jax {jax.__version__}"
-        found = any(_DONE in key for key in self._arrays)
-        there = str(self._arrays.setdefault("of the versions", np.array("an older one" if found else here)))
+        there = str(self._arrays.setdefault("of the versions", np.array(here)))
         return "" if there == here else f"another version ({there}; this is {here})"
 
     def _agrees(self, what: str, trait: Trait) -> bool:

@@ -138,9 +138,10 @@ def label(plan: Plan, name: str) -> str:
             code, see `is_released`.
 
     >>> import functools
+    >>> from robust_gan import reproduction
     >>> from robust_gan.config import datasets
     >>> digits = functools.partial(datasets.get_config, "digits")
-    >>> label(planning.plan(digits, "digits", "debug", "out", methods=["generator"]), "generator")
+    >>> label(reproduction.plan(digits, "digits", "debug", "out", methods=["generator"]), "generator")
     'image-only generator (+ exact penalty)'
     """
     if name not in ("generator", "released") or (name == "released" and is_released(plan)):

@@ -196,7 +196,7 @@ def test_other_constants_of_an_attack_and_other_versions_are_other_findings(monk
 
 def test_a_state_file_of_an_older_layout_is_refused(tmp_path):
     np.savez(tmp_path / "kept.npz", **{"done: fgsm": np.ones(120, bool), "fgsm": np.ones(120, bool)})
-    with pytest.raises(UserError, match="kept.npz is a state file of an older layout, which cannot be continued: remove it"):
+    with pytest.raises(UserError, match=r"kept\.npz is a state file of an older layout, which cannot be continued"):
         evaluation.evaluate_sequential(
             Model("a", linear), IMAGES, LABELS, THREAT, attacks=["fgsm"], state=EvaluationState(tmp_path / "kept.npz")
         )

@@ -139,7 +139,10 @@ def test_ones_own_model_beside_a_checkpoint_on_its_data(brought, tiny_run, launc
         ({"model": "with_state"}, "my_models:with_state returns a tuple for images: return the logits alone"),
         ({"model": "of_numpy"}, "my_models:of_numpy cannot be traced by JAX, so that nothing can attack it"),
         ({"model": "training"}, "(in training mode? evaluate with use_running_average=True)"),
-        ({"data": "mine.npy"}, "--data is a data set such as mnist, an .npz of images and labels, or IMAGES.npy,LABELS.npy, not"),
+        (
+            {"data": "mine.npy"},
+            "a data set such as mnist, an .npz of images and labels, or IMAGES.npy,LABELS.npy, not ",
+        ),
         ({"model": ""}, "a model is given as package.module:function, not 'my_models:'"),
         ({"model": "broken"}, "my_models:broken fails: NameError: name 'no_such_name' is not defined"),
         ({"model": "constant"}, "must return a function of images, not int"),
