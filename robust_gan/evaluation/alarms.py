@@ -15,9 +15,10 @@ import numpy as np
 
 from robust_gan import threat_model
 from robust_gan.evaluation.curve import Curve
-from robust_gan.evaluation.models import CLEAN, GENERATOR, Model, check_images
+from robust_gan.evaluation.models import CLEAN, Model, check_images
 from robust_gan.evaluation.probes import Probe, draw, invalid
 from robust_gan.evaluation.transfer import Scores
+from robust_gan.evaluation.trying import differentiates
 from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import LogitsFn, ThreatModel
 
@@ -151,10 +152,10 @@ def check_scores(
     """
     white = {attack: scores.robust[target, target, attack] for attack in scores.attacks
              if (target, target, attack) in scores.robust}  # fmt: skip
-    last = max((place for place, attack in enumerate(sequential) if _differentiates(attack)), default=-1)
+    last = max((place for place, attack in enumerate(sequential) if differentiates(attack)), default=-1)
     queries = {attack: ~broke for place, (attack, broke) in enumerate(sequential.items())
                if place > last and attack.startswith(_QUERY)}  # fmt: skip
-    differentiate = [robust for attack, robust in white.items() if _differentiates(attack)]
+    differentiate = [robust for attack, robust in white.items() if differentiates(attack)]
     others = [~broke for attack, broke in sequential.items() if attack not in queries]
     alarms = _nan_under_attack(scores.predicted if predicted is None else predicted, target)
     black = queries | {f"{attack} made on {source}": robust for (name, source, attack), robust in scores.robust.items()
@@ -194,10 +195,6 @@ def _nan_under_attack(predicted, target):
             finding + (": they count as misclassified" if counts[worst] else ""),
         )
     ]
-
-
-def _differentiates(attack):
-    return attack not in ("clean", GENERATOR, "uniform_noise") and not attack.startswith(_QUERY)
 
 
 def check_curve(curve: Curve, target: str, count: int) -> list[Alarm]:
