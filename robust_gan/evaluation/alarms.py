@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from robust_gan import threat_model
+from robust_gan.evaluation.checks import needs_gradient
 from robust_gan.evaluation.curve import Curve
 from robust_gan.evaluation.models import CLEAN, Model, check_images
 from robust_gan.evaluation.probes import Probe, draw, invalid
+from robust_gan.evaluation.rescaling import rescale
 from robust_gan.evaluation.transfer import Scores
-from robust_gan.evaluation.trying import differentiates
-from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import LogitsFn, ThreatModel
 
 TOLERANCE = {"points": 0.5, "black_box_points": 0.2}
@@ -101,7 +101,7 @@ def check_model(
     if count < 1 or batch_size < 1:
         raise ValueError(f"count and batch_size must be at least 1, not {count} and {batch_size}")
     if getattr(threat, "bounds", (0.0, 1.0)) != (0.0, 1.0):
-        [model], images, labels, threat = in_unit_range([Model("the model", logits_fn)], images, labels, threat)
+        [model], images, labels, threat = rescale([Model("the model", logits_fn)], images, labels, threat)
         logits_fn = model.logits_fn
     every = Probe(logits_fn, batch_size, images, labels)
     logits = every.logits()
@@ -137,7 +137,7 @@ def check_scores(
         scores: Of an evaluation.
         target: Which model.
         sequential: For each attack made in turn, `clean` among them and in their order, bool `[N]`: what it broke. A
-            query attack counts as a black-box one where no attack that differentiates comes after it.
+            query attack counts as a black-box one where no attack that needs_gradient comes after it.
         predicted: For each (target, attack), `clean` among them, the classes that images are taken for, -1 for none;
             by default those of the scores.
 
@@ -152,10 +152,10 @@ def check_scores(
     """
     white = {attack: scores.robust[target, target, attack] for attack in scores.attacks
              if (target, target, attack) in scores.robust}  # fmt: skip
-    last = max((place for place, attack in enumerate(sequential) if differentiates(attack)), default=-1)
+    last = max((place for place, attack in enumerate(sequential) if needs_gradient(attack)), default=-1)
     queries = {attack: ~broke for place, (attack, broke) in enumerate(sequential.items())
                if place > last and attack.startswith(_QUERY)}  # fmt: skip
-    differentiate = [robust for attack, robust in white.items() if differentiates(attack)]
+    differentiate = [robust for attack, robust in white.items() if needs_gradient(attack)]
     others = [~broke for attack, broke in sequential.items() if attack not in queries]
     alarms = _nan_under_attack(scores.predicted if predicted is None else predicted, target)
     black = queries | {f"{attack} made on {source}": robust for (name, source, attack), robust in scores.robust.items()

@@ -9,10 +9,10 @@ import numpy as np
 from robust_gan import parallel, threat_model
 from robust_gan.errors import UserError
 from robust_gan.evaluation.models import GENERATOR, Model
+from robust_gan.evaluation.rescaling import rescale
 from robust_gan.evaluation.sharded_model import ShardedModel, shard_models
 from robust_gan.evaluation.state import EvaluationState
 from robust_gan.evaluation.transfer import score
-from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import ThreatModel
 
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
@@ -68,7 +68,7 @@ def trace_curve(
     """
     devices = parallel.find_devices() if devices is None else devices
     low, high = getattr(threat, "bounds", (0.0, 1.0))
-    models, images, labels, threat = in_unit_range(models, images, labels, threat)
+    models, images, labels, threat = rescale(models, images, labels, threat)
     if not models or not float(threat.epsilon) > 0:
         raise UserError(f"a curve needs a model and a radius above 0, its unit, not epsilon {float(threat.epsilon):g}")
     sharded = shard_models(models, images, labels, devices)

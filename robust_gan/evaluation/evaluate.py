@@ -11,8 +11,9 @@ import numpy as np
 from robust_gan import attacks as attacks_lib
 from robust_gan import networks, parallel, threat_model
 from robust_gan.config import ThreatConfig, check_epsilon
+from robust_gan.data.array_files import to_unit
 from robust_gan.errors import UserError, one_line
-from robust_gan.evaluation import alarms, trying
+from robust_gan.evaluation import alarms, checks
 from robust_gan.evaluation.alarms import Alarm
 from robust_gan.evaluation.config import EvaluationConfig
 from robust_gan.evaluation.curve import Curve, trace_curve
@@ -25,7 +26,6 @@ from robust_gan.evaluation.models import (
     Model,
     attack_names,
     check_images,
-    to_unit,
 )
 from robust_gan.evaluation.sequential import AttackResult, evaluate_sequential
 from robust_gan.evaluation.sharded_model import ShardedModel, shard_models
@@ -302,17 +302,17 @@ def prepare(
         model = evaluated.model
         own = evaluated.record is None
         if own:
-            model = trying.try_model(model, images, per_device, num_classes)
-            if why := trying.without_derivative(model.logits_fn, to_unit(images[:1])):
+            model = checks.prepare_model(model, images, per_device, num_classes)
+            if why := checks.find_missing_derivative(model.logits_fn, to_unit(images[:1])):
                 missing[model.name] = why
         largest = max(largest, _check_classes(model, images.shape[1:], attacks))
         names = [*attacks.names, *(attacks.sequential if index < num_targets else ())]
         width = min(per_device, -(-len(images) // len(devices)))
         if own:
             known = [name for name in names if name not in attacks.functions]
-            trying.try_attacks(model, images, threat, known, width, missing.get(model.name, ""))
+            checks.check_named_attacks(model, images, threat, known, width, missing.get(model.name, ""))
         for name in dict.fromkeys(name for name in names if name in attacks.functions):
-            trying.try_function(name, attacks.functions[name], model, data, threat, width)
+            checks.check_attack_function(name, attacks.functions[name], model, data, threat, width)
         tried.append(evaluated._replace(model=model))
     # The labels of a file may lack classes that a model knows.
     more = tuple(map(str, range(len(data.label_names), largest)))

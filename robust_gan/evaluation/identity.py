@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import prng
+from robust_gan.data.array_files import take, to_unit
 from robust_gan.errors import UserError, one_line
-from robust_gan.evaluation.models import take, to_unit
 from robust_gan.evaluation.probes import draw
 from robust_gan.evaluation.sharded_model import ShardedModel, arguments_of, compiled, is_architecture
 from robust_gan.storage import leaves

@@ -1,4 +1,4 @@
-"""Who is evaluated and on what: checkpoints and classifiers that people bring, and images that fit them all."""
+"""Loads the models, attacks and images of an evaluation, and checks that they fit."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from etils import epath
 
 from robust_gan import checkpoint, data
+from robust_gan.attacks._checks import check_signature
 from robust_gan.checkpoint import Record
-from robust_gan.config import DataConfig
+from robust_gan.config import DataConfig, imports
+from robust_gan.data import array_files
 from robust_gan.errors import UserError
-from robust_gan.evaluation import user_inputs
 from robust_gan.evaluation.config import EvaluationConfig
 from robust_gan.evaluation.models import EvaluatedModel, EvaluationData, Model, check_images
 from robust_gan.storage import paths
+from robust_gan.types import Attack, LogitsFn
 
 SPLITS = ("test", "validation", "train")
 
@@ -54,15 +56,60 @@ def from_checkpoints(locations: Sequence[str], *, use_batch_stats: bool = False)
     ]
 
 
+def load_model(name: str) -> LogitsFn:
+    """Imports a function and calls it once; it must return a classifier.
+
+    Args:
+        name: `package.module:function`, see `config.imports.load_function`.
+
+    Returns:
+        What the function returns: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
+
+    Raises:
+        UserError: There is no such module or function, or it returns no function.
+
+    >>> load_model("os.path:join")
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: os.path:join cannot be called without arguments (missing a required argument: 'a'): \
+give a function that returns a classifier
+    """
+    logits_fn = imports.call_function(name, "model", "a classifier")
+    if not callable(logits_fn):
+        raise UserError(
+            f"{name} must return a function of images, not {type(logits_fn).__name__}: it is called once, and what it "
+            "returns is called with images"
+        )
+    return logits_fn
+
+
+def load_attack(name: str) -> Attack:
+    """Imports an attack of the user's own, which is not called yet.
+
+    Args:
+        name: `package.module:function`, see `config.imports.import_function`.
+
+    Raises:
+        UserError: There is no such module or function, or it cannot be called as an `Attack`.
+
+    >>> load_attack("os.path:exists")
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: os.path:exists cannot be called as attack(logits_fn, key, images, labels, threat): \
+too many positional arguments
+    """
+    function = imports.import_function(name, "attack")
+    check_signature(name, function)
+    return function
+
+
 def from_functions(names: Sequence[str]) -> list[EvaluatedModel]:
     """Loads classifiers that people bring, `package.module:function` each.
 
     Raises:
-        UserError: See `bringing.load_model`; or one is given twice.
+        UserError: See `load_model`; or one is given twice.
     """
     if len(set(names)) < len(names):
         raise UserError(f"a model is given twice among {', '.join(names)}")
-    return [EvaluatedModel(Model(name, user_inputs.load_model(name)), {"function": name}) for name in names]
+    return [EvaluatedModel(Model(name, load_model(name)), {"function": name}) for name in names]
 
 
 def load_data(models: Sequence[EvaluatedModel], config: EvaluationConfig) -> EvaluationData:
@@ -101,9 +148,9 @@ def _load_files(config: EvaluationConfig, first: Record | None) -> EvaluationDat
     parts = config.data.split(",")
     is_pair = len(parts) == 2 and all(file.endswith(".npy") for file in parts)
     if is_pair:
-        arrays = user_inputs.map_arrays(parts[0], parts[1], channels=config.channels)
+        arrays = array_files.map_arrays(parts[0], parts[1], channels=config.channels)
     elif config.data.endswith(".npz"):
-        arrays = user_inputs.load_arrays(config.data, channels=config.channels)
+        arrays = array_files.load_arrays(config.data, channels=config.channels)
     elif len(parts) > 1 or epath.Path(config.data).suffix in _NO_DATA:
         raise UserError(
             "--data is a data set such as mnist, an .npz of images and labels, or IMAGES.npy,LABELS.npy, not "

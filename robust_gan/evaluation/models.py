@@ -1,15 +1,16 @@
 """What is evaluated, on which images, under attacks of which names."""
 
 import dataclasses
-import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
 from robust_gan.attacks._checks import check_signature
+from robust_gan.attacks._eot import is_randomised, needs_keys
 from robust_gan.attacks.retrained_generator import DESIGNS
+from robust_gan.data.array_files import pixel_range
 from robust_gan.errors import DataError, UserError
 from robust_gan.types import Attack, LogitsFn
 
@@ -194,54 +195,20 @@ def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
         raise DataError(f"labels must be in 0..{num_classes - 1}, but range from {labels.min()} to {labels.max()}")
 
 
-def to_unit(images: np.ndarray) -> np.ndarray:
-    """Returns images `[N, H, W, C]` as float32 in [0, 1]; uint8 is divided by 255.
+def check_deterministic(name: str, logits_fn: LogitsFn) -> None:
+    """Refuses a classifier that takes keys: the figures of an evaluation would depend on them.
 
-    >>> to_unit(np.array([0, 255], np.uint8)).tolist()
-    [0.0, 1.0]
+    Args:
+        name: Of the model, for the sentence.
+        logits_fn: The classifier.
+
+    Raises:
+        UserError: It is marked by `attacks.randomised`, or cannot be called without keys.
+
+    >>> check_deterministic("mine", lambda images, keys=None: images)
     """
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255)
-    return np.clip(images.astype(np.float32), 0, 1)
-
-
-def take(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Returns some of the images as `to_unit` does; of a memory-mapped file nothing stays in memory.
-
-    >>> take(np.array([[0], [255]], np.uint8), np.array([1])).tolist()
-    [[1.0]]
-    """
-    taken = to_unit(images[indices])
-    _release(images)
-    return taken
-
-
-def chunks(images: np.ndarray, size: int = 2**25) -> Iterator[np.ndarray]:
-    """Yields the images in parts of at most some bytes; of a memory-mapped file one part at a time is in memory.
-
-    >>> [len(part) for part in chunks(np.zeros((5, 2), np.uint8), size=4)]
-    [2, 2, 1]
-    """
-    rows = max(1, size // max(1, images[:1].nbytes))
-    for start in range(0, len(images), rows):
-        yield images[start : start + rows]
-        _release(images)
-
-
-def pixel_range(images: np.ndarray) -> tuple[float, float]:
-    """Returns the smallest and the largest pixel; NaN where a pixel is NaN.
-
-    >>> pixel_range(np.array([[1], [3]], np.uint8))
-    (1.0, 3.0)
-    """
-    ends = np.array([(part.min(), part.max()) for part in chunks(images)], np.float64)
-    return float(ends[:, 0].min()), float(ends[:, 1].max())
-
-
-def _release(images):
-    """Drops the pages of a file that is mapped for reading from this process's memory."""
-    base = images
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap) and not images.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+    if is_randomised(logits_fn) or needs_keys(logits_fn):
+        raise UserError(
+            f"{name} is randomised: evaluations are of deterministic classifiers; attack it with "
+            "attacks.run_sequential(attacks.autoattack('rand'), ...)"
+        )

@@ -10,8 +10,8 @@ import numpy as np
 from robust_gan import prng
 from robust_gan.attacks import input_gradient, pgd
 from robust_gan.data import batching
+from robust_gan.data.array_files import take
 from robust_gan.errors import one_line
-from robust_gan.evaluation.models import take
 from robust_gan.evaluation.sharded_model import attack_key, compiled
 from robust_gan.losses import is_correct
 from robust_gan.types import LogitsFn, ThreatModel

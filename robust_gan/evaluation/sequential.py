@@ -10,9 +10,9 @@ import numpy as np
 from robust_gan import parallel
 from robust_gan.data import batching
 from robust_gan.evaluation.models import CLEAN, Attacks, Model, name_attacks
+from robust_gan.evaluation.rescaling import rescale
 from robust_gan.evaluation.sharded_model import ShardedModel, batch_width, shard_batch, shard_models
 from robust_gan.evaluation.state import EvaluationState, Rows
-from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import ThreatModel
 
 
@@ -80,7 +80,7 @@ def evaluate_sequential(
     """
     devices = parallel.find_devices() if devices is None else devices
     names, functions = name_attacks(attacks)
-    [model], images, labels, threat = in_unit_range([model], images, labels, threat)
+    [model], images, labels, threat = rescale([model], images, labels, threat)
     [sharded] = shard_models([model], images, labels, devices, functions)
     if state is not None:
         made = [name for name in names if name != CLEAN]

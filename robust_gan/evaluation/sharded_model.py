@@ -15,8 +15,9 @@ from robust_gan import networks, parallel, prng
 from robust_gan.attacks._checks import find_violation
 from robust_gan.attacks.generator import trained as attack_of_network
 from robust_gan.attacks.retrained_generator import DESIGNS
+from robust_gan.data.array_files import take, to_unit
 from robust_gan.errors import UserError
-from robust_gan.evaluation.models import GENERATOR, RETRAINED, Model, take, to_unit
+from robust_gan.evaluation.models import GENERATOR, RETRAINED, Model
 from robust_gan.losses import has_class, is_correct
 from robust_gan.networks import inference
 from robust_gan.types import Attack, PyTree, ThreatModel

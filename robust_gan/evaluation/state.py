@@ -19,10 +19,11 @@ from etils import epath
 from robust_gan import attacks as attacks_lib
 from robust_gan import parallel
 from robust_gan.attacks.retrained_generator import DESIGNS, train_generator
+from robust_gan.data.array_files import chunks
 from robust_gan.errors import UserError
 from robust_gan.evaluation import identity
 from robust_gan.evaluation.identity import Trait
-from robust_gan.evaluation.models import GENERATOR, Model, chunks
+from robust_gan.evaluation.models import GENERATOR, Model
 from robust_gan.evaluation.sharded_model import ShardedModel, shard_models
 from robust_gan.storage import files, paths, workdir
 from robust_gan.types import ThreatModel

@@ -14,11 +14,12 @@ import numpy as np
 
 from robust_gan import parallel
 from robust_gan.data import batching
+from robust_gan.data.array_files import to_unit
 from robust_gan.errors import UserError
-from robust_gan.evaluation.models import CLEAN, GENERATOR, Attacks, Model, name_attacks, to_unit
+from robust_gan.evaluation.models import CLEAN, GENERATOR, Attacks, Model, name_attacks
+from robust_gan.evaluation.rescaling import rescale
 from robust_gan.evaluation.sharded_model import ShardedModel, batch_width, shard_batch, shard_models
 from robust_gan.evaluation.state import EvaluationState
-from robust_gan.evaluation.units import in_unit_range
 from robust_gan.types import ThreatModel
 
 
@@ -144,7 +145,7 @@ def evaluate_transfer(
     """
     devices = parallel.find_devices() if devices is None else devices
     names, functions = name_attacks(attacks)
-    models, images, labels, threat = in_unit_range([*targets, *surrogates], images, labels, threat)
+    models, images, labels, threat = rescale([*targets, *surrogates], images, labels, threat)
     if not targets:
         raise UserError("give at least one model to evaluate")
     if any(not 0 <= position < len(images) for position in shown):

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from robust_gan.errors import UserError
+from robust_gan.networks.batch_norm import BatchNorm
 from robust_gan.networks.convolution import convolution, transposed_convolution
-from robust_gan.networks.normalization import BatchNorm
 from robust_gan.types import BatchStats, Network, Params
 
 Initializer = jax.nn.initializers.Initializer

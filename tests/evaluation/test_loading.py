@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from robust_gan.data import array_files
 from robust_gan.errors import DataError, UserError
-from robust_gan.evaluation import user_inputs
+from robust_gan.evaluation import checks, loading
 
 MODULE = """
 import jax.numpy as jnp
@@ -238,7 +239,7 @@ def test_a_model_that_was_trained_on_is_another_model(brought):
 
 @pytest.mark.slow
 def test_a_file_that_unpacks_to_more_than_it_may_is_not_unpacked(brought, monkeypatch):
-    monkeypatch.setattr(user_inputs, "_MAX_UNPACKED", 2_000_000_000)
+    monkeypatch.setattr(array_files, "_MAX_UNPACKED", 2_000_000_000)
     with (
         zipfile.ZipFile(brought.folder / "bomb.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
         file.open("images.npy", "w", force_zip64=True) as member,
@@ -271,7 +272,7 @@ def test_a_module_of_the_working_directory_goes_before_any_other_of_its_name(nam
     monkeypatch.setattr(sys, "path", [str(pathlib.Path(__file__).parents[2] / "launch"), *sys.path])
     before = sys.modules.get(name)
     try:
-        assert user_inputs.load_model(f"{name}:model")(np.zeros((1, 2, 2, 3))).shape == (1, 3)
+        assert loading.load_model(f"{name}:model")(np.zeros((1, 2, 2, 3))).shape == (1, 3)
         assert before is None or sys.modules[name] is before
     finally:
         if before is None:
@@ -285,7 +286,7 @@ def test_a_package_of_a_name_that_is_taken_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(UserError, match=r"there is another module json, .*: rename the folder json"):
-        user_inputs.load_model("json.mine:model")
+        loading.load_model("json.mine:model")
 
 
 def test_the_launchers_folder_is_left(tmp_path):
@@ -315,8 +316,8 @@ def test_channels_first_are_named_and_everything_else_is_taken(name, tmp_path):
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6))
     if refused:
         with pytest.raises(DataError, match=r"channels first: give \[N, H, W, C\], .*or --channels=last where"):
-            user_inputs.load_arrays(tmp_path / "a.npz")
-    assert user_inputs.load_arrays(tmp_path / "a.npz", channels="last").images.shape == shape
+            array_files.load_arrays(tmp_path / "a.npz")
+    assert array_files.load_arrays(tmp_path / "a.npz", channels="last").images.shape == shape
 
 
 LABELS = {
@@ -337,7 +338,7 @@ def test_labels_that_are_no_class_numbers_say_what_to_do(name, tmp_path):
     labels, sentence = LABELS[name]
     np.savez(tmp_path / "a.npz", images=np.full((6, 2, 2, 1), 0.5), labels=labels)
     with pytest.raises(DataError, match=sentence):
-        user_inputs.load_arrays(tmp_path / "a.npz")
+        array_files.load_arrays(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(
@@ -351,21 +352,21 @@ def test_labels_that_are_no_class_numbers_say_what_to_do(name, tmp_path):
 def test_images_in_another_unit_are_named(images, sentence, tmp_path):
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(3))
     with pytest.raises(DataError, match=sentence):
-        user_inputs.load_arrays(tmp_path / "a.npz")
+        array_files.load_arrays(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f8", "<f2"])
 def test_the_layout_of_the_arrays_does_not_matter(dtype, tmp_path):
     images = np.random.default_rng(0).random((3, 4, 5, 2)).astype(dtype)
     np.savez(tmp_path / "a.npz", images=np.asfortranarray(images), labels=np.arange(3, dtype=">i8"))
-    found = user_inputs.load_arrays(tmp_path / "a.npz")
+    found = array_files.load_arrays(tmp_path / "a.npz")
     assert np.array_equal(found.images, images)
     assert found.images.dtype.isnative
     assert found.labels.dtype.isnative
 
 
 def check(logits_fn, num_classes=4):
-    user_inputs.check_model("mine", logits_fn, np.full((2, 4, 4, 1), 0.5, np.float32), num_classes)
+    checks.check_outputs("mine", logits_fn, np.full((2, 4, 4, 1), 0.5, np.float32), num_classes)
 
 
 def flat(images):

@@ -14,7 +14,7 @@ from etils import epath
 
 from robust_gan import evaluation
 from robust_gan.errors import UserError
-from robust_gan.evaluation import alarms, calling, trying
+from robust_gan.evaluation import alarms, batching, checks
 from robust_gan.evaluation.state import Rows
 from robust_gan.reporting import details, page, plots, tables
 from robust_gan.reporting import folder as folder_lib
@@ -215,7 +215,7 @@ def test_a_report_that_cannot_be_written_is_told_with_what_was_found(run, monkey
 )
 def test_a_model_is_tried_in_every_batch_shape(logits_fn, sentence):
     with pytest.raises(UserError, match=sentence):
-        trying.try_model(evaluation.Model("mine", logits_fn), IMAGES, 4, 3)
+        checks.prepare_model(evaluation.Model("mine", logits_fn), IMAGES, 4, 3)
 
 
 def test_every_attack_is_traced_on_a_model():
@@ -223,7 +223,7 @@ def test_every_attack_is_traced_on_a_model():
         return linear(x) if len(x) <= 2 else linear(x)[:2]
 
     with pytest.raises(UserError, match=r"^spsa1 cannot be made on mine \("):
-        trying.try_attacks(evaluation.Model("mine", narrow), IMAGES, _threat(), ["spsa1"], 2, "")
+        checks.check_named_attacks(evaluation.Model("mine", narrow), IMAGES, _threat(), ["spsa1"], 2, "")
 
 
 def test_a_randomised_model_is_refused_before_it_is_wrapped():
@@ -231,9 +231,9 @@ def test_a_randomised_model_is_refused_before_it_is_wrapped():
 
     noisy = attacks.randomised(lambda x, keys=None: linear(x))
     for call in (
-        lambda: calling.in_batches(noisy, 2),
-        lambda: calling.in_batches(jax.tree_util.Partial(noisy), 2),
-        lambda: trying.try_model(evaluation.Model("mine", noisy), IMAGES, 4, 3),
+        lambda: batching.in_batches(noisy, 2),
+        lambda: batching.in_batches(jax.tree_util.Partial(noisy), 2),
+        lambda: checks.prepare_model(evaluation.Model("mine", noisy), IMAGES, 4, 3),
     ):
         with pytest.raises(UserError, match=r"^(mine|the classifier) is randomised: evaluations are of determ"):
             call()
@@ -242,7 +242,7 @@ def test_a_randomised_model_is_refused_before_it_is_wrapped():
 @pytest.mark.parametrize("most", [1, 2, 4, 7])
 @pytest.mark.parametrize("exactly", [False, True])
 def test_a_model_called_in_batches_computes_the_same_values_and_gradients(most, exactly):
-    bounded = calling.in_batches(linear, most, exactly=exactly, name="mine")
+    bounded = batching.in_batches(linear, most, exactly=exactly, name="mine")
     assert np.allclose(bounded(IMAGES), linear(IMAGES), atol=1e-6)
     values, gradients = jax.jit(jax.value_and_grad(lambda x: (bounded(x) ** 2).sum()))(IMAGES)
     there, theirs = jax.value_and_grad(lambda x: (linear(x) ** 2).sum())(IMAGES)

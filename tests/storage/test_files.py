@@ -6,8 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from robust_gan.data import array_files
 from robust_gan.errors import DataError, UserError
-from robust_gan.evaluation import EvaluationState, user_inputs
+from robust_gan.evaluation import EvaluationState
 from robust_gan.reporting import details
 from robust_gan.storage import files
 
@@ -82,7 +83,7 @@ def test_a_damaged_file_is_one_exception_wherever_it_is_read(name, tmp_path):
         files.read_arrays(path)
     assert len(str(found.value).splitlines()) == 1
     with pytest.raises(DataError, match=r"is no \.npz of plain arrays \("):
-        user_inputs.load_arrays(path)
+        array_files.load_arrays(path)
     with pytest.raises(UserError, match="is damaged"):
         EvaluationState(path)
     path.rename(tmp_path / details.FILE)

@@ -26,7 +26,7 @@ from robust_gan.evaluation.evaluate import (
     prepare,
     run_attacks,
 )
-from robust_gan.evaluation.user_inputs import load_attack
+from robust_gan.evaluation.loading import load_attack
 from robust_gan.parallel import interruption
 from robust_gan.reporting import details, tables
 from robust_gan.reporting import folder as folder_lib

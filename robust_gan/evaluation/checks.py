@@ -11,28 +11,31 @@ from robust_gan import attacks as attacks_lib
 from robust_gan import prng
 from robust_gan.attacks import input_gradient
 from robust_gan.attacks._checks import check_signature, find_violation
+from robust_gan.config.imports import describe
+from robust_gan.data.array_files import to_unit
 from robust_gan.errors import UserError, one_line
-from robust_gan.evaluation.calling import in_batches
-from robust_gan.evaluation.models import GENERATOR, RETRAINED, EvaluationData, Model, to_unit
-from robust_gan.evaluation.units import check_deterministic
+from robust_gan.evaluation.batching import in_batches
+from robust_gan.evaluation.models import GENERATOR, RETRAINED, EvaluationData, Model, check_deterministic
 from robust_gan.types import Attack, LogitsFn, ThreatModel
 
 _FEW = 8
 """Images on which an attack of the user's own is tried."""
 _QUERIES = ("square", "spsa", "uniform_noise")
 """Attacks that need no gradient of the classifier."""
+_IGNORED_BYTE = 255
+"""The label that often stands for no class in other libraries."""
 
 
-def differentiates(attack: str) -> bool:
+def needs_gradient(attack: str) -> bool:
     """Tells whether an attack needs the gradient of the classifier.
 
-    >>> differentiates("pgd10"), differentiates("square300"), differentiates("retrained_generator")
+    >>> needs_gradient("pgd10"), needs_gradient("square300"), needs_gradient("retrained_generator")
     (True, False, True)
     """
     return attack not in ("clean", GENERATOR) and not attack.startswith(_QUERIES)
 
 
-def without_derivative(logits_fn: LogitsFn, images: np.ndarray) -> str:
+def find_missing_derivative(logits_fn: LogitsFn, images: np.ndarray) -> str:
     """Returns why a classifier has no derivative, in a phrase; empty where it has one.
 
     Args:
@@ -40,9 +43,9 @@ def without_derivative(logits_fn: LogitsFn, images: np.ndarray) -> str:
         images: float32 `[B, H, W, C]` in [0, 1]; the gradient is computed once, at the first of them.
 
     >>> images = np.zeros((1, 2, 2, 3), np.float32)
-    >>> without_derivative(lambda x: x.sum((1, 2)), images)
+    >>> find_missing_derivative(lambda x: x.sum((1, 2)), images)
     ''
-    >>> without_derivative(lambda x: jnp.floor(x.sum((1, 2))).astype(int), images)
+    >>> find_missing_derivative(lambda x: jnp.floor(x.sum((1, 2))).astype(int), images)
     'its logits are int32'
     """
     one, label = jnp.asarray(images[:1]), jnp.zeros(1, jnp.int32)
@@ -57,7 +60,7 @@ def without_derivative(logits_fn: LogitsFn, images: np.ndarray) -> str:
     return ""
 
 
-def try_model(model: Model, images: np.ndarray, most: int, num_classes: int) -> Model:
+def prepare_model(model: Model, images: np.ndarray, most: int, num_classes: int) -> Model:
     """Calls a classifier with one image, with two and with a whole batch, and returns it as it is to be called.
 
     Args:
@@ -73,21 +76,19 @@ def try_model(model: Model, images: np.ndarray, most: int, num_classes: int) -> 
         UserError: It is randomised, it fails, or what it returns cannot be logits of the classes, or differs from
             batch to batch.
 
-    >>> tried = try_model(Model("mine", lambda x: x.sum((1, 2))), np.zeros((5, 4, 4, 3), np.uint8), 4, 3)
+    >>> tried = prepare_model(Model("mine", lambda x: x.sum((1, 2))), np.zeros((5, 4, 4, 3), np.uint8), 4, 3)
     >>> tried.logits_fn(np.zeros((9, 4, 4, 3), np.float32)).shape
     (9, 3)
-    >>> try_model(Model("mine", lambda x: x[:3].sum((1, 2))), np.zeros((5, 4, 4, 3), np.uint8), 4, 3)
+    >>> prepare_model(Model("mine", lambda x: x[:3].sum((1, 2))), np.zeros((5, 4, 4, 3), np.uint8), 4, 3)
     Traceback (most recent call last):
     robust_gan.errors.UserError: mine must return logits of shape [4, K] for 4 images, not [3, 3]
     """
-    from robust_gan.evaluation.user_inputs import check_model
-
     check_deterministic(model.name, model.logits_fn)
     whole = to_unit(images[np.arange(most) % len(images)])
     exactly = most > 1 and not _answers(model.logits_fn, whole[:1]) and _answers(model.logits_fn, whole)
     sizes = [most] if exactly else sorted({min(2, most), 1, most})
     first = whole[: most if exactly else min(2, most, len(images))]
-    check_model(model.name, model.logits_fn, first, num_classes)
+    check_outputs(model.name, model.logits_fn, first, num_classes)
     logits_fn = in_batches(model.logits_fn, most, exactly=exactly, name=model.name)
     found = {}
     for size in sizes:
@@ -112,30 +113,91 @@ def try_model(model: Model, images: np.ndarray, most: int, num_classes: int) -> 
     return dataclasses.replace(model, logits_fn=logits_fn)
 
 
-def try_attacks(
+def check_outputs(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int) -> None:
+    """Refuses a classifier whose outputs cannot be logits of the classes.
+
+    Args:
+        name: Of the model, for the sentence.
+        logits_fn: The classifier.
+        images: float32 `[N, H, W, C]` in [0, 1], a few.
+        num_classes: At least so many classes.
+
+    Raises:
+        UserError: It fails on them, or its outputs have another shape, are NaN, or are infinite; a class at -inf is
+            masked out.
+
+    >>> check_outputs("mine", lambda x: x.sum((1, 2)), np.zeros((2, 4, 4, 3), np.float32), 3)
+    """
+    shape = (len(images), *images.shape[1:])
+
+    def batch():  # A copy each time: the model may donate its argument.
+        return jnp.array(images, jnp.float32)
+
+    try:
+        found = logits_fn(batch())
+    except Exception as error:  # It is the user's own program, and may raise anything.
+        raise UserError(
+            f"{name} fails on float32 images of shape {shape}: {describe(error)}{_in_training(error)}"
+        ) from error
+    if not hasattr(found, "dtype") or not hasattr(found, "shape"):
+        hint = ", model(images).logits" if hasattr(found, "logits") else ""
+        if isinstance(found, dict) and "logits" in found:
+            hint = ", model(images)['logits']"
+        raise UserError(f"{name} returns a {type(found).__name__} for images: return the logits alone{hint}")
+    try:
+        jax.eval_shape(lambda x: logits_fn(x), jax.ShapeDtypeStruct(shape, jnp.float32))
+    except Exception as error:
+        if hint := _in_training(error):
+            raise UserError(f"{name} changes its own state when it is called ({describe(error)}){hint}") from error
+        raise UserError(
+            f"{name} cannot be traced by JAX, so that nothing can attack it ({describe(error)}): write it in JAX, see "
+            "the question on PyTorch in docs/faq.md"
+        ) from error
+    logits = np.asarray(found)
+    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < max(2, num_classes):
+        hint = ""
+        if logits.ndim == 2 and logits.shape[1] == num_classes - 1:
+            hint = f": the largest label is {num_classes - 1}; are the classes numbered from 0?"
+        elif logits.ndim == 2 and num_classes == _IGNORED_BYTE + 1:
+            hint = (f": the largest label is {_IGNORED_BYTE}, which often stands for 'ignore'; "
+                    f"leave these images out, images[labels != {_IGNORED_BYTE}]")  # fmt: skip
+        elif logits.ndim == 1 and len(images) > 1:
+            hint = ": one number per class and image; jax.vmap a function of one image"
+        raise UserError(
+            f"{name} must return logits of shape [{len(images)}, K], K at least {max(2, num_classes)}, not "
+            f"{list(logits.shape)}{hint}"
+        )
+    # Of some images only, NaN and infinity have an alarm that counts them.
+    if np.isnan(np.asarray(logits, np.float64)).any(-1).all():
+        raise UserError(f"{name} returns logits that are NaN on the first images")
+    if not np.isfinite(np.asarray(logits, np.float64).max(-1)).any():
+        raise UserError(f"{name} returns logits that are infinite on the first images (a class at -inf is masked out)")
+
+
+def check_named_attacks(
     model: Model, images: np.ndarray, threat: ThreatModel, attacks: Sequence[str], most: int, missing: str
 ) -> None:
     """Traces every attack on a model, which computes nothing.
 
     Args:
-        model: As `try_model` returned it.
+        model: As `prepare_model` returned it.
         images: uint8 or float `[N, H, W, C]`.
         threat: The threat model.
         attacks: Their names.
         most: Images of a batch on one device.
-        missing: Why the model has no derivative, see `without_derivative`; empty where it has one.
+        missing: Why the model has no derivative, see `find_missing_derivative`; empty where it has one.
 
     Raises:
         UserError: One cannot be made.
 
     >>> from robust_gan import LinfThreat
     >>> model = Model("mine", lambda x: jnp.floor(x.sum((1, 2))))
-    >>> try_attacks(model, np.zeros((1, 4, 4, 3), np.uint8), LinfThreat(0.1), ["fgsm"], 4, "it is a table")
+    >>> check_named_attacks(model, np.zeros((1, 4, 4, 3), np.uint8), LinfThreat(0.1), ["fgsm"], 4, "it is a table")
     Traceback (most recent call last):
     robust_gan.errors.UserError: fgsm follows the gradient of mine, which has no derivative (it is a table): attack it \
 by queries alone, with --attacks=square
     """
-    if missing and (following := [attack for attack in attacks if differentiates(attack)]):
+    if missing and (following := [attack for attack in attacks if needs_gradient(attack)]):
         verb = "follow" if len(following) > 1 else "follows"
         raise UserError(
             f"{', '.join(following)} {verb} the gradient of {model.name}, which has no derivative ({missing}): attack "
@@ -160,7 +222,9 @@ by queries alone, with --attacks=square
             ) from error
 
 
-def try_function(name: str, attack: Attack, model: Model, data: EvaluationData, threat: ThreatModel, most: int) -> None:
+def check_attack_function(
+    name: str, attack: Attack, model: Model, data: EvaluationData, threat: ThreatModel, most: int
+) -> None:
     """Runs an attack of the user's own on a few images, and checks that the images it returns are adversarial ones.
 
     Args:
@@ -177,7 +241,7 @@ def try_function(name: str, attack: Attack, model: Model, data: EvaluationData, 
     >>> from robust_gan import LinfThreat
     >>> data = EvaluationData.from_arrays(np.full((1, 2, 2, 1), 0.5, np.float32), np.zeros(1, int))
     >>> model = Model("m", lambda x: x.sum((1, 2)))
-    >>> try_function("mine", lambda logits_fn, key, images, *rest: images + 1, model, data, LinfThreat(0.1), 4)
+    >>> check_attack_function("mine", lambda logits_fn, key, images, *rest: images + 1, model, data, LinfThreat(0.1), 4)
     Traceback (most recent call last):
     robust_gan.errors.UserError: the attack mine on m leaves the range of pixels [0, 1]: they lie in [1.5, 1.5]
     """
@@ -207,3 +271,12 @@ def _answers(logits_fn, images):
     except Exception:  # It is the user's own program, and may raise anything.
         return False
     return True
+
+
+def _in_training(error: Exception) -> str:
+    """Returns what to do about a model that is in training mode, where the exception shows that it is."""
+    if type(error).__name__ == "TraceContextError":  # Flax NNX: BatchNorm or Dropout writes to the module.
+        return " (in training mode? call model.eval() on it first)"
+    if "immutable" in str(error) or "ModifyScopeVariableError" in type(error).__name__:
+        return " (in training mode? evaluate with use_running_average=True)"
+    return ""

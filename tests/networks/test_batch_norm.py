@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from robust_gan import parallel
-from robust_gan.networks.normalization import BatchNorm
+from robust_gan.networks.batch_norm import BatchNorm
 
 SHAPE = (16, 4, 4, 3)
 EPSILON = 1e-5

@@ -11,14 +11,13 @@ import jax
 import numpy as np
 
 from robust_gan import threat_model
-from robust_gan.attacks._eot import is_randomised, needs_keys
 from robust_gan.errors import DataError, UserError
-from robust_gan.evaluation.models import Model, check_images
+from robust_gan.evaluation.models import Model, check_deterministic, check_images
 from robust_gan.threat_model import L2Threat, LinfThreat
-from robust_gan.types import LogitsFn, ThreatModel
+from robust_gan.types import ThreatModel
 
 
-def in_unit_range(
+def rescale(
     models: Sequence[Any], images: Any, labels: Any, threat: ThreatModel
 ) -> tuple[list[Any], np.ndarray, np.ndarray, ThreatModel]:
     """Returns models, images, labels and threat model with pixels in [0, 1], after a look at all of them.
@@ -35,7 +34,7 @@ def in_unit_range(
 
     >>> from robust_gan import LinfThreat
     >>> images, threat = np.full((1, 2, 2, 1), 51.0), LinfThreat(25.5, bounds=(0, 255))
-    >>> _, images, _, threat = in_unit_range([], images, np.array([0]), threat)
+    >>> _, images, _, threat = rescale([], images, np.array([0]), threat)
     >>> f"{images.max():.1f}", threat
     ('0.2', LinfThreat(epsilon=0.1, bounds=(0.0, 1.0)))
     """
@@ -66,25 +65,6 @@ def _check_range(images: np.ndarray, low: float, high: float) -> None:
         raise DataError(
             f"pixels must be in [{low:g}, {high:g}], but range from {images.min():g} to {images.max():g}: give the "
             "threat model their bounds"
-        )
-
-
-def check_deterministic(name: str, logits_fn: LogitsFn) -> None:
-    """Refuses a classifier that takes keys: the figures of an evaluation would depend on them.
-
-    Args:
-        name: Of the model, for the sentence.
-        logits_fn: The classifier.
-
-    Raises:
-        UserError: It is marked by `attacks.randomised`, or cannot be called without keys.
-
-    >>> check_deterministic("mine", lambda images, keys=None: images)
-    """
-    if is_randomised(logits_fn) or needs_keys(logits_fn):
-        raise UserError(
-            f"{name} is randomised: evaluations are of deterministic classifiers; attack it with "
-            "attacks.run_sequential(attacks.autoattack('rand'), ...)"
         )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_gan.errors import UserError, one_line
-from robust_gan.evaluation.units import check_deterministic
+from robust_gan.evaluation.models import check_deterministic
 from robust_gan.types import LogitsFn
 
 _UNROLLED = 2

@@ -1,25 +1,19 @@
-"""What people bring themselves: a classifier by the name of a function, images and labels as an `.npz` file."""
+"""Reads images and labels from `.npz` files and memory-mapped `.npy` files, part by part where they are large."""
 
+import mmap
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from robust_gan.attacks._checks import check_signature
-from robust_gan.config import imports
-from robust_gan.config.imports import describe
-from robust_gan.errors import DataError, UserError, one_line
-from robust_gan.evaluation.models import pixel_range
+from robust_gan.errors import DataError, one_line
 from robust_gan.storage import files
-from robust_gan.types import Attack, LogitsFn
 
 _MAX_UNPACKED = 32_000_000_000
 """Bytes that the arrays of a file may have."""
 _IGNORED = (-1, -100)
-_IGNORED_BYTE = 255
-"""What stands for no class in the labels of other libraries."""
+"""Labels that often stand for no class in other libraries."""
 
 
 class Arrays(NamedTuple):
@@ -32,112 +26,6 @@ class Arrays(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
-
-
-def load_model(name: str) -> LogitsFn:
-    """Imports a function and calls it once; it must return a classifier.
-
-    Args:
-        name: `package.module:function`, see `config.imports.load_function`.
-
-    Returns:
-        What the function returns: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
-
-    Raises:
-        UserError: There is no such module or function, or it returns no function.
-
-    >>> load_model("os.path:join")
-    Traceback (most recent call last):
-    robust_gan.errors.UserError: os.path:join cannot be called without arguments (missing a required argument: 'a'): \
-give a function that returns a classifier
-    """
-    logits_fn = imports.call_function(name, "model", "a classifier")
-    if not callable(logits_fn):
-        raise UserError(
-            f"{name} must return a function of images, not {type(logits_fn).__name__}: it is called once, and what it "
-            "returns is called with images"
-        )
-    return logits_fn
-
-
-def load_attack(name: str) -> Attack:
-    """Imports an attack of the user's own, which is not called yet.
-
-    Args:
-        name: `package.module:function`, see `config.imports.import_function`.
-
-    Raises:
-        UserError: There is no such module or function, or it cannot be called as an `Attack`.
-
-    >>> load_attack("os.path:exists")
-    Traceback (most recent call last):
-    robust_gan.errors.UserError: os.path:exists cannot be called as attack(logits_fn, key, images, labels, threat): \
-too many positional arguments
-    """
-    function = imports.import_function(name, "attack")
-    check_signature(name, function)
-    return function
-
-
-def check_model(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int) -> None:
-    """Refuses a classifier whose outputs cannot be logits of the classes.
-
-    Args:
-        name: Of the model, for the sentence.
-        logits_fn: The classifier.
-        images: float32 `[N, H, W, C]` in [0, 1], a few.
-        num_classes: At least so many classes.
-
-    Raises:
-        UserError: It fails on them, or its outputs have another shape, are NaN, or are infinite; a class at -inf is
-            masked out.
-
-    >>> check_model("mine", lambda x: x.sum((1, 2)), np.zeros((2, 4, 4, 3), np.float32), 3)
-    """
-    shape = (len(images), *images.shape[1:])
-
-    def batch():  # A copy each time: the model may donate its argument.
-        return jnp.array(images, jnp.float32)
-
-    try:
-        found = logits_fn(batch())
-    except Exception as error:  # It is the user's own program, and may raise anything.
-        raise UserError(
-            f"{name} fails on float32 images of shape {shape}: {describe(error)}{_in_training(error)}"
-        ) from error
-    if not hasattr(found, "dtype") or not hasattr(found, "shape"):
-        hint = ", model(images).logits" if hasattr(found, "logits") else ""
-        if isinstance(found, dict) and "logits" in found:
-            hint = ", model(images)['logits']"
-        raise UserError(f"{name} returns a {type(found).__name__} for images: return the logits alone{hint}")
-    try:
-        jax.eval_shape(lambda x: logits_fn(x), jax.ShapeDtypeStruct(shape, jnp.float32))
-    except Exception as error:
-        if hint := _in_training(error):
-            raise UserError(f"{name} changes its own state when it is called ({describe(error)}){hint}") from error
-        raise UserError(
-            f"{name} cannot be traced by JAX, so that nothing can attack it ({describe(error)}): write it in JAX, see "
-            "the question on PyTorch in docs/faq.md"
-        ) from error
-    logits = np.asarray(found)
-    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < max(2, num_classes):
-        hint = ""
-        if logits.ndim == 2 and logits.shape[1] == num_classes - 1:
-            hint = f": the largest label is {num_classes - 1}; are the classes numbered from 0?"
-        elif logits.ndim == 2 and num_classes == _IGNORED_BYTE + 1:
-            hint = (f": the largest label is {_IGNORED_BYTE}, which often stands for 'ignore'; "
-                    f"leave these images out, images[labels != {_IGNORED_BYTE}]")  # fmt: skip
-        elif logits.ndim == 1 and len(images) > 1:
-            hint = ": one number per class and image; jax.vmap a function of one image"
-        raise UserError(
-            f"{name} must return logits of shape [{len(images)}, K], K at least {max(2, num_classes)}, not "
-            f"{list(logits.shape)}{hint}"
-        )
-    # Of some images only, NaN and infinity have an alarm that counts them.
-    if np.isnan(np.asarray(logits, np.float64)).any(-1).all():
-        raise UserError(f"{name} returns logits that are NaN on the first images")
-    if not np.isfinite(np.asarray(logits, np.float64).max(-1)).any():
-        raise UserError(f"{name} returns logits that are infinite on the first images (a class at -inf is masked out)")
 
 
 def load_arrays(path: epath.PathLike, *, channels: str = "") -> Arrays:
@@ -253,10 +141,54 @@ def _check_labels(path: epath.PathLike, labels: np.ndarray) -> None:
         )
 
 
-def _in_training(error: Exception) -> str:
-    """Returns what to do about a model that is in training mode, where the exception shows that it is."""
-    if type(error).__name__ == "TraceContextError":  # Flax NNX: BatchNorm or Dropout writes to the module.
-        return " (in training mode? call model.eval() on it first)"
-    if "immutable" in str(error) or "ModifyScopeVariableError" in type(error).__name__:
-        return " (in training mode? evaluate with use_running_average=True)"
-    return ""
+def to_unit(images: np.ndarray) -> np.ndarray:
+    """Returns images `[N, H, W, C]` as float32 in [0, 1]; uint8 is divided by 255.
+
+    >>> to_unit(np.array([0, 255], np.uint8)).tolist()
+    [0.0, 1.0]
+    """
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    return np.clip(images.astype(np.float32), 0, 1)
+
+
+def take(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Returns some of the images as `to_unit` does; of a memory-mapped file nothing stays in memory.
+
+    >>> take(np.array([[0], [255]], np.uint8), np.array([1])).tolist()
+    [[1.0]]
+    """
+    taken = to_unit(images[indices])
+    _release(images)
+    return taken
+
+
+def chunks(images: np.ndarray, size: int = 2**25) -> Iterator[np.ndarray]:
+    """Yields the images in parts of at most some bytes; of a memory-mapped file one part at a time is in memory.
+
+    >>> [len(part) for part in chunks(np.zeros((5, 2), np.uint8), size=4)]
+    [2, 2, 1]
+    """
+    rows = max(1, size // max(1, images[:1].nbytes))
+    for start in range(0, len(images), rows):
+        yield images[start : start + rows]
+        _release(images)
+
+
+def pixel_range(images: np.ndarray) -> tuple[float, float]:
+    """Returns the smallest and the largest pixel; NaN where a pixel is NaN.
+
+    >>> pixel_range(np.array([[1], [3]], np.uint8))
+    (1.0, 3.0)
+    """
+    ends = np.array([(part.min(), part.max()) for part in chunks(images)], np.float64)
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
+
+
+def _release(images):
+    """Drops the pages of a file that is mapped for reading from this process's memory."""
+    base = images
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and not images.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
