@@ -23,9 +23,9 @@ def main(argv):
     if len(argv) < 2:
         raise UserError("no folder is given: name those of runs and evaluations, such as runs/quickstart")
 
-    from robust_gan.reporting import page
+    from robust_gan.reporting import html
 
-    print(page.write(argv[1:], _OUTPUT.value))
+    print(html.write(argv[1:], _OUTPUT.value))
     return 0
 
 

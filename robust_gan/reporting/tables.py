@@ -10,7 +10,7 @@ import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +35,82 @@ CURVE, TRANSFER, ADVERSARIAL, CARDS = "curve.png", "transfer.png", "adversarial.
 
 _MAX_PAIRED = 16
 """Number of models compared pair by pair: 120 pairs."""
+
+
+class Table(NamedTuple):
+    """A table of the page.
+
+    Attributes:
+        title: The text above it.
+        header: Of the columns.
+        rows: The cells.
+        text: How many of the first columns are words; the others are numbers.
+        note: The text below it.
+        shares: For each row the shares in [0, 1] that shade the cells after its first; empty for no shading.
+        framed: Whether cells whose row and column have the same name are framed.
+        errors: Whether cells off the diagonal have another shade.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: int = 1
+    note: str = ""
+    shares: Sequence[Sequence[float | None]] = ()
+    framed: bool = False
+    errors: bool = False
+
+
+def shaded(
+    title: str, corner: str, rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float | None]],
+    counts: int | Sequence[int], note: str = "",
+) -> Table:  # fmt: skip
+    """Returns a table of accuracies with their 95 % intervals, shaded by accuracy.
+
+    Args:
+        title: The text above it.
+        corner: The header of the first column.
+        rows: Names of the rows.
+        columns: Names of the columns.
+        shares: In [0, 1], None or NaN where there is none.
+        counts: Number of images, or for each column its number.
+        note: The text below it.
+
+    >>> shaded("", "model", ["a"], ["fgsm", "pgd"], [[0.5, None]], 360).rows
+    [['a', '50.0 (44.9 to 55.1)', '-']]
+    """
+    counts = [counts] * len(columns) if isinstance(counts, int) else counts
+    cells = [[name, *map(statistics.format_accuracy, row, counts)] for name, row in zip(rows, shares, strict=True)]
+    return Table(title, [corner, *columns], cells, note=note, shares=shares)
+
+
+def format_shares(values: Sequence[float | None], count: int) -> str:
+    """Returns shares in %: a single one with its interval, several as mean and standard deviation.
+
+    Args:
+        values: One for each seed; if one is missing, a dash is returned.
+        count: Number of images.
+
+    >>> format_shares([0.5], 100), format_shares([0.5, 0.6], 100), format_shares([None], 100)
+    ('50.0 (40.4 to 59.6)', '55.0 ± 7.1', '-')
+    """
+    given = [value for value in values if value is not None]
+    if len(given) < len(values) or not given:
+        return "-"
+    if len(given) == 1:
+        return statistics.format_accuracy(given[0], count)
+    return f"{100 * np.mean(given):.1f} ± {100 * np.std(given, ddof=1):.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration.
+
+    >>> duration(42), duration(600), duration(36000)
+    ('42 s', '10 min', '10.0 h')
+    """
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def white_and_black_box(scores: Scores) -> str:
@@ -130,6 +206,29 @@ def paired_comparisons(values: dict[str, Any]) -> str:
     return markdown(statistics.PAIRED_HEADER, rows) if rows else ""
 
 
+def sort_alarms(values: dict[str, Any]) -> tuple[int, list[tuple[str, str, str]], list[str]]:
+    """Returns the number of alarms that were evaluated, those that fired, and sentences on those that were not.
+
+    Args:
+        values: The output of `record`.
+
+    Returns:
+        The number; model, alarm and finding of each that fired; a sentence for each model and reason.
+
+    >>> skipped = {"name": "zero_gradients", "fired": False, "finding": "not asked: no derivative", "asked": False}
+    >>> sort_alarms({"targets": {"a": {"alarms": [skipped]}}})
+    (0, [], ['a: zero_gradients: not asked: no derivative'])
+    """
+    found = [(name, alarm) for name, target in values["targets"].items() for alarm in target["alarms"]]
+    fired = [(name, alarm["name"], alarm["finding"]) for name, alarm in found if alarm["fired"]]
+    skipped: dict[tuple[str, str], list[str]] = {}
+    for name, alarm in found:
+        if not alarm.get("asked", True):
+            skipped.setdefault((name, alarm["finding"]), []).append(alarm["name"])
+    sentences = [f"{name}: {', '.join(alarms)}: {reason}" for (name, reason), alarms in skipped.items()]
+    return len(found) - sum(map(len, skipped.values())), fired, sentences
+
+
 def format_alarms(values: dict[str, Any]) -> str:
     """Returns the alarms that fired, and those that could not be evaluated, as Markdown.
 
@@ -140,17 +239,11 @@ def format_alarms(values: dict[str, Any]) -> str:
     >>> format_alarms({"targets": {"a": {"alarms": alarms}}})
     '- a: **probabilities**: outputs lie in [0, 1] and sum to 1'
     """
-    lines, skipped, evaluated = [], [], 0
-    for name, target in values["targets"].items():
-        evaluated += sum(alarm.get("asked", True) for alarm in target["alarms"])
-        lines += [f"- {name}: **{alarm['name']}**: {alarm['finding']}" for alarm in target["alarms"] if alarm["fired"]]
-        reasons: dict[str, list[str]] = {}
-        for alarm in target["alarms"]:
-            if not alarm.get("asked", True):
-                reasons.setdefault(alarm["finding"], []).append(alarm["name"])
-        skipped += [f"- {name}: {', '.join(alarms)}: {reason}" for reason, alarms in reasons.items()]
-    text = "\n".join(lines) or (f"None of {evaluated} fired." if evaluated else "No alarm was evaluated.")
-    return text if not skipped else "\n".join([*([text] if lines else [text, ""]), *skipped])
+    evaluated, fired, skipped = sort_alarms(values)
+    none = f"None of {evaluated} fired." if evaluated else "No alarm was evaluated."
+    lines = [f"- {name}: **{alarm}**: {finding}" for name, alarm, finding in fired]
+    lines = lines or [none, *([""] if skipped else [])]
+    return "\n".join([*lines, *(f"- {sentence}" for sentence in skipped)])
 
 
 def format_notes(values: dict[str, Any]) -> str:

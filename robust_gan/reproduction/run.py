@@ -93,9 +93,10 @@ def run(
     workdir.write_text(folder / TABLES, text)
     workdir.write_text(folder / RECORD, json.dumps(values, indent=2) + "\n")
     if plots.can_plot():
-        plots.draw_accuracies(folder / PICTURE, tables.columns(plan, table))
+        rows = tables.columns(plan, table)
+        plots.save(plots.accuracies(rows, {name: index for index, name in enumerate(rows)}), folder / PICTURE)
         histories = {row["label"]: [paid["history"] for paid in row["cost"]] for row in table.values()}
-        plots.draw_costs(folder / COSTS, histories)
+        plots.save(plots.costs(histories), folder / COSTS)
     return text, values
 
 

@@ -111,24 +111,6 @@ def columns(plan: Plan, table: dict[str, Any]) -> dict[str, dict[str, Sequence[f
     }
 
 
-def format_shares(values: Sequence[float | None], count: int) -> str:
-    """Returns shares in %: a single one with its interval, several as mean and standard deviation.
-
-    Args:
-        values: One for each seed; if one is missing, a dash is returned.
-        count: Number of images.
-
-    >>> format_shares([0.5], 100), format_shares([0.5, 0.6], 100), format_shares([None], 100)
-    ('50.0 (40.4 to 59.6)', '55.0 ± 7.1', '-')
-    """
-    given = [value for value in values if value is not None]
-    if len(given) < len(values):
-        return "-"
-    if len(given) == 1:
-        return statistics.format_accuracy(given[0], count)
-    return f"{100 * np.mean(given):.1f} ± {100 * np.std(given, ddof=1):.1f}"
-
-
 def label(plan: Plan, name: str) -> str:
     """Returns the name of a method in the tables; for the image-only generator with its penalty.
 
@@ -178,9 +160,9 @@ def _white_box(plan, table, count):
     attacks = list(dict.fromkeys(attack for row in table.values() for attack in row["white_box"]))
     attacks = [*(attack for attack in attacks if attack != WORST), WORST]
     rows = [
-        [label(plan, name), format_shares(table[name]["clean"], count)]
-        + [format_shares(table[name]["white_box"].get(attack, [None]), count) for attack in attacks]
-        + [format_shares(table[name]["all"], count)]
+        [label(plan, name), tables.format_shares(table[name]["clean"], count)]
+        + [tables.format_shares(table[name]["white_box"].get(attack, [None]), count) for attack in attacks]
+        + [tables.format_shares(table[name]["all"], count)]
         for name in plan.methods
     ]
     return tables.markdown(["method", "clean", *attacks, "and black box"], rows)
@@ -191,8 +173,8 @@ def _black_box(plan, table, attack, count):
     rows = []
     for name in plan.methods:
         by_source = table[name]["black_box"][attack]
-        cells = [format_shares(by_source.get(source, [None]), count) for source in sources]
-        rows.append([label(plan, name), *cells, format_shares(table[name]["black_box"][WORST], count)])
+        cells = [tables.format_shares(by_source.get(source, [None]), count) for source in sources]
+        rows.append([label(plan, name), *cells, tables.format_shares(table[name]["black_box"][WORST], count)])
     names = [label(plan, source) if source in plan.methods else source for source in sources]
     return tables.markdown(["method", *names, WORST], rows)
 

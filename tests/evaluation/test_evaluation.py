@@ -247,9 +247,11 @@ def test_batch_statistics_are_an_option_that_the_report_names(launch, tiny_run, 
 
 def test_accuracies_and_costs_are_drawn(tmp_path):
     matplotlib_image = pytest.importorskip("matplotlib.image")
-    plots.draw_accuracies(tmp_path / "a.png", {"pgd": {"clean": [0.9, 1.0], "white box": [0.5, 0.6]}})
+    rows = {"pgd": {"clean": [0.9, 1.0], "white box": [0.5, 0.6]}}
+    plots.save(plots.accuracies(rows, {"pgd": 0}), tmp_path / "a.png")
     point = {"seconds": 1.0, "gradient_evaluations": 11, "robust_accuracy": 0.5}
-    plots.draw_costs(tmp_path / "b.png", {"pgd": [[point, point], [point]], "generator": [[point], [point]]})
+    histories = {"pgd": [[point, point], [point]], "generator": [[point], [point]]}
+    plots.save(plots.costs(histories), tmp_path / "b.png")
     for name in ("a.png", "b.png"):
         pixels = matplotlib_image.imread(tmp_path / name)[..., :3]
         assert min(pixels.shape[:2]) > 200

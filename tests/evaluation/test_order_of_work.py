@@ -16,7 +16,7 @@ from robust_gan import evaluation
 from robust_gan.errors import UserError
 from robust_gan.evaluation import alarms, batching, checks
 from robust_gan.evaluation.state import Rows
-from robust_gan.reporting import details, page, plots, tables
+from robust_gan.reporting import details, html, plots, record, tables
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import run as run_lib
 from robust_gan.reporting.run import additions
@@ -176,13 +176,13 @@ def test_what_fails_after_the_attacks_is_a_sentence_and_the_report_stays(run, mo
 
     monkeypatch.setattr(alarms, "check_model", fail)
     monkeypatch.setattr(details, "write", fail)
-    monkeypatch.setattr(plots, "draw_examples", fail)
+    monkeypatch.setattr(plots, "examples", fail)
     values, folder = run(lambda: linear, plots=["examples"])
     failed = ["alarms on models_of_order:f", "details.npz", "examples.png"]
     assert values["notes"] == [f"{what}: not made: MemoryError: no room for that." for what in failed]
     text = (folder / tables.TABLES).read_text()
     assert all(f"- {note}" in text for note in values["notes"])
-    assert "no room for that" in page.render(page.find([folder]))
+    assert "no room for that" in html.render(record.find([folder]))
 
 
 @pytest.mark.slow
@@ -289,13 +289,8 @@ def test_a_bar_or_a_line_break_in_a_name_breaks_no_table():
 def test_images_of_any_channels_and_names_of_any_letters_are_drawn(tmp_path, shape):
     pytest.importorskip("matplotlib")
     images = np.full((2, *shape), 0.5, np.float32)
-    column = {
-        "name": "$a_{b",
-        "adversarial": images + 0.1,
-        "predicted": ["$\\x$", "猫"],
-        "right": np.array([True, False]),
-    }
-    plots.draw_examples(tmp_path / "a.png", images, ["$", "<b>"], [column])
+    figure = plots.examples(images, ["$", "<b>"], {"$a_{b": images + 0.1}, {"$a_{b": ["$\\x$", None]})
+    plots.save(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
@@ -375,8 +370,8 @@ def test_many_classes_are_counted_without_a_matrix_of_all(tmp_path):
     means = np.array(details.per_class(found, stood))
     assert (means[[40_000, 40_001, 3]] == [0, 1, 0]).all()
     assert np.isnan(means).sum() == count - 3
-    pairs = details.most_confused(found, "m", "clean", 5)
-    assert "&lt;40000&gt;" in page.evaluations._most_confused(found.label_names, pairs)
+    _, [table] = html._confusions({"attacks": ["clean"], "targets": {"m": {}}}, found)
+    assert table.rows[0] == ["<40000>", "<7>", "2"]
 
 
 def test_labels_of_one_byte_are_counted_right():

@@ -38,7 +38,7 @@ NO_EXAMPLE = {
     "robust_gan.checkpoint.load_generator": _FOLDER,
     "robust_gan.checkpoint.read_record": _FOLDER,
     "robust_gan.reproduction.run": "takes minutes; tests/reproduction, and the tutorials",
-    "robust_gan.reporting.page.write": "needs folders of runs; tests/reporting",
+    "robust_gan.reporting.html.write": "needs folders of runs; tests/reporting",
     "robust_gan.parallel.connect": _JOINED,
     "robust_gan.parallel.leave": _JOINED,
     "robust_gan.reporting.tables.card": _EVALUATED,

@@ -138,11 +138,6 @@ def test_only_the_released_game_is_called_released():
     assert labels("digits", "short") == labels("mnist", "short") == labels("cifar100", "paper") == [difference, exact]
 
 
-def test_shares_are_formatted():
-    assert tables.format_shares([0.8125], 160) == "81.2 (74.5 to 86.5)"
-    assert tables.format_shares([0.7, 0.8, 0.9], 160) == "80.0 ± 10.0"
-
-
 def test_the_tables_hold_the_results_of_the_reports():
     plan = reproduction.plan(built_in(), "cifar10", "paper", "out", methods=["pgd", "generator"], seeds=[0, 1])
     sources = ["pgd", "generator", "surrogate", "surrogate_network"]

@@ -86,14 +86,23 @@ def draw(folder: epath.Path, result: EvaluationResult) -> None:
     result.attempt(details.FILE, lambda: details.write(folder, found))
     if "examples" in plots and adversarial:
         result.attempt(tables.EXAMPLES, lambda: _draw_examples(folder, result, found))
-    curve = result.curve
-    if curve is not None:
+    if (curve := result.curve) is not None:
+        colours = {name: index for index, name in enumerate(curve.robust_accuracy)}
         epsilon, norm = float(subject.threat.epsilon), subject.threat.norm
-        result.attempt(tables.CURVE, lambda: plots_lib.draw_curve(folder / tables.CURVE, curve, epsilon, norm))
+
+        def draw_curve() -> None:
+            series = plots_lib.curve(curve.robust_accuracy, curve.epsilons, len(data.labels), colours)
+            labels = {"x": f"epsilon ({norm}, pixels in [0, 1])", "y": f"robust accuracy in %, {curve.attack}"}
+            marks = {epsilon: f"{epsilon:.3g}"}
+            drawn = plots_lib.lines(series, percent=True, legend=True, marks=marks, **labels)
+            plots_lib.save(drawn, folder / tables.CURVE)
+
+        result.attempt(tables.CURVE, draw_curve)
     if "transfer" in plots:
         made = plotted if plotted in scores.attacks else scores.attacks[-1]
         matrix = tables.transfer_matrix(scores, made)
-        result.attempt(tables.TRANSFER, lambda: plots_lib.draw_transfer(folder / tables.TRANSFER, *matrix, made))
+        path = folder / tables.TRANSFER
+        result.attempt(tables.TRANSFER, lambda: plots_lib.save(plots_lib.transfer(*matrix, made), path))
 
 
 def write_adversarial(folder: epath.Path, labels: np.ndarray, adversarial: Mapping[str, Rows | None]) -> None:
@@ -131,19 +140,12 @@ def _craft(result, images, shown):
 
 def _draw_examples(folder, result, found):
     """Draws some images of different classes under a white-box attack."""
-    names, labels = found.label_names, found.labels[found.positions[:_EXAMPLES]]
-    columns = []
+    names = found.label_names
+    adversarial = {name: images[:_EXAMPLES] for name, images in found.adversarial.items()}
+    predicted = {}
     for target in result.subject.targets:
-        adversarial = found.adversarial[target.name][:_EXAMPLES]
-        predicted = np.argmax(np.asarray(target.model.logits_fn(jnp.asarray(adversarial))), axis=-1)
-        columns.append(
-            {
-                "name": target.name,
-                "adversarial": adversarial,
-                "predicted": [names[index] for index in predicted],
-                "right": predicted == labels,
-            }
-        )
-    plots_lib.draw_examples(
-        folder / tables.EXAMPLES, found.images[:_EXAMPLES], [names[index] for index in labels], columns
-    )
+        classes = np.argmax(np.asarray(target.model.logits_fn(jnp.asarray(adversarial[target.name]))), axis=-1)
+        predicted[target.name] = [names[index] for index in classes]
+    labels = [names[index] for index in found.labels[found.positions[:_EXAMPLES]]]
+    plots_lib.save(plots_lib.examples(found.images[:_EXAMPLES], labels, adversarial, predicted),
+                   folder / tables.EXAMPLES)  # fmt: skip

@@ -11,10 +11,9 @@ from etils import epath
 
 from robust_gan.config import AdversaryConfig, Config, to_dict
 from robust_gan.errors import UserError
-from robust_gan.reporting import details, noise_images, page
+from robust_gan.reporting import details, html, noise_images, plots, record
 from robust_gan.reporting import tables as report_lib
 from robust_gan.reporting.details import Details
-from robust_gan.reporting.page import parts, svg
 from robust_gan.reproduction.run import SCHEMA
 
 DRAWS = np.random.default_rng(0)
@@ -110,7 +109,7 @@ def written(tmp_path_factory):
     write_run(root / "quick" / "adversarial_network")
     write_evaluation(root / "quick" / "report")
     write_reproduction(root / "digits")
-    return page.write([root / "quick", root / "digits"], root / "page.html")
+    return html.write([root / "quick", root / "digits"], root / "page.html")
 
 
 def test_everything_is_found_and_drawn(written):
@@ -121,7 +120,8 @@ def test_everything_is_found_and_drawn(written):
         "Confusion under pgd10", "Examples under pgd10", "Robust accuracy of each class", "Loss of the generator",
         "Robust accuracy against training time", "Transfer of fgsm", "Robust accuracy against epsilon",
         "Robust accuracy after each sequential attack", "Paired comparisons", "McNemar", "-50.0 to +1.0",
-        "90.0 (76.9 to 96.0)", "Accuracy in % of the validation images", "<small>10.5 to 34.8</small>",
+        "90.0 (76.9 to 96.0)", "Accuracy in % of the validation images", "<small>(10.5 to 34.8)</small>",
+        "<title>pgd, fgsm: 50.0 (35.2 to 64.8) %</title>",
     ):  # fmt: skip
         assert heading in text
     assert "1 of 2 alarms fired" in text
@@ -133,17 +133,19 @@ def test_everything_is_found_and_drawn(written):
 
 
 def test_one_name_has_one_colour_in_runs_and_evaluations(written):
-    text = page.render(page.find([written.parent / "quick"]))
-    keys = re.findall(r"<li><svg[^>]*><g style=\"--c: var\(--c(\d+)\)\">.{,90}</svg>pgd</li>", text)
-    assert len(keys) == 2
-    assert len(set(keys)) == 1
+    text = html.render(record.find([written.parent / "quick"]))
+    colours = set(re.findall(r'<li style="--c:var\(--(c\d)\)">pgd</li>', text))
+    for tip in ("pgd, clean: 90.0 (76.9 to 96.0) %", "pgd: 50.0 % at 0.1", "pgd: 86.7 % at 200"):
+        after = text.split(f"<title>{tip}</title>")[1]
+        colours.add(re.search(r"var\(--(c\d)\)", after)[1])
+    assert len(colours) == 1
 
 
 def test_seeds_of_a_reproduction_are_one_line_with_a_band(written):
-    found = page.find([written.parent / "digits"])
+    found = record.find([written.parent / "digits"])
     assert [run.name for run in found.runs] == ["none, seed 0", "pgd, seed 0", "none, seed 1", "pgd, seed 1"]
     assert {run.group for run in found.runs} == {"none", "pgd"}
-    assert page.render(found).count('class="band"') >= 2
+    assert html.render(found).count('id="band"') >= 2
 
 
 def test_an_evaluation_of_an_older_version_and_a_run_under_way_are_shown(tmp_path):
@@ -152,7 +154,7 @@ def test_an_evaluation_of_an_older_version_and_a_run_under_way_are_shown(tmp_pat
     (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text()[:-20])
     write_run(tmp_path / "begun")
     (tmp_path / "begun" / "metrics.jsonl").write_text("")
-    text = page.render(page.find([tmp_path]))
+    text = html.render(record.find([tmp_path]))
     assert "This evaluation has no details.npz" in text
     assert "None of 2 alarms fired" in text
 
@@ -162,7 +164,7 @@ def test_many_classes_show_the_worst_and_the_most_confused(tmp_path):
     found = details.read(folder)
     names = tuple(f"class {index}" for index in range(30))
     details.write(folder, found._replace(label_names=names))
-    text = page.render(page.find([folder]))
+    text = html.render(record.find([folder]))
     assert "The 20 least robust of 30 classes" in text
     assert "The most frequent of many classes" in text
 
@@ -178,12 +180,12 @@ def test_folders_that_hold_nothing_are_told(launch, tmp_path):
     run = write_run(tmp_path / "run")
     (run / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json is damaged"):
-        page.find([run])
+        record.find([run])
     assert not (tmp_path / "page.html").exists()
     folder = write_evaluation(tmp_path / "evaluation")
     (folder / "report.json").write_text('{"schema": "robust_gan.evaluation/2"}')
     with pytest.raises(UserError, match=r"report.json is of the schema 'robust_gan.evaluation/2', not "):
-        page.find([folder])
+        record.find([folder])
 
 
 def test_the_launcher_writes_where_it_is_told(launch, tmp_path):
@@ -196,17 +198,25 @@ def test_the_launcher_writes_where_it_is_told(launch, tmp_path):
     assert (ended.code, ended.out) == (2, "")
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 7), (-3.2, 17), (0, 123456), (1e-9, 2e-9)])
-def test_ticks_are_round_few_and_inside(low, high):
-    found = svg.ticks(low, high)
-    assert 2 <= len(found) <= 6
-    assert low - 1e-12 <= found[0] <= found[-1] <= high * (1 + 1e-9)
+def test_figures_take_anything_finite_or_not():
+    for xs, ys in (([], []), ([0], [0.5]), ([0, 1], [np.nan, 0.5]), ([1, 1], [2, np.inf]), ([-2, 1e6], [-5, -5])):
+        figure = plots.lines([plots.Series("$a_{<b>", 12, xs, ys)], x="x", y="y", marks={0.5: "here"}, legend=True)
+        xml.etree.ElementTree.fromstring(plots.to_svg(figure, "a"))
+    assert "nan" not in report_lib.shaded("", "", ["a"], ["b"], [[float("nan")]], 10).rows[0]
 
 
-def test_a_chart_takes_anything_finite_or_not():
-    for xs, ys in (([], []), ([0], [0.5]), ([0, 1], [float("nan"), 0.5]), ([1, 1], [2, 2]), ([0, 1e6], [-5, -5])):
-        xml.etree.ElementTree.fromstring(svg.lines([svg.Series("a", 12, xs, ys)], x="x", y="y", mark=(0.5, "here")))
-    assert "nan" not in parts.heat(["a"], ["b"], [[float("nan")]])
+def test_shares_are_formatted():
+    assert report_lib.format_shares([0.8125], 160) == "81.2 (74.5 to 86.5)"
+    assert report_lib.format_shares([0.7, 0.8, 0.9], 160) == "80.0 ± 10.0"
+
+
+def test_without_matplotlib_the_page_has_its_tables(written, monkeypatch):
+    monkeypatch.setattr(plots, "can_plot", lambda: False)
+    text = html.render(record.find([written.parent / "quick"]))
+    assert "<svg" not in text
+    assert "pip install &#39;robust_gan[plot]&#39;" in text or "pip install 'robust_gan[plot]'" in text
+    assert "Robust accuracy of each class" in text
+    assert "Examples under" not in text
 
 
 @pytest.mark.browser
@@ -227,7 +237,9 @@ def test_in_a_browser_all_is_drawn_and_the_console_is_empty(written):
             tab.on("request", lambda request, told=told: told.append(request.url))
             tab.goto(written.as_uri())
             assert [text for text in told if not text.startswith(("data:", written.as_uri()))] == []
-            assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            assert tab.evaluate("[...document.querySelectorAll('svg image')].every(i => i.getBBox().width > 5)")
+            ink = tab.evaluate("getComputedStyle(document.querySelector('svg.chart text')).fill")
+            assert ink == ("rgb(89, 99, 110)" if scheme == "light" else "rgb(154, 165, 177)")
             boxes = tab.evaluate("[...document.querySelectorAll('svg.chart')].map(chart => chart.getBBox().width)")
             assert len(boxes) >= 8
             assert min(boxes) > 200

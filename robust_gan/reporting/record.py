@@ -1,4 +1,4 @@
-"""Finds runs, evaluations and reproductions in folders."""
+"""Reads what runs, evaluations and reproductions have recorded in their folders."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from robust_gan.errors import UserError
-from robust_gan.reporting import details, noise_images
+from robust_gan.reporting import details, noise_images, tables
 from robust_gan.reporting.details import Details
 from robust_gan.reporting.noise_images import NoiseImages
 from robust_gan.storage import files, workdir
 
-REPORT, REPRODUCTION = "report.json", "reproduction.json"
-SCHEMAS = {REPORT: "robust_gan.evaluation/5", REPRODUCTION: "robust_gan.reproduction/3"}
-"""As in `reporting.tables` and `reproduction.run`, which import jax."""
+REPRODUCTION = "reproduction.json"
+SCHEMAS = {tables.RECORD: tables.SCHEMA, REPRODUCTION: "robust_gan.reproduction/3"}
+"""The latter as in `reproduction.run`, which imports this package."""
 
 _DEPTH = 4
 _SKIPPED_FOLDERS = ("checkpoints", "tensorboard", noise_images.FOLDER, "cards")
@@ -30,7 +30,7 @@ class Run(NamedTuple):
         config: As in `config.json`.
         metrics: Lines of `metrics.jsonl`.
         timing: Lines of `timing.jsonl`.
-        film: The generator's noise; None if there is none.
+        noise: The generator's noise; None if there is none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     timing: list[dict[str, Any]]
-    film: NoiseImages | None
+    noise: NoiseImages | None
 
 
 class Evaluation(NamedTuple):
@@ -138,8 +138,8 @@ def _add(found: Found, folder: epath.Path, root: epath.Path) -> None:
             Run(shown, group, os.fspath(folder), _json(folder / workdir.CONFIG),
                 _lines(folder / workdir.METRICS), _lines(folder / workdir.TIMING), noise_images.read(folder))
         )  # fmt: skip
-    if (folder / REPORT).exists():
-        found.evaluations.append(Evaluation(name, _of_schema(folder / REPORT), details.read(folder)))
+    if (folder / tables.RECORD).exists():
+        found.evaluations.append(Evaluation(name, _of_schema(folder / tables.RECORD), details.read(folder)))
     if (folder / REPRODUCTION).exists():
         found.reproductions[name] = _of_schema(folder / REPRODUCTION)
 

@@ -1,0 +1,323 @@
+"""Writes one HTML page of runs, evaluations and reproductions, without server, network or scripts.
+
+The templates are in `templates/`. Without matplotlib the page has its tables and no figures.
+"""
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+import markupsafe
+import numpy as np
+from etils import epath
+
+from robust_gan.errors import UserError
+from robust_gan.evaluation import statistics
+from robust_gan.reporting import details as details_lib
+from robust_gan.reporting import plots, tables
+from robust_gan.reporting.details import Details
+from robust_gan.reporting.record import Evaluation, Found, Run, find
+from robust_gan.reporting.tables import Table
+from robust_gan.storage import workdir
+from robust_gan.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawn
+
+_MAX_CLASSES, _MAX_EXAMPLES = 20, 8
+_MAX_POINTS, _MAX_NOISE_STEPS, _MAX_NOISE_RUNS = 240, 10, 8
+
+
+class Figure(NamedTuple):
+    """A figure of the page.
+
+    Attributes:
+        title: The text above it.
+        svg: Its markup; empty without matplotlib.
+        note: The text below it.
+    """
+
+    title: str
+    svg: markupsafe.Markup
+    note: str = ""
+
+
+def render(found: Found, title: str = "Robustness report") -> str:
+    """Returns the page.
+
+    Args:
+        found: The runs, evaluations and reproductions to show.
+        title: Its title.
+
+    >>> "<section" in render(Found([], [], {}))
+    False
+    """
+    names = [name for one in found.evaluations for name in one.report["models"]] + [run.group for run in found.runs]
+    colours = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    sections: list[tuple[str, str, dict[str, Any]]] = []
+    if found.evaluations:
+        overview = {"table": _summary(found.evaluations), "figures": _curves(found.evaluations, colours)}
+        sections.append(("Overview", "overview", overview))
+    sections += [
+        (f"Reproduction {name}", "reproduction", _reproduction(of)) for name, of in found.reproductions.items()
+    ]
+    if found.runs:
+        sections.append(("Training", "training", _training(found.runs, colours)))
+    sections += [(f"Evaluation {one.name}", "evaluation", _evaluation(one, colours)) for one in found.evaluations]
+    counts = {"run": len(found.runs), "evaluation": len(found.evaluations), "reproduction": len(found.reproductions)}
+    lead = ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("robust_gan.reporting"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template("page.html.j2").render(
+        title=title, lead=lead, sections=sections, version=__version__, made=made, theme=plots.THEME,
+        intervals=statistics.INTERVALS, about_pairs=statistics.PAIRED, has_figures=plots.can_plot(),
+    )  # fmt: skip
+
+
+def write(directories: Sequence[epath.PathLike], output: epath.PathLike) -> epath.Path:
+    """Writes the page of all runs and evaluations in some folders.
+
+    Args:
+        directories: Of runs, evaluations and reproductions, or above them.
+        output: The HTML file.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        UserError: See `find`; or the file cannot be written.
+    """
+    page = render(find(directories))
+    path = epath.Path(output).expanduser().resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workdir.write_text(path, page)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({str(error.strerror).lower()}): give another --output") from error
+    return path
+
+
+def _figure(title: str, draw: Callable[..., "Drawn"], *args: Any, note: str = "", **kwargs: Any) -> Figure:
+    label = markupsafe.escape(title)
+    # The SVG of matplotlib has all names escaped.
+    svg = plots.to_svg(draw(*args, **kwargs), str(label)) if plots.can_plot() else ""
+    return Figure(title, markupsafe.Markup(svg), note)
+
+
+def _summary(evaluations: Sequence[Evaluation]) -> Table:
+    """Returns the table of the worst cases of all models."""
+    rows = []
+    for report in (one.report for one in evaluations):
+        data, threat = report["data"], report["threat"]
+        for name, target in report["targets"].items():
+            worst = target["worst_case"]
+            shares = (target["clean_accuracy"], worst["white_box"], worst["black_box"], worst["all"])
+            cells = [statistics.format_accuracy(share, data["count"]) for share in shares]
+            images = f"{data['name']} {data['split']}, {data['count']}"
+            rows.append([name, images, f"{threat['norm']} {threat['epsilon']:.3g}", *cells])
+    header = ["model", "images", "threat", "clean", "white box", "black box", "worst of both"]
+    return Table("", header, rows, text=3, note=f"Accuracy in %; {statistics.INTERVALS}.")
+
+
+def _curves(evaluations: Sequence[Evaluation], colours: Mapping[str, int]) -> list[Figure]:
+    """Returns robust accuracy against epsilon, one plot for each attack, norm and data set."""
+    series: dict[tuple[str, str, str], list[plots.Series]] = {}
+    marks: dict[tuple[str, str, str], dict[float, str]] = {}
+    for report in (one.report for one in evaluations if one.report.get("curve")):
+        found, threat, data = report["curve"], report["threat"], report["data"]
+        key = (f"{data['name']} {data['split']}, {data['count']} images", threat["norm"], found["attack"])
+        drawn = plots.curve(found["robust_accuracy"], found["epsilons"], data["count"], colours)
+        series.setdefault(key, []).extend(line for line in drawn if line not in series.get(key, []))
+        marks.setdefault(key, {})[threat["epsilon"]] = f"{threat['epsilon']:.3g}"
+    return [
+        _figure(
+            f"Robust accuracy against epsilon, white-box {attack}, {images}", plots.lines, drawn, percent=True,
+            x=f"epsilon ({norm}, pixels in [0, 1])", y="robust accuracy in %", marks=marks[images, norm, attack],
+            legend=True, note="Bands: the 95 % interval of each accuracy.",
+        )
+        for (images, norm, attack), drawn in series.items()
+    ]  # fmt: skip
+
+
+def _reproduction(values: dict[str, Any]) -> dict[str, Any]:
+    marks, rows = {}, []
+    for method, found in values["methods"].items():
+        name, worst = found.get("label", method), "worst case"
+        marks[name] = {"clean": found["clean"], "black box, worst case": found["black_box"].get(worst, [None]),
+                       "white box, worst case": found["white_box"].get(worst, [None])}  # fmt: skip
+        shares = [tables.format_shares(row, values["images"]) for row in marks[name].values()]
+        seconds = tables.duration(float(np.mean([cost["seconds"] for cost in found["cost"]])))
+        rows.append([name, *shares, seconds, str(found["cost"][0]["gradient_evaluations"])])
+    colours = {name: index for index, name in enumerate(marks)}
+    picture = _figure("Every method, worst cases", plots.accuracies, marks, colours, values["images"])
+    header = ["method", "clean", "black box", "white box", "time", "gradients per update"]
+    return {"values": values, "figures": [picture], "table": Table("", header, rows)}
+
+
+def _evaluation(one: Evaluation, colours: Mapping[str, int]) -> dict[str, Any]:
+    report, found = one.report, one.details
+    evaluated, fired, skipped = tables.sort_alarms(report)
+    marks = {}
+    for name, target in report["targets"].items():
+        marks[name] = {"clean": [target["clean_accuracy"]]}
+        marks[name] |= {attack: [by.get(name)] for attack, by in target["robust_accuracy"].items()}
+        marks[name] |= {f"worst case, {kind.replace('_', ' ')}": [target["worst_case"][kind]]
+                        for kind in ("white_box", "black_box")}  # fmt: skip
+    title = "Accuracy: clean, under each white-box attack, and in the worst cases"
+    note = "Robust: classified correctly clean and under attack; lines are 95 % intervals."
+    figures = [_figure(title, plots.accuracies, marks, colours, report["data"]["count"], note=note)]
+    paired = Table("", statistics.PAIRED_HEADER, statistics.paired_cells(report["paired"]), text=2)
+    context: dict[str, Any] = {
+        "report": report, "evaluated": evaluated, "fired": fired, "skipped": skipped, "figures": figures,
+        "tables": _accuracy_tables(report), "paired": paired, "found": found,
+    }  # fmt: skip
+    if found is not None:
+        context |= {"classes": _classes(report, found), "confusions": _confusions(report, found),
+                    "examples": _examples(found)}  # fmt: skip
+    return context
+
+
+def _accuracy_tables(report: dict[str, Any]) -> list[Table]:
+    """Returns the tables of sequential attacks, and of transfer by attack."""
+    made, count, targets = [], report["data"]["count"], report["targets"]
+    if in_order := {name: target["sequential"] for name, target in targets.items() if target["sequential"]}:
+        attacks = [result["attack"] for result in next(iter(in_order.values()))]
+        shares = [[result["robust_accuracy"] for result in results] for results in in_order.values()]
+        title = "Robust accuracy after each sequential attack, in %"
+        made.append(tables.shaded(title, "model", list(in_order), attacks, shares, count))
+    for attack in report["attacks"] if len(report["models"]) > 1 else ():
+        by = {name: target["robust_accuracy"].get(attack, {}) for name, target in targets.items()}
+        sources = [source for source in report["models"] if any(source in row for row in by.values())]
+        made.append(tables.shaded(
+            f"Transfer of {attack}: robust accuracy in %", "of \\ made on", list(targets), sources,
+            [[row.get(source) for source in sources] for row in by.values()], count, note="Framed: white-box.",
+        )._replace(framed=True))  # fmt: skip
+    return made
+
+
+def _classes(report: dict[str, Any], found: Details) -> Table | None:
+    names, targets = found.label_names, [target for target in report["targets"] if target in found.robust]
+    robust = {target: details_lib.per_class(found, found.robust[target]) for target in targets}
+    shown, note = list(range(len(names))), "Worst case over all white-box attacks, by true class."
+    if len(names) > _MAX_CLASSES:
+        means = np.mean([robust[target] for target in targets], axis=0)
+        shown = np.argsort(means, kind="stable")[:_MAX_CLASSES].tolist()
+        note += f" The {_MAX_CLASSES} least robust of {len(names)} classes, by the mean over the models."
+    counts = np.bincount(found.labels.astype(np.int64), minlength=len(names))
+    header = [f"{names[index]} ({counts[index]})" for index in shown]
+    shares = [[robust[target][index] for index in shown] for target in targets]
+    return tables.shaded("Robust accuracy of each class, in %", "model", targets, header, shares,
+                         [int(counts[index]) for index in shown],
+                         note=f"{note} In brackets: images of the class, and the 95 % interval.")  # fmt: skip
+
+
+def _confusions(report: dict[str, Any], found: Details) -> tuple[str, list[Table]]:
+    made, names = [], found.label_names
+    attacks = [attack for attack in (found.attack, *reversed(report["attacks"]), details_lib.SEQUENTIAL)
+               if any((target, attack) in found.predicted for target in report["targets"])]  # fmt: skip
+    for target in report["targets"] if attacks else ():
+        if len(names) > _MAX_CLASSES:
+            pairs = details_lib.most_confused(found, target, attacks[0], _MAX_CLASSES)
+            rows = [[names[true], names[guess] if guess < len(names) else str(guess), str(count)]
+                    for true, guess, count in pairs or ()]  # fmt: skip
+            note = "The most frequent of many classes."
+            made += [Table(target, ["true", "predicted", "images"], rows, text=2, note=note)] if rows else []
+        elif (counts := details_lib.confusion(found, target, attacks[0])) is not None:
+            shares = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).tolist()
+            rows = [[name, *(f"{100 * share:.0f}" if share >= 0.005 else "" for share in row)]
+                    for name, row in zip(names, shares, strict=True)]  # fmt: skip
+            made.append(Table(target, ["true \\ predicted", *names], rows, shares=shares, errors=True))
+    return (attacks[0] if made else ""), made
+
+
+def _examples(found: Details) -> Figure | None:
+    if not found.adversarial:
+        return None
+    shown = found.positions[:_MAX_EXAMPLES]
+    names = dict(enumerate(found.label_names))
+    predicted = {}
+    for target in found.adversarial:
+        row = found.predicted.get((target, found.attack), np.full(len(found.labels), -1))
+        predicted[target] = [names.get(int(index)) for index in row[shown]]
+    labels = [names[int(label)] for label in found.labels[shown]]
+    adversarial = {target: images[: len(shown)] for target, images in found.adversarial.items()}
+    return _figure("", plots.examples, found.images[: len(shown)], labels, adversarial, predicted)
+
+
+def _training(runs: Sequence[Run], colours: Mapping[str, int]) -> dict[str, Any]:
+    groups = {group: [run for run in runs if run.group == group] for group in dict.fromkeys(run.group for run in runs)}
+    names = [name for run in runs for name in {key for line in run.metrics for key in line} if "validation/pgd" in name]
+    robust = max(sorted(set(names)), key=names.count) if names else "validation/pgd"
+    attack, accuracy = robust.rpartition("/")[2], "accuracy in %"
+    charts = {
+        "Loss of the classifier on clean images": ("train/clean_loss", "cross-entropy"),
+        "Loss of the classifier on adversarial images": ("train/adversarial_loss", "cross-entropy"),
+        "Loss of the generator": ("train/generator_loss", "generator's loss"),
+        "Clean accuracy, validation": ("validation/clean_accuracy", accuracy),
+        f"Robust accuracy, {attack}, validation": (robust, accuracy),
+    }
+    figures = []
+    for title, (name, unit) in charts.items():
+        if series := _series(groups, colours, name, lambda run, step: float(step)):
+            figures.append(_figure(title, plots.lines, series, x="step", y=unit, percent=unit == accuracy))
+    if paid := _series(groups, colours, robust, _seconds):
+        figures.append(_figure("Robust accuracy against training time", plots.lines, paid, x="seconds of training",
+                               y=accuracy, percent=True))  # fmt: skip
+    noise = []
+    for run in [run for run in runs if run.noise is not None][:_MAX_NOISE_RUNS]:
+        assert run.noise is not None
+        steps = list(run.noise.noise)
+        places = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MAX_NOISE_STEPS)).round().astype(int))
+        noise.append(_figure(run.name, plots.noise, run.noise, [steps[place] for place in places]))
+    return {
+        "table": _run_table(runs, robust), "figures": figures, "noise": noise,
+        "num_generators": sum(run.noise is not None for run in runs), "several": len(runs) > len(groups),
+        "legend": [(group, colours[group] % len(plots.COLOURS)) for group in groups],
+    }  # fmt: skip
+
+
+def _run_table(runs: Sequence[Run], robust: str) -> Table:
+    rows = []
+    for run in runs:
+        config, threat = run.config, run.config.get("threat", {})
+        count = config.get("validation", {}).get("size") or config.get("data", {}).get("validation_size", 0)
+        last = {name: value for line in run.metrics for name, value in line.items()}
+        rows.append([
+            run.name, str(config.get("data", {}).get("name", "")), str(config.get("classifier", {}).get("network", "")),
+            str(config.get("adversary", {}).get("name", "")),
+            f"{threat.get('norm', '')} {threat.get('epsilon', 0):.3g}",
+            f"{last.get('step', 0):,} of {config.get('num_steps', 0):,}", f"{count:,}",
+            *(statistics.format_accuracy(last.get(name), count) for name in ("validation/clean_accuracy", robust)),
+            tables.duration(sum(line.get("seconds", 0) for line in run.timing)),
+        ])  # fmt: skip
+    header = ["run", "data", "classifier", "adversary", "threat", "steps", "images", "clean", robust.rpartition("/")[2]]
+    note = f"Accuracy in % of the validation images; {statistics.INTERVALS}."
+    return Table("", [*header, "time"], rows, text=5, note=note)
+
+
+def _seconds(run: Run, step: int) -> float:
+    return sum(line.get("seconds", 0) for line in run.timing if line["step"] <= step)
+
+
+def _series(
+    groups: Mapping[str, Sequence[Run]], colours: Mapping[str, int], name: str, where: Callable[[Run, int], float]
+) -> list[plots.Series]:
+    """Returns a line for each group with a metric: the mean of its runs at their common steps, and a band."""
+    series = []
+    for group, members in groups.items():
+        found = [{line["step"]: float(line[name]) for line in run.metrics if name in line} for run in members]
+        steps = sorted(set.intersection(*(set(values) for values in found)))
+        if not steps:
+            continue
+        values = np.array([[one[step] for step in steps] for one in found])
+        xs = np.array([np.mean([where(run, step) for run in members]) for step in steps])
+        rows = [xs, values.mean(axis=0), values.min(axis=0), values.max(axis=0)]
+        if len(steps) > _MAX_POINTS:
+            rows = [np.array([part.mean() for part in np.array_split(row, _MAX_POINTS)]) for row in rows]
+        xs, ys, *band = (row.tolist() for row in rows)
+        series.append(plots.Series(group, colours[group], xs, ys, *(band if len(members) > 1 else ())))
+    return series
