@@ -22,8 +22,12 @@ VERSIONS = {
     "standard": ("apgd_ce", "apgd_t", "fab_t", "square"),
     "plus": ("apgd_ce100x5", "apgd_dlr100x5", "fab100x5", "square", "apgd_t", "fab_t"),
     "rand": ("apgd_ce", "apgd_dlr"),
+    "few_classes": ("apgd_ce", "margin_pgd100x5", "fab_t", "square"),
 }
-"""The attacks of each version in their order; those of `rand` take 20 samples of a randomised classifier's gradient."""
+"""The attacks of each version in their order; those of `rand` take 20 samples of a randomised classifier's gradient.
+
+`few_classes` is `standard` for 2 or 3 classes, where the targeted DLR loss is not defined: margin PGD is run instead.
+"""
 
 _SAMPLES = 20
 # The same component is the same object, so that compiled functions are reused.
@@ -52,7 +56,8 @@ def autoattack(version: str | Sequence[str] = "standard") -> tuple[tuple[str, At
     Args:
         version: `standard`: APGD-CE, targeted APGD, targeted FAB and Square, one run each. `plus`: five restarts of
             APGD-CE, APGD-DLR and FAB beside those. `rand`, for randomised classifiers: APGD-CE and APGD-DLR with
-            gradients in expectation. Or names of attacks, as `by_name` knows them.
+            gradients in expectation. `few_classes`: `standard` for 2 or 3 classes, with margin PGD in place of targeted
+            APGD. Or names of attacks, as `by_name` knows them.
 
     Returns:
         Pairs (name, attack).
@@ -138,4 +143,7 @@ def _check_classes(components, num_classes):
     """Refuses, before anything runs, attacks that need more classes."""
     for name, _ in components:
         if num_classes < (needed := classes_needed(name)):
-            raise UserError(f"{name} needs at least {needed} classes, but the classifier has {num_classes}")
+            raise UserError(
+                f"{name} needs at least {needed} classes, but the classifier has {num_classes}: take "
+                "autoattack('few_classes')"
+            )

@@ -305,7 +305,9 @@ def prepare(
             model = checks.prepare_model(model, images, per_device, num_classes)
             if why := checks.find_missing_derivative(model.logits_fn, to_unit(images[:1])):
                 missing[model.name] = why
-        largest = max(largest, _check_classes(model, images.shape[1:], attacks))
+        classes = jax.eval_shape(model.logits_fn, jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)).shape[-1]
+        largest = max(largest, classes)
+        attacks = _fit_classes(attacks, model.name, classes)
         names = [*attacks.names, *(attacks.sequential if index < num_targets else ())]
         width = min(per_device, -(-len(images) // len(devices)))
         if own:
@@ -321,16 +323,18 @@ def prepare(
     return Subject(tried, num_targets, data, threat, attacks, missing, sharded, devices)
 
 
-def _check_classes(model: Model, image_shape: Sequence[int], attacks: AttackPlan) -> int:
-    """Returns the number of classes of a model; refuses one with too few for an attack."""
-    classes = jax.eval_shape(model.logits_fn, jax.ShapeDtypeStruct((1, *image_shape), np.float32)).shape[-1]
+def _fit_classes(attacks: AttackPlan, model: str, classes: int) -> AttackPlan:
+    """Returns attacks that a number of classes allows: AutoAttack's standard version becomes that for few classes."""
+    standard, few = (attacks_lib.VERSIONS[version] for version in ("standard", "few_classes"))
+    if classes < 4 and attacks.sequential[: len(standard)] == standard:
+        attacks = attacks._replace(sequential=few + attacks.sequential[len(standard) :])
     for name in sorted({*attacks.names, *attacks.sequential} - set(attacks.functions)):
         if classes < (needed := attacks_lib.classes_needed(name)):
             raise UserError(
-                f"{name} needs a classifier of at least {needed} classes, but {model.name} has {classes}: "
+                f"{name} needs a classifier of at least {needed} classes, but {model} has {classes}: "
                 "leave it out with --attacks or --sequential"
             )
-    return classes
+    return attacks
 
 
 def run_attacks(

@@ -33,6 +33,9 @@ USE_BATCH_STATS = (
 RECORD, TABLES, EXAMPLES = "report.json", "report.md", "examples.png"
 CURVE, TRANSFER, ADVERSARIAL, CARDS = "curve.png", "transfer.png", "adversarial.npz", "cards"
 
+_FEW_CLASSES = (
+    "AutoAttack for fewer than 4 classes: the targeted DLR loss (`apgd_t`) needs 4, so `margin_pgd100x5` was run."
+)
 _MAX_PAIRED = 16
 """Number of models compared pair by pair: 120 pairs."""
 
@@ -186,7 +189,9 @@ def sequential(values: dict[str, Any]) -> str:
     if not rows:
         return ""
     first = next(target["sequential"] for target in values["targets"].values() if target["sequential"])
-    return markdown(["model", *(result["attack"] for result in first), "seconds"], rows)
+    names = [result["attack"] for result in first]
+    few = tuple(names[1:5]) == VERSIONS["few_classes"]
+    return markdown(["model", *names, "seconds"], rows) + (f"\n\n{_FEW_CLASSES}" if few else "")
 
 
 def paired_comparisons(values: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from attack_problems import (
     KEY,
     SHAPE,
     THREATS,
+    ascent_of_two,
     assert_inside,
     compiled,
     curved,
@@ -126,11 +127,30 @@ def test_too_few_classes_are_refused_before_anything_runs():
         return linear(images)[:, :3]
 
     arguments = KEY, images_between(0, 1), jnp.zeros(8, jnp.int32), LinfThreat(0.1)
-    with pytest.raises(ValueError, match=r"^apgd_t needs at least 4 classes, but the classifier has 3$"):
+    with pytest.raises(ValueError, match=r"^apgd_t needs at least 4 classes, .* has 3: take autoattack\('few_classes"):
         attacks.run_sequential(attacks.autoattack(), three, *arguments)
     assert len(calls) == 1  # To see how many there are.
-    with pytest.raises(ValueError, match=r"^apgd_dlr100x5 needs at least 3 classes, but the classifier has 2$"):
+    with pytest.raises(ValueError, match=r"^apgd_dlr100x5 needs at least 3 classes, but the classifier has 2: "):
         attacks.run_sequential(attacks.autoattack("plus"), two, *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", THREATS)
+def test_autoattack_for_two_classes_reaches_the_optimum_of_a_linear_classifier(norm):
+    images = images_between(0.4, 0.6, count=32)
+    labels = predicted(two, images)
+    ascent = ascent_of_two(labels)
+    # The radius at which half of the images can be misclassified: the distance to the hyperplane.
+    gaps = -np.float64(losses.margin(two(images), labels))
+    distances = gaps / (np.abs(ascent).sum(1) if norm == "linf" else np.linalg.norm(ascent, axis=1))
+    ordered = np.sort(distances)
+    epsilon = float(ordered[15:17].mean())
+    components = [(name, attack) if name != "square" else ("square100", attacks.by_name("square100"))
+                  for name, attack in attacks.autoattack("few_classes")]  # fmt: skip
+    result = attacks.run_sequential(components, two, KEY, images, labels, THREATS[norm](epsilon))
+    assert np.array_equal(result.remaining[-1], distances > epsilon)
+    assert 0 < result.remaining[-1].sum() < 32
+    assert_inside(result.images, images, norm, epsilon)
 
 
 def moved_up(logits_fn, key, images, labels, threat):

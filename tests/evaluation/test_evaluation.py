@@ -12,6 +12,7 @@ from robust_gan import LinfThreat, attacks, evaluation, losses, parallel
 from robust_gan.data import batching
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import Model, statistics
+from robust_gan.evaluation.evaluate import _fit_classes, plan_attacks
 from robust_gan.networks import inference
 from robust_gan.reporting import plots, tables
 
@@ -320,3 +321,15 @@ def test_the_report_compares_models_pair_by_pair_on_the_same_images():
     target = values["targets"]["linear3"]
     share = target["robust_accuracy"]["fgsm"]["linear5"]
     assert target["intervals"]["robust_accuracy"]["fgsm"]["linear5"] == statistics.interval_of(share, 50)
+
+
+@pytest.mark.parametrize(("classes", "second"), [(2, "margin_pgd100x5"), (3, "margin_pgd100x5"), (4, "apgd_t")])
+def test_autoattack_for_few_classes_takes_the_place_of_the_standard_one(classes, second):
+    plan = plan_attacks(evaluation.EvaluationConfig(suite="full", attacks="fgsm"))
+    fitted = _fit_classes(plan, "mine", classes)
+    assert fitted.sequential[:2] == ("apgd_ce", second)
+    assert fitted.sequential[2:] == plan.sequential[2:]
+    result = {"robust_accuracy": 0.5, "seconds": 1.0}
+    targets = {"mine": {"sequential": [result | {"attack": name} for name in ("clean", *fitted.sequential)]}}
+    text = tables.sequential({"data": {"count": 9}, "targets": targets})
+    assert ("AutoAttack for fewer than 4 classes" in text) == (classes < 4)

@@ -168,7 +168,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(brought, settings, sentence):
 
 def test_attacks_that_need_more_classes_are_refused_before_anything_is_written(brought):
     np.savez(brought.folder / "three.npz", images=brought.images, labels=brought.labels % 3)
-    ended = brought(f"--output={brought.folder}/report", "--suite=autoattack", model="three", data="three.npz")
+    ended = brought(f"--output={brought.folder}/report", "--sequential=apgd_t", model="three", data="three.npz")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == (
         "error: apgd_t needs a classifier of at least 4 classes, but my_models:three has 3: leave it out with "
