@@ -107,6 +107,7 @@ def prepare(given: argparse.Namespace):
 
 def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: float):
     """Compiles the step of a run; returns the facts, with those that are given, and the function that times."""
+    memory.return_after_compiling()
     devices = parallel.find_devices(num_devices=1)
     play, loop_state, arrays = start(config, (32, 32, 3), devices)
 
@@ -118,7 +119,7 @@ def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: 
         play = functools.partial(unrolled, game_lib.from_config(config, num_classes=10, channels=3), config)
     compiled = parallel.compile_step(play, devices, loop_state, arrays, indices(1))
     compile_seconds, compile_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    analysis, text = compiled.memory_analysis(), compiled.as_text()
     convolutions = [line for line in text.splitlines() if " convolution(" in line]
     facts |= {
         "device": devices[0].device_kind,
@@ -129,8 +130,8 @@ def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: 
         # On a CPU all must be in the form that is fast in loops, see robust_gan/networks/convolution.py.
         "convolutions": len(convolutions),
         "of_slow_form": sum("b01f_01io->b01f" not in line or "rhs_reversal" in line for line in convolutions),
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": analysis.argument_size_in_bytes,
+        "temporary_bytes": analysis.temp_size_in_bytes,
         "peak_bytes_with_compiler": measuring.peak_host_bytes(),
         "matmul_flops_per_second": measuring.jax_matmul_rate(dtype=config.precision),
     }

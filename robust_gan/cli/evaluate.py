@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from robust_gan import cli
+from robust_gan.cli import memory
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "The models under attack.")
 _MODEL = flags.DEFINE_list("model", [], "Classifiers of your own: the function, which is run, returns a logits_fn.")
@@ -71,6 +72,7 @@ def main(argv):
     from robust_gan.evaluation import EvaluationConfig, statistics
     from robust_gan.reporting import run, tables
 
+    memory.return_after_compiling()
     fields = [field.name for field in dataclasses.fields(EvaluationConfig)]
     values: dict[str, Any] = {name: flags.FLAGS[_FLAGS.get(name, name)].value for name in fields}
     config = EvaluationConfig(**values)

@@ -1,5 +1,7 @@
-"""Large memory pages, which are requested before a program starts."""
+"""Memory of the process on Linux: large pages, requested before a program starts, and what the compiler freed."""
 
+import ctypes
+import functools
 import os
 import pathlib
 import platform
@@ -7,6 +9,9 @@ import sys
 
 _TUNABLE = "glibc.malloc.hugetlb"
 _MODE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_LONG = 2.0
+"""Seconds of a compilation after which memory is returned: it takes up to half a second."""
 
 
 def use_large_pages() -> None:
@@ -26,9 +31,33 @@ def use_large_pages() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
+@functools.cache  # One listener, however often it is called.
+def return_after_compiling() -> None:
+    """Has freed memory returned to the system after each long compilation; loads jax.
+
+    XLA frees some hundred MB of small pieces when it has compiled a training step. glibc keeps them, and they would
+    count beside the arrays of every step. Nothing happens on other systems.
+    """
+    if not _is_glibc():
+        return
+    import jax
+
+    trim = ctypes.CDLL(None).malloc_trim
+
+    def trim_if_long(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILED and duration_secs >= _LONG:
+            trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(trim_if_long)
+
+
 def _on_request() -> bool:
     try:
         mode = _MODE.read_text()
     except OSError:
         return False
-    return "[madvise]" in mode and bool(sys.executable) and platform.libc_ver()[0] == "glibc"
+    return "[madvise]" in mode and bool(sys.executable) and _is_glibc()
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

@@ -12,6 +12,7 @@ from typing import NoReturn
 from absl import flags
 
 from robust_gan import cli
+from robust_gan.cli import memory
 from robust_gan.config import datasets
 from robust_gan.errors import UserError
 
@@ -56,6 +57,7 @@ def main(argv):
 
     from robust_gan import parallel, reproduction
 
+    memory.return_after_compiling()
     plan = reproduction.plan(
         functools.partial(datasets.get_config, dataset),
         dataset,

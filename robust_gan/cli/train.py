@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from robust_gan import cli
+from robust_gan.cli import memory
 from robust_gan.config import to_dict
 from robust_gan.errors import UserError
 from robust_gan.storage import workdir
@@ -69,6 +70,7 @@ def main(argv):
         from robust_gan import parallel
         from robust_gan.training import dry_run
 
+        memory.return_after_compiling()
         print(
             dry_run.format_dry_run(dry_run.measure(config, parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value)))
         )
@@ -79,6 +81,7 @@ def main(argv):
 
     from robust_gan import parallel, training  # After the flags: a mistake is reported before jax is loaded.
 
+    memory.return_after_compiling()
     result = training.train(
         config,
         directory,

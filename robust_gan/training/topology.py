@@ -55,6 +55,8 @@ CHIPS = {
 
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
+    # Else libtpu is for one process at a time, though a compiler holds no TPU.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_STDERR_LOG_LEVEL": "4",

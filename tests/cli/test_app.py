@@ -10,12 +10,14 @@ import re
 import subprocess
 import sys
 import time
+import types
 
+import jax
 import pytest
 from conftest import ROOT
 
 from robust_gan import cli
-from robust_gan.cli import xla_flags
+from robust_gan.cli import memory, xla_flags
 from robust_gan.config import from_dict
 from robust_gan.errors import CheckpointError, DataError, UserError
 
@@ -294,7 +296,7 @@ def test_launchers_do_not_disturb_one_another_in_these_tests(launch):
 def test_the_compiler_is_told_what_the_user_has_not(given, expected):
     program = """
 import os
-from robust_gan.cli import xla_flags
+from robust_gan.cli import memory, xla_flags
 xla_flags.set_flags(spread=True)
 flags = os.environ["XLA_FLAGS"]
 xla_flags.set_flags(spread=True)
@@ -347,11 +349,29 @@ def test_a_program_starts_again_with_large_pages_where_they_are_given_on_request
     assert last == "['an argument'] input"
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_freed_memory_is_returned_after_a_long_compilation(monkeypatch):
+    trimmed, listeners = [], []
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: types.SimpleNamespace(malloc_trim=trimmed.append))
+    monkeypatch.setattr(jax.monitoring, "register_event_duration_secs_listener", listeners.append)
+    memory.return_after_compiling.__wrapped__()
+    monkeypatch.undo()
+    jax.monitoring.register_event_duration_secs_listener(*listeners)
+    try:
+        jax.jit(lambda x: x + 1)(1.0)
+        assert trimmed == []
+        monkeypatch.setattr(memory, "_LONG", 0.0)
+        jax.jit(lambda x: x + 2)(1.0)
+        assert trimmed == [0]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(*listeners)
+
+
 @pytest.mark.slow
 def test_what_was_compiled_is_found_by_the_next_process(tmp_path):
     program = """
 import os
-from robust_gan.cli import xla_flags
+from robust_gan.cli import memory, xla_flags
 xla_flags.set_cache()
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
