@@ -1,4 +1,4 @@
-"""Alarms: signs that a figure of robustness means less than it says, each a rule that can fire or not.
+"""Alarms: rules that fire when a measured robust accuracy is unreliable.
 
 References:
     Carlini et al., "On Evaluating Adversarial Robustness", 2019, https://arxiv.org/abs/1902.06705
@@ -29,19 +29,19 @@ _QUERY = ("square", "spsa")
 _STEPS = 40
 _PASSES = 5
 _TIES = 0.01
-"""The share of predictions that may change where no logit changes beyond rounding."""
+"""The largest share of predictions that may change while no logit changes by more than rounding."""
 _SIGNIFICANCE = 0.00135
-"""Of the test against guessing: three standard deviations, one-sided."""
+"""Significance level of the test against guessing: three standard deviations, one-sided."""
 
 
 class Alarm(NamedTuple):
-    """A rule and what it found.
+    """The result of one rule.
 
     Attributes:
-        name: Of the rule.
-        fired: Whether the figures are to be distrusted.
-        finding: One sentence, whether it fired or not.
-        asked: Whether the rule could be asked at all; the finding says why not.
+        name: Name of the rule.
+        fired: Whether the rule fired: robust accuracy is unreliable.
+        finding: One sentence on the measurement, whether the rule fired or not.
+        asked: Whether the rule could be checked; if not, the finding gives the reason.
     """
 
     name: str
@@ -59,35 +59,34 @@ def check_model(
     count: int = 128,
     batch_size: int = 500,
     seed: int = 0,
-    underivable: str = "",
+    no_derivative: str = "",
     robust: Mapping[str, np.ndarray] = MappingProxyType({}),
     predicted: np.ndarray | None = None,
 ) -> list[Alarm]:
-    """Examines a classifier by itself: its outputs, its gradients, and whether attacks on it do what they must.
+    """Computes the alarms on a classifier's outputs, its gradients and short attacks.
 
-    The logits of all images are computed once; what costs more is asked of a draw over the classes.
+    The logits of all images are computed once; gradients and attacks use a sample that is balanced over the classes.
 
     Args:
         logits_fn: The classifier.
         images: uint8 or float `[N, H, W, C]`.
         labels: `[N]`.
         threat: The threat model.
-        count: How many images are drawn.
-        batch_size: Images that the classifier is given at once, at most.
-        seed: Of the attacks, the orders and the draw.
-        underivable: Why the classifier has no derivative, where that is known already.
-        robust: By the name of an attack, bool `[N]`: which images were classified right clean and under it in an
-            evaluation. `not_converged` quotes these for `pgd40` in place of an attack of its own.
-        predicted: int32 `[N]`, the classes that an evaluation took the clean images for.
+        count: Size of the sample.
+        batch_size: Largest number of images in one call of the classifier.
+        seed: Seed of the attacks, of the orders and of the sample.
+        no_derivative: The reason why the classifier has no derivative, if it is known already.
+        robust: Results of an evaluation: for each attack's name bool `[N]`, which images are classified correctly
+            both clean and under the attack. `not_converged` uses the one of `pgd40` instead of its own attack.
+        predicted: int32 `[N]`, the classes that the evaluation predicted for the clean images.
 
     Returns:
         The alarms `randomised`, `changed` (with `predicted`), `probabilities`, `near_chance`, `nan_logits`,
-        `zero_gradients`, `nan_gradients`, `not_converged` and `does_not_reach_0`. The last four are not asked of a
-        classifier without a derivative.
+        `zero_gradients`, `nan_gradients`, `not_converged` and `does_not_reach_0`. The last four need a derivative.
 
     Raises:
-        DataError: The images or labels are none that can be scored (`evaluation.check_images`).
-        ValueError: `count` or `batch_size` is below 1, or `robust` or `predicted` is of other images.
+        DataError: The images or labels are invalid (`evaluation.check_images`).
+        ValueError: `count` or `batch_size` is below 1, or `robust` or `predicted` has another length.
 
     >>> import jax.numpy as jnp
     >>> images = np.random.default_rng(0).uniform(size=(16, 2, 2, 1))
@@ -120,7 +119,7 @@ def check_model(
         _probabilities(logits),
         _near_chance(logits, labels),
         _nan_logits(logits),
-        *_of_gradients(probe, some, threat, seed, chosen, underivable, robust),
+        *_check_gradients(probe, some, threat, seed, chosen, no_derivative, robust),
     ]
 
 
@@ -131,24 +130,24 @@ def check_scores(
     *,
     predicted: Mapping[tuple[str, str], np.ndarray] | None = None,
 ) -> list[Alarm]:
-    """Looks for attacks that find what stronger ones miss, and for adversarial images that no class is named for.
+    """Computes the alarms that compare attacks: a weaker attack that breaks more, and invalid logits under attack.
 
     Args:
-        scores: Of an evaluation.
-        target: Which model.
-        sequential: For each attack made in turn, `clean` among them and in their order, bool `[N]`: what it broke. A
-            query attack counts as a black-box one where no attack that needs_gradient comes after it.
-        predicted: For each (target, attack), `clean` among them, the classes that images are taken for, -1 for none;
-            by default those of the scores.
+        scores: Scores of an evaluation.
+        target: Name of the model.
+        sequential: For each attack of a sequential evaluation, in order and with `clean`, bool `[N]`: the images that
+            it broke. A query attack counts as black-box if no attack after it uses the gradient.
+        predicted: For each (target, attack), with `clean`, the predicted classes, -1 for invalid logits; by default
+            those of the scores.
 
     Returns:
-        The alarms `nan_logits_under_attack`, `black_box_beats_white` and `one_step_beats_many`, where their attacks
+        The alarms `nan_logits_under_attack`, `black_box_beats_white` and `one_step_beats_many`, each if its attacks
         were made.
 
     >>> robust = {("a", "a", "fgsm"): np.array([False, True]), ("a", "a", "pgd10"): np.array([True, True])}
     >>> scores = Scores(("a",), ("a",), ("fgsm", "pgd10"), np.array([[True, True]]), robust)
     >>> [(alarm.name, alarm.finding) for alarm in check_scores(scores, "a")]
-    [('one_step_beats_many', 'fgsm breaks 50.0 points of images that pgd10 leave standing')]
+    [('one_step_beats_many', 'fgsm breaks 50.0 points of images that are robust under pgd10')]
     """
     white = {attack: scores.robust[target, target, attack] for attack in scores.attacks
              if (target, target, attack) in scores.robust}  # fmt: skip
@@ -168,14 +167,14 @@ def check_scores(
             Alarm(
                 "black_box_beats_white",
                 lost > TOLERANCE["black_box_points"],
-                f"{worst} breaks {lost:.1f} points of images that the white-box attacks leave standing",
+                f"{worst} breaks {lost:.1f} points of images that are robust under the white-box attacks",
             )
         )
     many = [attack for attack in white if attack.startswith("pgd")]
     if "fgsm" in white and many:
         strongest = np.all([white[attack] for attack in many], axis=0)
         lost = 100 * float((strongest & ~white["fgsm"]).mean())
-        finding = f"fgsm breaks {lost:.1f} points of images that {', '.join(many)} leave standing"
+        finding = f"fgsm breaks {lost:.1f} points of images that are robust under {', '.join(many)}"
         alarms.append(Alarm("one_step_beats_many", _is_more_than_chance(lost, len(strongest)), finding))
     return alarms
 
@@ -198,12 +197,12 @@ def _nan_under_attack(predicted, target):
 
 
 def check_curve(curve: Curve, target: str, count: int) -> list[Alarm]:
-    """Looks for a larger ball in which more images stand.
+    """Computes the alarm on a robust accuracy that rises with the radius.
 
     Args:
-        curve: Of `evaluation.trace_curve`.
-        target: Which model.
-        count: Images scored.
+        curve: The result of `evaluation.trace_curve`.
+        target: Name of the model.
+        count: Number of images.
 
     Returns:
         The alarm `robustness_rises_with_epsilon`.
@@ -221,13 +220,13 @@ def check_curve(curve: Curve, target: str, count: int) -> list[Alarm]:
 
 
 def _randomised(probe, seed):
-    """Gives the same images again, in other orders, in batches of other sizes, and alone: nothing may change."""
+    """Compares logits of the same images in other orders, in batches of other sizes, and alone."""
     everyone = np.arange(len(probe.labels))
     first = probe.uncompiled(everyone, len(everyone))
     few = everyone[: min(16, probe.width)]
     repeats = [
         (everyone, probe.uncompiled(everyone, len(everyone)), first),
-        # Chance that is drawn while a function is traced is frozen in what is compiled, until it is compiled again.
+        # Random numbers drawn during tracing are constants of the compiled code, until it is compiled again.
         (few, *(probe.recompiled(few) for _ in range(2))),
     ]
     rng, others = np.random.default_rng(seed), []
@@ -247,23 +246,23 @@ def _randomised(probe, seed):
             changed[repeated] += int((again.argmax(-1) != before.argmax(-1)).sum())
             share = max(share, float(np.max(apart / np.maximum(_size(before), 1e-30), initial=0.0)))
             compared += len(order)
-    # In another batch rounding decides between two logits that are as good as equal, but not in the same batch.
+    # In another batch, rounding may decide between two nearly equal logits; in the same batch it must not.
     fired = bool(beyond or changed[True] or changed[False] > _TIES * compared)
     how = f"in {compared} comparisons over other batches and compilations"
     if not fired:
         return Alarm(
-            "randomised", False, f"{how} an image's logits differ by rounding alone ({share:.1g} of the largest)"
+            "randomised", False, f"{how} an image's logits differ only by rounding ({share:.1g} of the largest)"
         )
     return Alarm(
         "randomised",
         True,
-        f"{how} {sum(changed)} predictions change, and logits by up to {share:.1g} of the largest, beyond rounding "
-        f"{beyond} times: attacks see another classifier than is scored",
+        f"{how} {sum(changed)} predictions change, and logits by up to {share:.1g} of the largest, more than rounding "
+        f"in {beyond} of them: the classifier under attack is not the one that is scored",
     )
 
 
 def _apart(again, before):
-    """Returns by how much the logits of each image differ, `[N]`; the same NaN or infinity is no difference."""
+    """Returns the largest difference of each image's logits, `[N]`; 0 where both are the same NaN or infinity."""
     again, before = np.asarray(again, np.float64), np.asarray(before, np.float64)
     same = (again == before) | (np.isnan(again) & np.isnan(before))
     with np.errstate(invalid="ignore"):
@@ -277,13 +276,13 @@ def _size(logits):
 
 
 def _changed(logits, predicted):
-    """Compares the classes of the clean images before the attacks and after them."""
+    """Compares the predictions on clean images before and after the attacks."""
     now = np.where(invalid(logits), -1, np.argmax(logits, axis=-1))
     others = np.flatnonzero(now != predicted)
     fired = len(others) > _TIES * len(predicted)
-    finding = f"{len(others)} of {len(predicted)} clean images change their predicted class between attacks and alarms"
+    finding = f"{len(others)} of {len(predicted)} clean images change their predicted class after the attacks"
     if fired:
-        finding += f"{_which(others)}: the classifier is not the one that was attacked"
+        finding += f"{_which(others)}: the classifier changed since it was attacked"
     return Alarm("changed", fired, finding)
 
 
@@ -291,27 +290,27 @@ def _probabilities(logits):
     logits = np.asarray(logits, np.float64)[~invalid(logits)]
     within = len(logits) > 0 and logits.min() >= 0 and logits.max() <= 1
     fired = bool(within and np.abs(logits.sum(-1) - 1).max() < 1e-2)
-    finding = "outputs lie in [0, 1] and sum to 1: give logits, for after a softmax gradients vanish"
-    return Alarm("probabilities", fired, finding if fired else "outputs are no probabilities")
+    finding = "outputs are in [0, 1] and sum to 1: return logits, since gradients vanish after a softmax"
+    return Alarm("probabilities", fired, finding if fired else "outputs are not probabilities")
 
 
 def _near_chance(logits, labels):
-    """Tests all images: a classifier that was loaded wrongly is robust to nothing, and no attack says why."""
+    """Tests whether the accuracy on all images is better than guessing: often a model was loaded wrongly."""
     import scipy.stats
 
     predicted = np.where(invalid(logits), -1, np.argmax(logits, axis=-1))
     right, count, chance = int((predicted == labels).sum()), len(labels), 1 / logits.shape[-1]
-    # As good as guessing, and worse than a classifier half-way between guessing and all right.
+    # No better than guessing, and worse than a classifier half-way between guessing and perfect.
     no_better = scipy.stats.binom.sf(right - 1, count, chance) > _SIGNIFICANCE
     no_good = scipy.stats.binom.cdf(right, count, (1 + chance) / 2) < 0.05
     several = int((np.bincount(labels) >= 5).sum()) > 1
     constant = several and len(np.unique(predicted)) == 1
     fired = bool((no_better and no_good) or constant)
-    finding = f"{100 * right / count:.1f} % of {count} clean images are right, where guessing gets {100 * chance:.1f} %"
+    finding = f"{100 * right / count:.1f} % of {count} clean images are correct; guessing gets {100 * chance:.1f} %"
     if constant:
-        finding += f", and all are taken for class {predicted[0]}" if predicted[0] >= 0 else ", and none for any class"
+        finding += f", and every prediction is {predicted[0]}" if predicted[0] >= 0 else ", and no logits are valid"
     if fired:
-        finding += ": are the weights, the normalisation and the order of the classes right?"
+        finding += ": check the weights, the normalisation and the order of the classes"
     return Alarm("near_chance", fired, finding)
 
 
@@ -321,13 +320,13 @@ def _nan_logits(logits):
     return Alarm("nan_logits", len(bad) > 0, finding + (": they count as misclassified" if len(bad) else ""))
 
 
-def _of_gradients(probe, logits, threat, seed, chosen, underivable, robust):
-    """Asks for gradients, and how far attacks come that follow them."""
+def _check_gradients(probe, logits, threat, seed, chosen, no_derivative, robust):
+    """Computes the alarms on gradients and on short attacks that use them."""
     names = "zero_gradients", "nan_gradients", "not_converged", "does_not_reach_0"
-    if why := underivable or probe.underivable():
-        return [Alarm(name, False, f"not asked: no derivative ({why})", asked=False) for name in names]
+    if why := no_derivative or probe.find_missing_derivative():
+        return [Alarm(name, False, f"not checked: no derivative ({why})", asked=False) for name in names]
     gradients = probe.gradients()
-    found, once, twice, wide = _attacks_reach(probe, threat, seed)
+    found, once, twice, wide = _run_attacks(probe, threat, seed)
     if (made := robust.get(f"pgd{_STEPS}")) is not None:
         once = made[probe.positions]
     attacked = probe.gradients(found)
@@ -337,13 +336,13 @@ def _of_gradients(probe, logits, threat, seed, chosen, underivable, robust):
         Alarm(
             "not_converged",
             _is_more_than_chance(100 * float(once.mean() - twice.mean()), len(once)),
-            f"{once.sum()} {chosen} stand under pgd{_STEPS}, {twice.sum()} with twice the steps and restarts "
+            f"{once.sum()} {chosen} are robust under pgd{_STEPS}, {twice.sum()} with twice the steps and restarts "
             f"({100 * once.mean():.1f} and {100 * twice.mean():.1f} %)",
         ),
         Alarm(
             "does_not_reach_0",
             bool(wide.any()),
-            f"{wide.sum()} {chosen} stand under pgd{_STEPS} with the whole range of pixels allowed"
+            f"{wide.sum()} {chosen} are robust under pgd{_STEPS} with the whole range of pixels allowed"
             f"{_which(probe.positions[wide])}",
         ),
     ]
@@ -351,18 +350,18 @@ def _of_gradients(probe, logits, threat, seed, chosen, underivable, robust):
 
 def _zero_gradients(probe, logits, gradients, chosen):
     zero = (np.asarray(gradients) == 0).reshape(len(gradients), -1).all(-1)
-    # Where the probability of the label is 1 in float32, the gradient is 0 or what rounding makes of it.
+    # If the probability of the label rounds to 1 in float32, the gradient is 0 or a rounding error.
     logits = np.asarray(logits, np.float64)
     with np.errstate(invalid="ignore"):
         margins = logits - np.take_along_axis(logits, probe.labels[:, None], -1)
-    others = np.exp(np.minimum(margins, 30.0))  # Far above the label is far enough, and no overflow.
+    others = np.exp(np.minimum(margins, 30.0))  # Avoids overflow.
     saturated = others.sum(-1) - 1 < 2.0**-24
     bad = zero | saturated
     return Alarm(
         "zero_gradients",
         bool(bad.any()),
-        f"{bad.sum()} {chosen} have an input gradient of 0 or of rounding errors alone{_which(probe.positions[bad])}"
-        ": attacks on the cross-entropy stand still there",
+        f"{bad.sum()} {chosen} have an input gradient that is 0 or a rounding error{_which(probe.positions[bad])}"
+        ": attacks on the cross-entropy make no progress there",
     )
 
 
@@ -374,12 +373,12 @@ def _nan_gradients(gradients, attacked, chosen):
         "nan_gradients",
         fired,
         f"{clean.sum()} {chosen} have an input gradient that is NaN or infinite, {moved.sum()} after pgd{_STEPS}"
-        + (": attacks go nowhere there, whatever the logits (often jnp.where over a root or a quotient)" * fired),
+        + (": attacks make no progress there (a common cause is jnp.where over a root or a quotient)" * fired),
     )
 
 
-def _attacks_reach(probe, threat, seed):
-    """Returns the images after PGD, and which stand under it, under more of it, and with the whole range allowed."""
+def _run_attacks(probe, threat, seed):
+    """Returns the images after PGD; and which are robust under it, under a longer one, and in the whole range."""
     once = probe.attack(threat, seed, num_steps=_STEPS)
     twice = probe.attack(threat, seed, num_steps=2 * _STEPS, num_restarts=2)
     wide = probe.attack(threat_model.whole_range(threat, probe.images.shape[1:]), seed, num_steps=_STEPS)
@@ -387,19 +386,19 @@ def _attacks_reach(probe, threat, seed):
 
 
 def _which(positions):
-    """Names images by their positions, the first few of many."""
+    """Returns the positions of the first images in parentheses."""
     if not len(positions):
         return ""
     return f" (numbers {', '.join(map(str, positions[:3]))}{', ...' * (len(positions) > 3)})"
 
 
 def _is_more_than_chance(points: float, count: int) -> bool:
-    """One image of a few is more than half a point, and may go either way."""
+    """Tells whether a difference is above the tolerance and more than one image."""
     return points > max(TOLERANCE["points"], 101 / count)
 
 
 def fired(alarms: Sequence[Alarm]) -> list[Alarm]:
-    """Returns those that fired.
+    """Returns the alarms that fired.
 
     >>> fired([Alarm("a", True, ""), Alarm("b", False, "")])[0].name
     'a'

@@ -411,7 +411,7 @@ def add_alarms(result: EvaluationResult, state: EvaluationState) -> None:
                 return [Alarm(*alarm) for alarm in found]
             checked = alarms.check_model(
                 model.logits_fn, images, labels, threat, batch_size=-(-config.batch_size // len(devices)),
-                seed=config.seed, underivable=subject.missing.get(model.name, ""),
+                seed=config.seed, no_derivative=subject.missing.get(model.name, ""),
                 robust={attack: scores.robust[name, source, attack] for name, source, attack in scores.robust
                         if name == source == model.name},
                 predicted=scores.predicted.get((model.name, CLEAN)),

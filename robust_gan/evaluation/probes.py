@@ -1,4 +1,4 @@
-"""Asks a classifier about images for the alarms: logits, input gradients and short attacks, in batches of one size."""
+"""Computes logits, input gradients and short attacks for the alarms, in batches of one size."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,21 +17,21 @@ from robust_gan.losses import is_correct
 from robust_gan.types import LogitsFn, ThreatModel
 
 _RELATIVE = 1e-4
-"""By how much the logits of one image may differ between batches of different sizes, relative to the largest: float32
-sums of 30,000 products, of which a large common part cancels, differ by 1e-5."""
+"""Largest difference of an image's logits between batches of different sizes, relative to the largest logit: float32
+sums of 30,000 products whose large common part cancels differ by 1e-5."""
 _ROUNDING = 16
-"""The same in units of rounding, for classifiers that compute in float16 or bfloat16."""
+"""The same in units of the last place, for classifiers that compute in float16 or bfloat16."""
 _REPEATED = 4
-"""The same for the same batch given twice: only a device that sums in no fixed order rounds differently there."""
+"""The same for two calls with one batch, which differ only on devices that sum in no fixed order."""
 
 
 def draw(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Draws images over the classes: as many of each class as of every other, as far as there are such.
+    """Draws a sample of images that is balanced over the classes as far as possible.
 
     Args:
         labels: `[N]`.
-        count: How many images to draw at most.
-        seed: Of the draw.
+        count: Largest size of the sample.
+        seed: Seed of the sample.
 
     Returns:
         Positions in increasing order, `[min(count, N)]`.
@@ -48,9 +48,9 @@ def draw(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def invalid(logits: np.ndarray) -> np.ndarray:
-    """Returns which images have logits that name no class: a NaN, +inf, or -inf throughout; bool `[N]`.
+    """Returns which images have invalid logits: a NaN, +inf, or only -inf; bool `[N]`.
 
-    A single -inf is legal: that class is masked out.
+    A single -inf is valid: it masks the class out.
 
     Args:
         logits: `[N, K]`.
@@ -63,44 +63,44 @@ def invalid(logits: np.ndarray) -> np.ndarray:
 
 
 class Probe:
-    """A classifier that is never given more images at once than it takes, and always copies of them.
+    """A classifier and images; it is called with copies of at most `batch_size` images at once.
 
     Args:
         logits_fn: The classifier.
-        batch_size: Images at once.
+        batch_size: Largest number of images in one call.
         images: All images of the evaluation, uint8 or float `[N, H, W, C]`.
         labels: `[N]`.
     """
 
     def __init__(self, logits_fn: LogitsFn, batch_size: int, images: np.ndarray, labels: np.ndarray) -> None:
-        """Compiles nothing yet."""
+        """Stores the arguments."""
         self._logits_fn, self.width = logits_fn, min(batch_size, len(images))
         self.images, self.labels, self.positions = images, labels.astype(np.int32), np.arange(len(images))
         self._gradient, self._predict = compiled(input_gradient, logits_fn), compiled(_predict, logits_fn)
         self._attacks: dict[tuple[tuple[str, int], ...], Callable[..., Any]] = {}
 
     def part(self, positions: np.ndarray) -> "Probe":
-        """Returns the same classifier with a part of the images."""
+        """Returns the same classifier with some of the images."""
         part = Probe(self._logits_fn, self.width, self.images[positions], self.labels[positions])
         part.positions = positions
         return part
 
     def logits(self) -> np.ndarray:
-        """Returns the logits of all images as compiled code computes them, `[N, K]`."""
+        """Returns the logits of all images from compiled code, `[N, K]`."""
         return self._batched(lambda x, _: self._predict(x))
 
     def uncompiled(self, order: np.ndarray, size: int) -> np.ndarray:
-        """Returns the logits of images in an order and in batches of a size, without compiling, `[len(order), K]`."""
+        """Returns the logits of images in a given order and batch size from uncompiled code, `[len(order), K]`."""
         size = max(1, min(size, self.width))
         parts = [order[start : start + size] for start in range(0, len(order), size)]
         return np.concatenate([np.asarray(self._logits_fn(jnp.array(take(self.images, part)))) for part in parts])
 
     def recompiled(self, positions: np.ndarray) -> np.ndarray:
-        """Returns the logits of images, at most a batch, from code that is compiled for this call: `[B, K]`."""
+        """Returns the logits of at most one batch of images from newly compiled code, `[B, K]`."""
         return np.asarray(compiled(_predict, self._anew())(jnp.array(take(self.images, positions))))
 
-    def underivable(self) -> str:
-        """Returns why the classifier has no derivative, in a phrase; empty where it has one."""
+    def find_missing_derivative(self) -> str:
+        """Returns the reason why the classifier has no derivative; empty if it has one."""
         one = jax.ShapeDtypeStruct((1, *self.images.shape[1:]), jnp.float32)
         try:
             jax.eval_shape(compiled(input_gradient, self._anew()), one, jax.ShapeDtypeStruct((1,), jnp.int32))
@@ -109,17 +109,17 @@ class Probe:
         return ""
 
     def gradients(self, images: np.ndarray | None = None) -> np.ndarray:
-        """Returns the gradients of the cross-entropy at the images, or at others of the same labels, `[N, H, W, C]`."""
+        """Returns the gradients of the cross-entropy at the images or others with their labels, `[N, H, W, C]`."""
         return self._batched(lambda x, rows: self._gradient(x, jnp.array(self.labels[rows])), images)
 
     def attack(self, threat: ThreatModel, seed: int, **settings: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the images after PGD, `[N, H, W, C]`, and which are classified right before and after it, `[N]`.
+        """Returns the images after PGD, `[N, H, W, C]`, and which are classified correctly before and after it, `[N]`.
 
-        The keys are those of the attack of that name in an evaluation of all images with the same seed.
+        The keys are the same as in an evaluation of all images with this attack and seed.
 
         Args:
             threat: The threat model.
-            seed: Of the attack.
+            seed: Seed of the attack.
             **settings: `num_steps` and `num_restarts` of `attacks.pgd`.
         """
         restarts = settings.get("num_restarts", 1)
@@ -133,24 +133,23 @@ class Probe:
         return self._batched(attack)
 
     def allowance(self, logits: np.ndarray, *, repeated: bool = False) -> np.ndarray:
-        """Returns by how much rounding alone may change the logits of each image, `[N]`.
+        """Returns the largest change of each image's logits that rounding can cause, `[N]`.
 
-        The unit of rounding is that of the narrowest floats that the classifier computes in, relative to the largest
-        logit of the image: the common part of the logits is rounded too.
+        It is relative to the image's largest logit, in units of the narrowest float type of the classifier.
 
         Args:
-            logits: Of all images, `[N, K]`.
-            repeated: Whether the batches were the same, so that only the order of sums can differ.
+            logits: Logits of all images, `[N, K]`.
+            repeated: Whether the batches are the same, so that only the order of sums can differ.
         """
         finite = np.where(np.isfinite(logits), np.asarray(logits, np.float64), 0.0)
         size = np.abs(finite).max(-1)
-        if repeated and jax.default_backend() == "cpu":  # The same program sums in the same order there.
+        if repeated and jax.default_backend() == "cpu":  # A CPU program sums in a fixed order.
             return _REPEATED * float(jnp.finfo(jnp.float32).eps) * size
         unit = _unit_of_rounding(self._logits_fn, (self.width, *self.images.shape[1:]))
         return (_REPEATED * unit if repeated else max(_ROUNDING * unit, _RELATIVE)) * size
 
     def _anew(self) -> LogitsFn:
-        """Returns the classifier as a function for which nothing was compiled yet."""
+        """Returns the classifier as a new function, which JAX has not compiled yet."""
         return lambda images: self._logits_fn(images)
 
     def _batched(self, function: Callable[..., Any], images: np.ndarray | None = None) -> Any:
@@ -163,10 +162,10 @@ class Probe:
 
 
 def _unit_of_rounding(logits_fn, shape):
-    """The epsilon of the narrowest float type in the program, or of the products of the device where that is larger."""
+    """Returns the epsilon of the narrowest float type in the program, or of the device's products if it is larger."""
     try:
         program = jax.make_jaxpr(lambda x: logits_fn(x))(jax.ShapeDtypeStruct(shape, jnp.float32)).jaxpr
-    except Exception:  # A classifier that cannot be traced is asked all the same: its floats are those of its outputs.
+    except Exception:  # A classifier that cannot be traced is still checked, as float32.
         return float(jnp.finfo(jnp.float32).eps)
     kinds = {kind for kind in _float_types(program) if jnp.finfo(kind).bits >= 16} or {jnp.dtype(jnp.float32)}
     products = {"cpu": 0.0, "gpu": 2.0**-11}.get(jax.default_backend(), 2.0**-8)  # TF32 and bfloat16 passes.

@@ -172,7 +172,7 @@ REPEATED = {
 
 
 @pytest.mark.parametrize("name", REPEATED)
-def test_randomised_is_told_from_rounding(name):
+def test_randomised_differs_from_rounding(name):
     logits_fn, fires = REPEATED[name]
     found = alarms._randomised(Probe(logits_fn, 500, *images_of(48)), seed=0)
     assert found.fired == fires, found.finding
@@ -215,10 +215,10 @@ def test_a_model_without_a_derivative_is_not_asked_for_one():
     silent = {name for name, alarm in found.items() if not alarm.asked}
     assert silent == {"zero_gradients", "nan_gradients", "not_converged", "does_not_reach_0"}
     values = {"targets": {"m": {"alarms": [alarm._asdict() for alarm in found.values()]}}}
-    told = tables.format_alarms(values)
-    # JAX 0.12 gives all four the same reason, so that they stand in one line.
+    text = tables.format_alarms(values)
+    # JAX 0.12 gives all four the same reason, so that they share one line.
     assert re.match(
-        r"None of 4 fired\.\n\n- m: zero_gradients[a-z0_, ]*: not asked: no derivative \(ValueError: Pure", told
+        r"None of 4 fired\.\n\n- m: zero_gradients[a-z0_, ]*: not checked: no derivative \(ValueError: Pure", text
     )
 
 
@@ -296,17 +296,18 @@ def test_the_alarms_quote_the_figures_of_the_evaluation():
     model, threat = Model("m", curved), LinfThreat(0.08)
     once, twice = f"pgd{alarms._STEPS}", f"pgd{2 * alarms._STEPS}x2"
     scores = evaluation.evaluate_transfer([model], images, labels, threat, attacks=[once, twice], seed=3)
-    stood = {attack: scores.robust["m", "m", attack] for attack in scores.attacks}
-    assert 0 < stood[once].sum() < 40
+    robust_under = {attack: scores.robust["m", "m", attack] for attack in scores.attacks}
+    assert 0 < robust_under[once].sum() < 40
 
     def finding(robust):
         found = alarms.check_model(curved, images, labels, threat, seed=3, robust=robust)
         return next(alarm.finding for alarm in found if alarm.name == "not_converged")
 
-    for robust in ({}, stood):
-        told = f"{stood[once].sum()} of 40 images stand under {once}, {stood[twice].sum()} with twice the steps"
-        assert finding(robust).startswith(told)
-    assert finding({once: np.zeros(40, bool)}).startswith(f"0 of 40 images stand under {once}")
+    for robust in ({}, robust_under):
+        first, second = robust_under[once].sum(), robust_under[twice].sum()
+        sentence = f"{first} of 40 images are robust under {once}, {second} with twice the steps"
+        assert finding(robust).startswith(sentence)
+    assert finding({once: np.zeros(40, bool)}).startswith(f"0 of 40 images are robust under {once}")
     with pytest.raises(ValueError, match=r"robust and predicted must be .40., a value for each image, not \(3,\)"):
         alarms.check_model(curved, images, labels, threat, predicted=np.zeros(3, int))
 

@@ -124,7 +124,7 @@ def test_a_model_without_derivative_is_attacked_by_queries_and_has_its_report(ru
     (target,) = values["targets"].values()
     silent = {alarm["name"]: alarm["finding"] for alarm in target["alarms"] if not alarm["asked"]}
     assert set(silent) == {"zero_gradients", "nan_gradients", "not_converged", "does_not_reach_0"}
-    assert all(finding.startswith("not asked: no derivative (") for finding in silent.values())
+    assert all(finding.startswith("not checked: no derivative (") for finding in silent.values())
     assert target["clean_accuracy"] == 1
     assert values["notes"] == []
 
