@@ -87,8 +87,9 @@ def get_design(config: GeneratorConfig) -> Design:
     2
     """
     return Design(
-        tuple(config.inputs), config.num_refinements, config.latent_size, config.final_fgsm_step, config.parametrization
-    )
+        tuple(config.inputs), config.num_refinements, config.latent_size, config.final_fgsm_step,
+        config.parametrization, config.start,
+    )  # fmt: skip
 
 
 def get_attack(config: GeneratorConfig, channels: int, num_classes: int) -> Callable[..., jax.Array]:

@@ -83,41 +83,36 @@ class _Generator:
         params, batch_stats = self.network.init(key, jnp.zeros((*images.shape[:-1], channels), images.dtype))
         return PlayerState(params, batch_stats, self.optimizer.init(params))
 
-    def adversarial_images(self, params, batch_stats, classifier_fn, batch, latent, axis_name):
+    def adversarial_images(self, params, batch_stats, classifier_fn, batch, keys, axis_name):
         def apply(batch_stats, inputs):
             return self.network.apply(params, batch_stats, inputs, train=True, axis_name=axis_name)
 
         images, labels = batch
         return generate(
-            apply, batch_stats, classifier_fn, latent, images, labels, self.threat, self.design, self.num_classes
+            apply, batch_stats, classifier_fn, keys, images, labels, self.threat, self.design, self.num_classes
         )
 
-    def draw(self, keys):
-        return draw_latent(keys, self.design) if self.design.latent_size else None
-
     def improve(self, state, classifier_fn, batch, keys, *, axis_name=None):
-        def loss_fn(params, batch_stats, latents):
+        def loss_fn(params, batch_stats, draws):
             images, batch_stats = self.adversarial_images(
-                params, batch_stats, classifier_fn, batch, latents[0], axis_name
+                params, batch_stats, classifier_fn, batch, draws[0], axis_name
             )
             loss = jnp.mean(generator_loss(classifier_fn(images), batch.labels))
             objective = loss
             if self.diversity:
                 others, batch_stats = self.adversarial_images(
-                    params, batch_stats, classifier_fn, batch, latents[1], axis_name
+                    params, batch_stats, classifier_fn, batch, draws[1], axis_name
                 )
-                objective = loss - self.diversity * jnp.mean(
-                    mode_seeking_ratio(images, others, latents[0], latents[1], self.threat)
-                )
+                latents = [draw_latent(keys, self.design) for keys in draws]
+                objective = loss - self.diversity * jnp.mean(mode_seeking_ratio(images, others, *latents, self.threat))
             return objective, (loss, batch_stats)
 
         def step(state, index):
-            latents = [None]
-            if self.design.latent_size:
+            draws = [None]
+            if self.design.is_random:
                 step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-                pairs = prng.split_per_image(step_keys, 2) if self.diversity else [step_keys]
-                latents = [self.draw(key) for key in pairs]
-            gradient, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, latents)
+                draws = list(prng.split_per_image(step_keys, 2)) if self.diversity else [step_keys]
+            gradient, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, draws)
             loss, gradient = mean_over(axis_name, (loss, gradient))
             updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
             state = PlayerState(optax.apply_updates(state.params, updates), batch_stats, opt_state)
@@ -128,10 +123,8 @@ class _Generator:
         return state, {name: values[-1] for name, values in metrics.items()}
 
     def response(self, state, classifier_fn, batch, keys, *, axis_name=None):
-        latent = self.draw(keys)
-
         def images_fn(params):
-            return self.adversarial_images(params, state.batch_stats, classifier_fn, batch, latent, axis_name)[0]
+            return self.adversarial_images(params, state.batch_stats, classifier_fn, batch, keys, axis_name)[0]
 
         return state.params, images_fn
 

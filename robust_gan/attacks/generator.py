@@ -31,6 +31,8 @@ class Design(NamedTuple):
         latent_size: Random input channels, so that one image has many perturbations.
         final_fgsm_step: Length, in units of epsilon, of a last gradient step (FGSM) from the generator's point; 0 for
             none.
+        start: The point at which it is first applied: `none`: the clean image; `uniform`: a random point of the ball;
+            `vertex`: the image plus or minus epsilon in each pixel (L-infinity only), clipped to valid pixels.
         parametrization: `clip`: epsilon times the noise, clipped to valid pixels; or `rescale`: noise in [-1, 1] is
             mapped onto the valid pixels within epsilon of each pixel, so that none is clipped (L-infinity only).
     """
@@ -40,6 +42,12 @@ class Design(NamedTuple):
     latent_size: int = 0
     final_fgsm_step: float = 0.0
     parametrization: str = "clip"
+    start: str = "none"
+
+    @property
+    def is_random(self) -> bool:
+        """Whether an image has many perturbations, so that the attack needs a key."""
+        return self.latent_size > 0 or self.start != "none"
 
     def channels(self, image_channels: int, num_classes: int) -> int:
         """Returns the number of input channels of the generator.
@@ -70,8 +78,8 @@ def generator(
     """Perturbs images with the noise of a trained generator.
 
     Args:
-        logits_fn: Used, as the labels are, only by a design with the gradient or a final step; the key only by one with
-            latent channels. This and the four arguments after it as in `types.Attack`.
+        logits_fn: Used, as the labels are, only by a design with the gradient or a final step; the key only by a random
+            one. This and the four arguments after it as in `types.Attack`.
         noise_fn: Inputs `[B, H, W, C']` in [0, 1] (`generator_inputs`) to noise `[B, H, W, C]` in [-1, 1], as
             `checkpoint.load_generator` returns it.
         design: How it attacks.
@@ -81,7 +89,7 @@ def generator(
         Adversarial images `[B, H, W, C]`; the clean pixels where the noise is NaN.
 
     Raises:
-        ValueError: The design has latent channels and there is no key.
+        ValueError: The design is random and there is no key.
 
     References:
         Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, section 3.
@@ -96,12 +104,9 @@ def generator(
         noise = noise_fn(inputs)
         return jnp.where(jnp.isnan(noise), 0, noise), carry
 
-    latent = None
-    if design.latent_size:
-        if key is None:
-            raise ValueError(f"a design with {design.latent_size} latent channels needs a key")
-        latent = draw_latent(prng.per_image_keys(key, images.shape[0]), design)
-    return generate(apply, (), logits_fn, latent, images, labels, threat, design, num_classes)[0]
+    if design.is_random and key is None:
+        raise ValueError("a design with a random start or latent channels needs a key")
+    return generate(apply, (), logits_fn, key, images, labels, threat, design, num_classes)[0]
 
 
 def trained(
@@ -148,11 +153,33 @@ def draw_latent(keys: jax.Array, design: Design) -> jax.Array:
     return prng.uniform_per_image(keys, (design.latent_size,))
 
 
+def draw_start(keys: jax.Array, images: jax.Array, threat: ThreatModel, design: Design) -> jax.Array:
+    """Draws the point of each image at which a generator is first applied: `[B, H, W, C]`.
+
+    References:
+        Wong, Rice and Kolter, "Fast is better than free: Revisiting adversarial training", ICLR 2020 (`uniform`).
+        Jia, Zhang, Wei, Wu, Wang, Wang and Cao, "Prior-Guided Fast Adversarial Training", ECCV 2022 (starts compared).
+
+    >>> from robust_gan import LinfThreat
+    >>> x = jnp.full((1, 2, 2, 1), 0.5)
+    >>> start = draw_start(jax.random.split(jax.random.key(0), 1), x, LinfThreat(0.25), Design(start="vertex"))
+    >>> sorted(set(start.ravel().tolist()))
+    [0.25, 0.75]
+    """
+    if design.start == "none":
+        return images
+    # Other bits than those of the latent, which are drawn from the keys themselves.
+    start = threat_model.random_start(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), images, threat)
+    if design.start == "vertex":
+        return threat_model.perturb(images, jnp.where(start >= images, 1.0, -1.0), threat)
+    return start
+
+
 def generate(
     apply: Callable[[PyTree, jax.Array], tuple[jax.Array, PyTree]],
     carry: PyTree,
     logits_fn: LogitsFn | None,
-    latent: jax.Array | None,
+    key: jax.Array | None,
     images: jax.Array,
     labels: jax.Array | None,
     threat: ThreatModel,
@@ -168,7 +195,7 @@ def generate(
         apply: `(carry, inputs [B, H, W, C']) -> (noise [B, H, W, C], carry)`, called for each refinement.
         carry: State of `apply`: the running statistics in training.
         logits_fn: The classifier, or None where the design does not use it.
-        latent: `[B, latent_size]` in [0, 1], or None.
+        key: One key, or one per image; None where the design is not random.
         images: `[B, H, W, C]`.
         labels: int32 `[B]`, or None where the design does not use them.
         threat: The threat model.
@@ -191,7 +218,11 @@ def generate(
     >>> adversarial.item(), count
     (0.625, 3)
     """
-    point = images
+    latent, point = None, images
+    if design.is_random:
+        keys = prng.per_image_keys(key, images.shape[0])
+        latent = draw_latent(keys, design) if design.latent_size else None
+        point = draw_start(keys, images, threat, design)
     for _ in range(design.num_refinements):
         inputs = generator_inputs(logits_fn, latent, images, point, labels, threat, design, num_classes)
         noise, carry = apply(carry, inputs)

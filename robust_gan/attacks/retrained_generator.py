@@ -8,7 +8,7 @@ import optax
 
 from robust_gan import prng
 from robust_gan.attacks._checks import check_counts, check_size, checked, checked_loss
-from robust_gan.attacks.generator import PAPER, Design, draw_latent, generate, generator
+from robust_gan.attacks.generator import PAPER, Design, generate, generator
 from robust_gan.losses import margin
 from robust_gan.types import LogitsFn, LossFn, Network, PyTree, ThreatModel, Variables
 
@@ -82,12 +82,12 @@ def train_generator(
     params, batch_stats = network.init(init_key, inputs)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
-    def objective(params, batch_stats, images, labels, loss_args, latent):
+    def objective(params, batch_stats, images, labels, loss_args, keys):
         def apply(batch_stats, inputs):
             return network.apply(params, batch_stats, inputs, train=True)
 
         adversarial, batch_stats = generate(
-            apply, batch_stats, logits_fn, latent, images, labels, threat, design, num_classes
+            apply, batch_stats, logits_fn, keys, images, labels, threat, design, num_classes
         )
         return -jnp.mean(loss_fn(logits_fn(adversarial), labels, *loss_args)), batch_stats
 
@@ -95,9 +95,8 @@ def train_generator(
         trained, opt_state = state
         rows = jax.random.permutation(jax.random.fold_in(order_key, index), count)[:size]
         keys = prng.per_image_keys(jax.random.fold_in(latent_key, index), size)
-        latent = draw_latent(keys, design) if design.latent_size else None
         drawn = jax.tree.map(lambda leaf: leaf[rows], (images, labels, loss_args))
-        gradient, batch_stats = jax.grad(objective, has_aux=True)(*trained, *drawn, latent)
+        gradient, batch_stats = jax.grad(objective, has_aux=True)(*trained, *drawn, keys)
         updates, opt_state = optimizer.update(gradient, opt_state)
         return (Variables(optax.apply_updates(trained.params, updates), batch_stats), opt_state), None
 

@@ -183,6 +183,13 @@ def _refined_adv_only(config: Config) -> None:
     config.classifier.clean_weight = 0.0
 
 
+def _sdi(config: Config) -> None:
+    """Trains on FGSM from the generator's point, which it computes from the gradient at a random start (FGSM-SDI)."""
+    _conditioned("gradient", "perturbation", final_fgsm_step=1.0)(config)
+    config.adversary.generator.start, config.adversary.generator.update_every = "uniform", 5
+    config.classifier.clean_weight = 0.0
+
+
 METHODS: dict[str, Callable[[Config], None]] = {
     "none": _adversary("none"),
     "fgsm": _adversary("fgsm", clean=0.0),
@@ -196,6 +203,7 @@ METHODS: dict[str, Callable[[Config], None]] = {
     "cond_generator_fgsm": _conditioned("gradient", final_fgsm_step=0.5),
     "cond_generator_refined": _refined,
     "cond_generator_adv_only": _refined_adv_only,
+    "cond_generator_sdi": _sdi,
     "generator_no_penalty": _penalty(0.0),
     "generator_negative_penalty": _penalty(-1.0),
     "generator_finite_difference": _penalty(1.0, "finite_difference"),
@@ -220,6 +228,7 @@ def resnet_game(
     generator: str = "resnet_generator",
     validation_every: int = 5_000,
     released: bool = False,
+    short: Callable[[Config], Config] | None = None,
 ) -> Config:
     """Returns a config of the game on 32x32 images, with the settings that the released code shares among them.
 
@@ -227,7 +236,7 @@ def resnet_game(
     1,000 images are validated.
 
     Args:
-        choice: The method and the budget, see `parse_choice`; there is no budget `short`.
+        choice: The method and the budget, see `parse_choice`.
         data: The images.
         epsilon: Radius of the ball.
         classifier: The name of the classifier.
@@ -238,7 +247,8 @@ def resnet_game(
         num_steps: Classifier steps.
         generator: The name of the generator.
         validation_every: Classifier steps between validations.
-        released: Whether baselines are trained `as_released`.
+        released: Whether baselines are trained `as_released`; not with the budget `short`.
+        short: Returns the config of a method with the budget `short`; None where there is no such budget.
 
     >>> config = resnet_game("generator", data=DataConfig(name="cifar10"), epsilon=8 / 256, classifier="resnet20",
     ...                      classifier_optimizer=OptimizerConfig(), generator_optimizer=OptimizerConfig(),
@@ -246,7 +256,7 @@ def resnet_game(
     >>> config.adversary.generator.network, config.adversary.generator.steps
     ('resnet_generator', 5)
     """
-    name, budget = parse_choice(choice, ("paper", "debug"))
+    name, budget = parse_choice(choice, BUDGETS if short else ("paper", "debug"))
     config = Config(
         data=data,
         threat=ThreatConfig(norm="linf", epsilon=epsilon),
@@ -263,4 +273,6 @@ def resnet_game(
         validation=ValidationConfig(every=validation_every, size=1_000, batch_size=500),
     )
     config = apply_method(debug(config) if budget == "debug" else config, name)
+    if short and budget == "short":
+        return short(config)
     return as_released(config, name) if released else config

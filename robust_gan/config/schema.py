@@ -12,6 +12,7 @@ FGSM_STARTS = ("random", "noise")
 ENSEMBLE_SCHEMES = ("paper", "tramer")
 GENERATOR_INPUTS = ("gradient", "perturbation", "label")
 PARAMETRIZATIONS = ("clip", "rescale")
+GENERATOR_STARTS = ("none", "uniform", "vertex")
 PENALTY_FORMS = ("exact", "finite_difference")
 BATCH_NORM_MODES = ("batch", "running")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
@@ -186,6 +187,8 @@ class GeneratorConfig:
             takes any of `channels`, `dtype` and `remat`.
         optimizer: Its optimiser.
         steps: Generator steps on each batch.
+        update_every: Training steps per update of the generator, which takes `steps` steps on every `update_every`-th
+            batch and attacks the others as it is.
         batches_per_step: Batches per classifier step; the classifier learns from the last. 5 in the released code
             for MNIST, otherwise 1.
         inputs: Its inputs beside the image, of `gradient` (of the classifier's loss in the pixels), `perturbation`
@@ -195,6 +198,8 @@ class GeneratorConfig:
         diversity: Coefficient of the mean distance between two perturbations of an image, in units of epsilon, over
             that of their random inputs; the generator is rewarded for it.
         final_fgsm_step: Length, in units of epsilon, of a last step along the sign of the gradient; 0 for none.
+        start: Where it is first applied: `none`, at the image; `uniform`, at a random point of the ball; or `vertex`,
+            at a random corner of it (L-infinity only).
         parametrization: `clip`: clip to valid pixels; `rescale`: map the noise onto the box of valid pixels
             (L-infinity only).
         remat: Whether its backward pass recomputes the inside of each layer and block, with a third more work and less
@@ -206,12 +211,14 @@ class GeneratorConfig:
         default_factory=lambda: OptimizerConfig(name="adam", learning_rate=0.002, b1=0.5)
     )
     steps: int = 5
+    update_every: int = 1
     batches_per_step: int = 1
     inputs: tuple[str, ...] = ()
     num_refinements: int = 1
     latent_size: int = 0
     diversity: float = 0.0
     final_fgsm_step: float = 0.0
+    start: str = "none"
     parametrization: str = "clip"
     remat: bool = False
 

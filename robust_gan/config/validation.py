@@ -19,6 +19,7 @@ from robust_gan.config.schema import (
     ENSEMBLE_SCHEMES,
     FGSM_STARTS,
     GENERATOR_INPUTS,
+    GENERATOR_STARTS,
     NORMS,
     OPTIMIZERS,
     PARAMETRIZATIONS,
@@ -35,6 +36,7 @@ _CHOICES = {
     "threat.norm": NORMS,
     "adversary.name": ADVERSARIES,
     "adversary.fgsm.start": FGSM_STARTS,
+    "adversary.generator.start": GENERATOR_STARTS,
     "adversary.pgd.loss": ATTACK_LOSSES,
     "adversary.ensemble.scheme": ENSEMBLE_SCHEMES,
     "classifier.attack_bn_mode": BATCH_NORM_MODES,
@@ -47,7 +49,8 @@ _AT_LEAST: tuple[tuple[float, tuple[str, ...]], ...] = (
     (0, ("seed", "data.train_size", "data.extra_size", "data.padding", "adversary.epsilon_warmup_steps",
          "adversary.generator.latent_size", "steps_per_call", "validation.size", "validation.patience")),
     (1, ("data.validation_size", "adversary.ensemble.pgd_steps", "adversary.pgd.num_steps", "adversary.generator.steps",
-         "adversary.generator.batches_per_step", "adversary.generator.num_refinements", "batch_size", "num_steps",
+         "adversary.generator.update_every", "adversary.generator.batches_per_step",
+         "adversary.generator.num_refinements", "batch_size", "num_steps",
          "log_every", "max_to_keep", "validation.every", "validation.batch_size", "validation.pgd_steps")),
     (0.0, ("adversary.fgsm.step_size", "adversary.pgd.step_size", "adversary.generator.diversity",
            "adversary.generator.final_fgsm_step", "classifier.clean_weight", "classifier.adversarial_weight",
@@ -194,6 +197,8 @@ def _validate_generator(generator: GeneratorConfig, norm: str) -> None:
             f"adversary.generator.diversity is {generator.diversity}, but with latent_size 0 a perturbation has "
             "nothing to differ by: set latent_size above 0, or diversity to 0"
         )
+    if generator.start == "vertex" and norm != "linf":
+        raise UserError("adversary.generator.start must be 'none' or 'uniform' in L2: its ball has no corners")
     if generator.parametrization == "rescale" and norm != "linf":
         raise UserError(
             "adversary.generator.parametrization must be 'clip' in L2: the valid perturbations are no box there"

@@ -48,6 +48,7 @@ class Game:
         penalty_form: `exact`, or `finite_difference` as in the released code.
         penalty_step: Size h of the finite difference.
         penalty_decay: Weight decay of the adversary's kernels, which the finite difference includes; 0 for none.
+        update_every: Training steps per update of the adversary; see `step.train_step`.
         attack_bn_mode: `batch` or `running`: the BatchNorm statistics with which the classifier is attacked in
             training. Its own update uses those of the clean and of the adversarial batch, and updates the running ones
             by the one and then by the other; evaluation uses the running ones.
@@ -68,6 +69,7 @@ class Game:
     penalty_form: str = "exact"
     penalty_step: float = 0.01
     penalty_decay: float = 0.0
+    update_every: int = 1
     attack_bn_mode: str = "batch"
     awp_gamma: float = 0.0
     ema_decay: float = 0.0
@@ -139,6 +141,7 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
         penalty_form=config.penalty.form,
         penalty_step=config.penalty.step,
         penalty_decay=config.adversary.generator.optimizer.weight_decay if config.penalty.decay else 0.0,
+        update_every=config.adversary.generator.update_every if config.adversary.name == "generator" else 1,
         attack_bn_mode=config.classifier.attack_bn_mode,
         awp_gamma=config.classifier.awp_gamma,
         ema_decay=config.classifier.ema_decay,

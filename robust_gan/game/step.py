@@ -45,7 +45,7 @@ def train_step(
 
     Returns:
         The state after the step, and scalar metrics averaged over the axis. The accuracies are those of training, with
-        the statistics of the batch.
+        the statistics of the batch. The adversary's metrics are 0 in a step in which it is not updated.
 
     Guarantees:
         `test_one_device_is_four`, `test_the_penalty_matches_finite_differences`,
@@ -66,11 +66,23 @@ def train_step(
 
     # The adversary ascends the loss of the classifier, which stays as it is.
     classifier_fn = attacked_classifier(game, classifier, axis_name)
-    for index, improve_batch in enumerate([*earlier, batch] if game.adversarial_weight else []):
-        improve_keys = image_keys(jax.random.fold_in(keys.improve, index), count, axis_name)
-        adversary, metrics = game.adversary.improve(
-            adversary, classifier_fn, improve_batch, improve_keys, axis_name=axis_name
-        )
+
+    def improve(adversary):
+        metrics: Metrics = {}
+        for index, improve_batch in enumerate([*earlier, batch]):
+            improve_keys = image_keys(jax.random.fold_in(keys.improve, index), count, axis_name)
+            adversary, metrics = game.adversary.improve(
+                adversary, classifier_fn, improve_batch, improve_keys, axis_name=axis_name
+            )
+        return adversary, metrics
+
+    if game.adversarial_weight and game.update_every == 1:
+        adversary, metrics = improve(adversary)
+    elif game.adversarial_weight:
+        # The last of every `update_every` steps, so that the lines of metrics are of steps with an update.
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(improve, adversary)[1])
+        due = (step + 1) % game.update_every == 0
+        adversary, metrics = jax.lax.cond(due, improve, lambda adversary: (adversary, zeros), adversary)
 
     # The classifier descends its loss on the clean and the adversarial images.
     perturb_keys = image_keys(keys.perturb, count, axis_name)

@@ -17,7 +17,7 @@ def gradient_evaluations(config: Config) -> int:
     """Returns the number of backward passes through the classifier per update, each over one batch.
 
     Gradients in the pixels and in the weights count alike; the Hessian-vector product of the exact penalty counts as
-    two.
+    two; the passes for a generator that is not updated on every batch are averaged, and rounded up.
 
     >>> from robust_gan.config import AdversaryConfig, GeneratorConfig
     >>> gradient_evaluations(Config(adversary=AdversaryConfig(name="pgd")))
@@ -42,7 +42,8 @@ def gradient_evaluations(config: Config) -> int:
     generator = adversary.generator
     gradients = generator.num_refinements * ("gradient" in generator.inputs) + int(generator.final_fgsm_step > 0)
     steps = generator.steps * generator.batches_per_step
-    return update + steps * (gradients * (2 if generator.diversity else 1) + 1) + gradients
+    improve = steps * (gradients * (2 if generator.diversity else 1) + 1)
+    return update + -(-improve // generator.update_every) + gradients
 
 
 def history(config: Config, folder: epath.Path) -> list[dict[str, float]]:

@@ -92,6 +92,11 @@ ADVERSARIES: dict[str, tuple[Adversary, float]] = {
     "generator with refinements": (grown(Design(inputs=("gradient", "perturbation"), num_refinements=3)), 1),
     "generator with a final step": (grown(Design(final_fgsm_step=1.0)), 1),
     "generator that rescales": (grown(Design(inputs=("label",), parametrization="rescale")), 1),
+    "generator with a uniform start": (
+        grown(Design(inputs=("gradient", "perturbation"), final_fgsm_step=1.0, start="uniform")),
+        1,
+    ),
+    "generator with a start in a corner": (grown(Design(inputs=("gradient",), start="vertex")), 1),
     "generator with diversity": (grown(Design(latent_size=2), diversity=0.1), 1),
     "generator with everything": (grown(diversity=0.1), 1),
     "generator in L2": (grown(EVERYTHING, L2Threat(0.5)), 1),
@@ -132,6 +137,9 @@ GAMES = {
             "fgsm", "pgd to its last point", "ensemble", "ensemble that leaves some clean", "ensemble of many",
             "generator with everything", "generator in L2",
         )
+    },
+    "generator updated every second step": {
+        "adversary": ADVERSARIES["generator with a uniform start"][0], "update_every": 2,
     },
     "trades": {"adversary": ADVERSARIES["pgd on kl"][0], "loss": "trades", "adversarial_weight": 6.0},
     "everything around it": {
@@ -450,3 +458,31 @@ def test_label_smoothing_is_the_classifiers_alone(settings):
 def test_an_ensemble_needs_a_source():
     with pytest.raises(ValueError, match="at least one source"):
         adversaries.ensemble([], THREAT)
+
+
+@pytest.mark.parametrize("start", ["uniform", "vertex"])
+def test_a_random_start_is_in_the_ball_and_depends_on_the_key_of_its_image_alone(start):
+    """A generator without noise: its inputs show where it was first applied."""
+    design, (images, labels) = Design(inputs=("gradient", "perturbation"), start=start), make_batch(8)
+    logits_fn, keys, seen = make_source(0), jax.random.split(jax.random.key(3), 8), []
+
+    def apply(carry, inputs):
+        seen.append(inputs)
+        return jnp.zeros_like(images[: len(inputs)]), carry
+
+    for rows in (slice(0, 8), slice(5, 6)):
+        generate(apply, (), logits_fn, keys[rows], images[rows], labels[rows], THREAT, design, CLASSES)
+    np.testing.assert_allclose(seen[0][5:6], seen[1], atol=1e-6)
+    size = np.abs(2 * np.asarray(seen[0][..., -SHAPE[-1] :]) - 1)
+    assert size.max() <= 1 + 1e-5
+    inside = np.asarray((images > 0.1) & (images < 0.9))
+    assert (np.mean(size[inside] > 0.999) == 1) if start == "vertex" else (0.4 < size[inside].mean() < 0.6)
+    # The gradient is taken at the start, not at the image.
+    start_point = images + 0.1 * (2 * seen[0][..., -SHAPE[-1] :] - 1)
+    there = generator_inputs(logits_fn, None, images, start_point, labels, THREAT, design, CLASSES)
+    np.testing.assert_allclose(seen[0], there, atol=1e-3)
+    other = generate(apply, (), logits_fn, jax.random.split(jax.random.key(4), 8), images, labels, THREAT, design, 0)
+    assert other is not None
+    assert not np.allclose(seen[0], seen[2], atol=0.01)
+    with pytest.raises(ValueError, match="a random start or latent channels needs a key"):
+        attacks.generator(logits_fn, None, images, labels, THREAT, noise_fn=jnp.zeros_like, design=design)

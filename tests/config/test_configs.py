@@ -111,6 +111,21 @@ def test_methods_differ_as_their_authors_do():
     }  # fmt: skip
 
 
+def test_the_short_budget_of_cifar10_is_one_schedule_for_all_methods():
+    get_config = load(next(path for path in CONFIGS if path.stem == "cifar10")).get_config
+    for name in methods.METHODS:
+        config = get_config(f"{name}/short")
+        config.adversary.ensemble.sources = ("runs/none",) if config.adversary.name == "ensemble" else ()
+        config_lib.validate(config)
+        optimizer = config.classifier.optimizer
+        assert config.num_steps == optimizer.schedule_steps == 5_742  # 15 epochs
+        assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.decay_steps) == (0.2, 5e-4, ())
+        assert (config.threat.epsilon, config.classifier.ema_decay) == (8 / 255, 0.998)
+    sdi = get_config("cond_generator_sdi/short").adversary.generator
+    assert (sdi.final_fgsm_step, sdi.start, sdi.update_every) == (1.0, "uniform", 5)
+    assert get_config("n_fgsm").num_steps == 200_000
+
+
 def test_baselines_of_the_papers_configs_are_those_of_the_released_code():
     released = {path.stem: load(path).get_config for path in CONFIGS if path.stem in ("mnist", "cifar10", "svhn")}
     for get_config in released.values():

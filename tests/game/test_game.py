@@ -370,6 +370,23 @@ def test_earlier_minibatches_move_the_adversary_alone():
     assert max_difference(found.classifier.params, expected) < 1e-5
 
 
+def test_an_update_on_every_third_step_equals_two_steps_with_a_frozen_adversary_bit_for_bit():
+    every = make_game(update_every=3)
+    frozen = dataclasses.replace(
+        every, update_every=1, adversary=every.adversary._replace(improve=lambda state, *_, **__: (state, {}))
+    )
+    updated = dataclasses.replace(every, update_every=1)
+    step, skip, move = (jax.jit(functools.partial(game_lib.train_step, game)) for game in (every, frozen, updated))
+    found = expected = game_lib.init(every, jax.random.key(0), make_batch().images)
+    for index in range(6):
+        batch = make_batch(seed=index)
+        before, (found, metrics) = found, step(found, batch)
+        expected, _ = (move if index % 3 == 2 else skip)(expected, batch)
+        assert trees_equal(found.adversary, before.adversary) == (index % 3 != 2)
+        assert (float(metrics["generator_loss"]) == 0) == (index % 3 != 2)
+        assert trees_equal((found.classifier, found.adversary), (expected.classifier, expected.adversary))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pgd", "generator", "fgsm"])
 def test_while_it_warms_up_the_ball_is_smaller_and_then_it_is_the_whole(name):

@@ -25,6 +25,7 @@ IMAGE_SHAPES = {
     "resnet_generator": (32, 32, 3),
     "resnet_generator_svhn": (32, 32, 3),
     "mnist_generator": (28, 28, 1),
+    "resnet_generator_small": (32, 32, 3),
     "resnet_generator_light": (32, 32, 3),
     "mnist_generator_light": (28, 28, 1),
     "digits_generator": (8, 8, 1),
@@ -67,6 +68,8 @@ def assert_close(actual, expected, tolerance=1e-5):
         ("resnet_generator_svhn", 7_892_099),
         ("mnist_generator", 413_504),
         ("digits_generator", 111_681),
+        # 27*16+32, one block of 2*(144*16+32), 144*3+3.
+        ("resnet_generator_small", 5_571),
         # 27*32+64, 288*64+128, two blocks of 2*(576*64+128), 576*32+64, 288*3+3.
         ("resnet_generator_light", 186_819),
     ],

@@ -75,7 +75,7 @@ def test_a_plan_that_cannot_be_is_one_sentence(settings, sentence):
 
 
 def test_a_budget_that_a_config_does_not_have_is_told(launch, tmp_path):
-    ended = launch("reproduce", "--dataset=cifar10", "--budget=short", f"--output={tmp_path}/out")
+    ended = launch("reproduce", "--dataset=svhn", "--budget=short", f"--output={tmp_path}/out")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == "error: this config has no budget 'short': it has paper, debug\n"
     for flag, sentence in (
