@@ -10,6 +10,7 @@ TITLES = {
     "training": "the training loop",
     "reporting": "tables, plots, HTML pages",
     "evaluation": "robust accuracy of models",
+    "zoo": "shipped models",
     "checkpoint": "data, devices, checkpoints",
     "storage": "files and workdirs",
     "game": "the training step",
@@ -21,7 +22,9 @@ TITLES = {
     "config": "config, random keys, types",
     "errors": "errors, version",
 }
-PROGRAM = ("cli", "reproduction", "training", "reporting", "evaluation", "checkpoint", "data", "parallel", "storage")
+PROGRAM = (
+    "cli", "reproduction", "training", "reporting", "evaluation", "zoo", "checkpoint", "data", "parallel", "storage",
+)  # fmt: skip
 WIDTH, LEFT, ROW, CHIP, GAP = 680, 250, 36, 22, 8
 STYLE = (
     ".row{fill:#4f6d9a;fill-opacity:.13;stroke:#4f6d9a;stroke-opacity:.55}.title{fill:#6e7f96;font-size:12.5px}"

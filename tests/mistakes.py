@@ -6,6 +6,9 @@ import re
 import shutil
 from typing import NamedTuple
 
+import numpy as np
+import safetensors.numpy
+
 from robust_gan import checkpoint
 from robust_gan.checkpoint import metadata
 from robust_gan.version import __version__
@@ -19,6 +22,8 @@ RECIPES = {
     "CUT.py": b"def get_config(:\n",
     "EMPTY.py": b"",
     "EXITS.py": b"raise SystemExit(1)\n",
+    "TRUNCATED.safetensors": b"\x90\0\0\0",
+    "FOREIGN.safetensors": safetensors.numpy.save({"weight": np.zeros(2, np.float32)}),
     "DICT.py": b"def get_config():\n    return {'seed': 1}\n",
     "FLOAT.py": b"from robust_gan.config import Config\ndef get_config():\n    return Config(batch_size=6.5)\n",
 }

@@ -16,7 +16,8 @@ from etils import epath
 from flax import traverse_util
 
 from robust_gan.checkpoint import metadata
-from robust_gan.checkpoint.metadata import SELECTION, DamagedError, DataInfo, Record
+from robust_gan.checkpoint.metadata import SELECTION, DamagedError, DataInfo
+from robust_gan.checkpoint.restoring import fill
 from robust_gan.config import Config
 from robust_gan.errors import CheckpointError, one_line
 from robust_gan.storage import leaves as leaves_lib
@@ -185,46 +186,6 @@ def _selection(folder: epath.Path, step: int) -> float | None:
         return None
 
 
-def fill(like: PyTree, record: Record) -> PyTree:
-    """Restores a pytree from a step and compares names, shapes, dtypes and digests.
-
-    Args:
-        like: Structure, shapes and dtypes; the step may hold further arrays.
-        record: The record of the step.
-
-    Returns:
-        NumPy arrays and typed keys, in the structure of `like`.
-
-    Raises:
-        DamagedError: An array differs from the saved one.
-        CheckpointError: An array is missing, or has another shape or dtype.
-
-    Guarantees:
-        `test_a_flipped_byte_is_found_or_changes_nothing`.
-    """
-    where = f"the checkpoint {record.directory / str(record.step)}"
-    wanted = leaves_lib.named(like)
-    for name, leaf in wanted.items():
-        saved = record.leaves.get(name)
-        expected = leaves_lib.layout(leaf)
-        if saved is None:
-            raise CheckpointError(f"{where} is of another architecture: it has no array {name}")
-        if {"shape": saved["shape"], "dtype": saved["dtype"]} != expected:
-            raise CheckpointError(
-                f"{where} is of another architecture: {name} is {saved['dtype']}{saved['shape']} there and "
-                f"{expected['dtype']}{expected['shape']} here"
-            )
-    try:
-        found = _read_arrays(record.directory / str(record.step) / "state", record.leaves)
-    except Exception as error:
-        raise DamagedError(record.directory, record.step, f"its arrays cannot be read: {error}") from error
-    for name in wanted:
-        if name not in found or leaves_lib.digest(found[name]) != record.leaves[name]["sha256"]:
-            raise DamagedError(record.directory, record.step, f"the array {name} is not what was saved")
-    leaves = [leaves_lib.from_host(leaf, found[name]) for name, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
 def _single_process() -> ocp.options.MultiprocessingOptions:
     """Returns options by which Orbax waits for no other process: one alone reads or writes replicated arrays."""
     number = jax.process_index()
@@ -233,7 +194,7 @@ def _single_process() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _read_arrays(item: epath.Path, layouts: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
+def read_arrays(item: epath.Path, layouts: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
     """Reads arrays by name, given the `shape` and `dtype` of each; Orbax does not verify their bytes.
 
     Raises:

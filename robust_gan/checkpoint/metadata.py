@@ -15,11 +15,12 @@ from etils import epath
 
 from robust_gan import config as config_lib
 from robust_gan import networks
+from robust_gan.checkpoint import exported
 from robust_gan.config import Config
 from robust_gan.errors import CheckpointError, UserError
 from robust_gan.storage import leaves as leaves_lib
 from robust_gan.storage import paths
-from robust_gan.version import __version__
+from robust_gan.version import __version__, get_commit
 
 FOLDER = "checkpoints"
 
@@ -56,12 +57,12 @@ class Record:
     """The record of a step.
 
     Attributes:
-        directory: The folder of the checkpoints.
+        directory: The folder of the checkpoints; or of an exported model the file, or `zoo:NAME`.
         step: Steps taken.
         config: The configuration of the run.
         data: The data of the run.
         metrics: The validation metrics at that step.
-        versions: Versions of the libraries that wrote it.
+        versions: Versions of the libraries that wrote it, and the `commit` of robust_gan, where it ran from a clone.
         leaves: Shape, dtype and SHA-256 digest of each array.
     """
 
@@ -73,18 +74,23 @@ class Record:
     versions: dict[str, str]
     leaves: dict[str, dict[str, Any]]
 
+    @property
+    def path(self) -> epath.Path:
+        """The folder of the step, or the file of the exported model."""
+        return _path(self.directory, self.step)
+
 
 class DamagedError(CheckpointError):
     """A step whose files differ from the saved ones.
 
     Args:
-        folder: The folder of the checkpoints.
+        folder: The folder of the checkpoints, or the exported model.
         step: The step.
         why: The damage.
     """
 
     def __init__(self, folder: epath.Path, step: int, why: str) -> None:
-        self.finding = f"the checkpoint {folder / str(step)} is damaged ({why})"
+        self.finding = f"the checkpoint {_path(folder, step)} is damaged ({why})"
         others = ", ".join(str(number) for number in list_steps(folder) if number != step)
         super().__init__(self.finding + (f": name another step, of {others}" if others else ""))
 
@@ -92,7 +98,7 @@ class DamagedError(CheckpointError):
 def parse_location(text: str) -> tuple[str, str | int]:
     """Splits `DIR[@STEP]` into the folder and the step: a number, `last`, or `best`, the default.
 
-    The name of the folder may contain `@`.
+    The folder may also be a file of `export`, or `zoo:NAME`. Its name may contain `@`.
 
     Raises:
         UserError: The text after the last `@` is no step, and there is no folder of that name.
@@ -128,7 +134,9 @@ def find_folder(directory: epath.PathLike) -> epath.Path:
     if not paths.exists(path):
         raise CheckpointError(f"there is no folder {path}: give the workdir of a run")
     if not path.is_dir():
-        raise CheckpointError(f"{path} is a file: give the workdir of a run, which is a folder")
+        raise CheckpointError(
+            f"{path} is a file: give the workdir of a run, which is a folder, or a file of robust-gan-export"
+        )
     nested = path / FOLDER
     return nested if nested.exists() else path
 
@@ -150,6 +158,15 @@ def list_steps(folder: epath.Path) -> list[int]:
     if paths.is_remote(folder):
         found = [path for path in found if (path / _FINISHED).exists()]
     return sorted(int(path.name) for path in found)
+
+
+def has_steps(directory: epath.PathLike) -> bool:
+    """Returns whether a workdir, which need not exist, holds a finished step.
+
+    >>> has_steps(getfixture("tmp_path"))
+    False
+    """
+    return bool(list_steps(paths.locate(directory) / FOLDER))
 
 
 def to_json(
@@ -199,7 +216,7 @@ def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
     """Reads the record of a step, without its arrays.
 
     Args:
-        directory: A run's workdir, or its `checkpoints` folder.
+        directory: A run's workdir, or its `checkpoints` folder; or a file of `export`, or `zoo:NAME`.
         step: A number, `best` or `last`.
 
     Returns:
@@ -208,6 +225,8 @@ def read_record(directory: epath.PathLike, step: str | int = "best") -> Record:
     Raises:
         CheckpointError: The folder or the step is missing, empty, damaged or of another format.
     """
+    if exported.is_exported(directory):
+        return _read_exported(directory, step)
     folder = find_folder(directory)
     steps = list_steps(folder)
     if not steps:
@@ -239,40 +258,72 @@ def read_step(folder: epath.Path, step: int) -> Record:
         DamagedError: It differs from the saved one.
         CheckpointError: The format, the configuration or a network is of another version.
     """
-    where = f"the checkpoint {folder / str(step)}"
     try:
         saved = json.loads((folder / str(step) / "config" / "metadata").read_text())
-        if _DIGEST in saved and saved != signed(saved):
-            raise ValueError("it is not what was saved")
-        if saved["format"] != FORMAT:
-            raise CheckpointError(
-                f"{where} has format {saved['format']}, and this version of robust_gan reads format {FORMAT} alone: "
-                "load it with the version that wrote it"
-            )
-        if _DIGEST not in saved:
-            raise ValueError("it has no digest")
-        if saved["step"] != step:
-            raise ValueError(f"it is that of step {saved['step']}")
-        data = saved["data"] | {
-            "image_shape": tuple(saved["data"]["image_shape"]),
-            "label_names": tuple(saved["data"]["label_names"]),
-        }
-        config = config_lib.from_dict(saved["config"])
-        for name, revision in _revisions(config).items():
-            if saved.get("networks", {}).get(name, 1) != revision:
-                raise CheckpointError(
-                    f"{where} is of another network {name!r} than that of this version of robust_gan, in which its "
-                    "weights would mean something else: load it with the version that wrote it, or train again"
-                )
-        return Record(
-            folder, step, config, DataInfo(**data), saved["metrics"], saved["versions"], saved["leaves"]
-        )  # fmt: skip
-    except UserError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{where} does not fit this version of robust_gan: {error}") from error
+        record = _from_json(saved, folder, step)
+        if record.step != step:
+            raise ValueError(f"it is that of step {record.step}")
+        return record
+    except CheckpointError:
+        raise
     except Exception as error:
         raise DamagedError(folder, step, f"its configuration cannot be read: {error}") from error
+
+
+def _read_exported(location: epath.PathLike, step: str | int) -> Record:
+    file = exported.find_file(location)
+    # A shipped model keeps its name, which is the same on every machine.
+    directory = epath.Path(location) if os.fspath(location).startswith(exported.ZOO) else file
+    saved = exported.read(file)[1]
+    try:
+        record = _from_json(saved, directory, step)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise DamagedError(directory, 0, f"its record cannot be read: {error}") from error
+    if step not in ("best", "last", record.step):
+        raise CheckpointError(f"{directory} holds step {record.step} alone, not {step}")
+    return record
+
+
+def _from_json(saved: dict[str, Any], directory: epath.Path, step: str | int) -> Record:
+    """Returns the record of what `to_json` returned.
+
+    Raises:
+        CheckpointError: The format, the configuration or a network is of another version.
+        Exception: It is damaged.
+    """
+    where = f"the checkpoint {_path(directory, step)}"
+    if _DIGEST in saved and saved != signed(saved):
+        raise ValueError("it is not what was saved")
+    if saved["format"] != FORMAT:
+        raise CheckpointError(
+            f"{where} has format {saved['format']}, and this version of robust_gan reads format {FORMAT} alone: "
+            "load it with the version that wrote it"
+        )
+    if _DIGEST not in saved:
+        raise ValueError("it has no digest")
+    data = saved["data"] | {
+        "image_shape": tuple(saved["data"]["image_shape"]),
+        "label_names": tuple(saved["data"]["label_names"]),
+    }
+    try:
+        config = config_lib.from_dict(saved["config"])
+    except UserError as error:
+        raise CheckpointError(f"{where} does not fit this version of robust_gan: {error}") from error
+    for name, revision in _revisions(config).items():
+        if saved.get("networks", {}).get(name, 1) != revision:
+            raise CheckpointError(
+                f"{where} is of another network {name!r} than that of this version of robust_gan, in which its "
+                "weights would mean something else: load it with the version that wrote it, or train again"
+            )
+    return Record(
+        directory, saved["step"], config, DataInfo(**data), saved["metrics"], saved["versions"], saved["leaves"]
+    )  # fmt: skip
+
+
+def _path(directory: epath.Path, step: str | int) -> epath.Path:
+    return directory if exported.is_exported(directory) else directory / str(step)
 
 
 def best(selection: dict[int, float | None]) -> int:
@@ -298,4 +349,6 @@ def _revisions(config: Config) -> dict[str, int]:
 
 def _versions() -> dict[str, str]:
     libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-    return {"robust_gan": __version__} | {name: importlib.metadata.version(name) for name in libraries}
+    return {"robust_gan": __version__, "commit": get_commit()} | {
+        name: importlib.metadata.version(name) for name in libraries
+    }

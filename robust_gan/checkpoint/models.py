@@ -1,5 +1,6 @@
-"""Loads the networks of a checkpoint, without any other information."""
+"""Loads the networks of a checkpoint, without any other information, and exports them to one file."""
 
+import copy
 from collections.abc import Callable
 
 import jax
@@ -7,10 +8,12 @@ import numpy as np
 from etils import epath
 
 from robust_gan import adversaries, networks, prng
-from robust_gan.checkpoint.manager import fill
+from robust_gan.checkpoint import exported, metadata
 from robust_gan.checkpoint.metadata import Record, read_record
+from robust_gan.checkpoint.restoring import fill
 from robust_gan.errors import CheckpointError
 from robust_gan.networks import inference
+from robust_gan.storage import leaves as leaves_lib
 from robust_gan.types import Attack, LogitsFn, Network, PyTree
 
 
@@ -18,7 +21,7 @@ def load_classifier(directory: epath.PathLike, step: str | int = "best") -> Logi
     """Loads the classifier of a checkpoint.
 
     Args:
-        directory: A run's workdir, or its `checkpoints` folder.
+        directory: A run's workdir, or its `checkpoints` folder; or a file of `export`, or `zoo:NAME`.
         step: A number, `best` (by validation) or `last`.
 
     Returns:
@@ -35,7 +38,7 @@ def load_generator(directory: epath.PathLike, step: str | int = "best") -> Calla
     """Loads the generator of a checkpoint.
 
     Args:
-        directory: A run's workdir, or its `checkpoints` folder.
+        directory: As for `load_classifier`.
         step: A number, `best` (by validation) or `last`.
 
     Returns:
@@ -52,7 +55,7 @@ def load_attack(directory: epath.PathLike, step: str | int = "best") -> Attack:
     """Loads the generator of a checkpoint as an attack, with its inputs, refinements and final FGSM step.
 
     Args:
-        directory: A run's workdir, or its `checkpoints` folder.
+        directory: As for `load_classifier`.
         step: A number, `best` (by validation) or `last`.
 
     Returns:
@@ -71,18 +74,16 @@ def get_classifier(record: Record, *, use_batch_stats: bool = False) -> LogitsFn
         record: The record.
         use_batch_stats: See `networks.inference.classify`.
     """
-    name, data = record.config.classifier.network, record.data
-    player = "average" if record.config.classifier.ema_decay else "classifier"
-    like = {player: _shapes(networks.build_classifier(name, data.num_classes), data.image_shape)}
-    filled = fill(like, record)[player]
-    classify = inference.classify(name, data.num_classes, use_batch_stats=use_batch_stats)
+    name, num_classes = record.config.classifier.network, record.data.num_classes
+    filled = fill(_classifier_like(record), record)[_player(record)]
+    classify = inference.classify(name, num_classes, use_batch_stats=use_batch_stats)
     return jax.tree_util.Partial(classify, filled["params"], filled["batch_stats"])
 
 
 def get_generator(record: Record) -> Callable[[jax.Array], jax.Array]:
     """Loads the generator of a record; see `load_generator`."""
     name, channels = record.config.adversary.generator.network, record.data.image_shape[-1]
-    filled = _generator(record)
+    filled = fill(_generator_like(record), record)["adversary"]
     return jax.tree_util.Partial(inference.generate(name, channels), filled["params"], filled["batch_stats"])
 
 
@@ -91,7 +92,7 @@ def get_attack(record: Record) -> Attack:
     attack = adversaries.get_attack(
         record.config.adversary.generator, record.data.image_shape[-1], record.data.num_classes
     )  # fmt: skip
-    filled = _generator(record)
+    filled = fill(_generator_like(record), record)["adversary"]
     return jax.tree_util.Partial(attack, filled["params"], filled["batch_stats"])
 
 
@@ -100,7 +101,62 @@ def has_generator(record: Record) -> bool:
     return record.config.adversary.name == "generator"
 
 
-def _generator(record: Record) -> dict[str, PyTree]:
+def get_variables(record: Record) -> dict[str, PyTree]:
+    """Returns the `params` and `batch_stats` of the classifier, averaged where the run averages, and of the generator.
+
+    Args:
+        record: The record.
+
+    Returns:
+        NumPy arrays by player: `classifier`, and `adversary` where the run trained a generator.
+    """
+    filled = fill(_networks_like(record), record)
+    return {"classifier": filled.pop(_player(record)), **filled}
+
+
+def export(directory: epath.PathLike, file: epath.PathLike, step: str | int = "best") -> epath.Path:
+    """Exports the networks of a checkpoint to one safetensors file, which loads without Orbax.
+
+    It holds the parameters and BatchNorm statistics of the classifier (the averaged ones, if the run has them) and of
+    the generator, under their names in the checkpoint; and in its header, as JSON under `robust_gan`, the record of the
+    checkpoint: format, config, data set, image shape, number of classes, metrics, versions, and a digest of each array.
+    `data.data_dir` is left out.
+
+    Args:
+        directory: As for `load_classifier`.
+        file: The file to write; it ends in `.safetensors`.
+        step: A number, `best` (by validation) or `last`.
+
+    Returns:
+        The absolute path of the file.
+
+    Raises:
+        CheckpointError: As for `load_classifier`.
+        UserError: The file has another ending, or cannot be written.
+    """
+    exported.check_target(file)
+    record = read_record(directory, step)
+    arrays = leaves_lib.named(fill(_networks_like(record), record))
+    config = copy.deepcopy(record.config)
+    config.data.data_dir = ""
+    saved = metadata.to_json(record.step, config, record.data, record.metrics, arrays)
+    return exported.write(file, arrays, metadata.signed(saved | {"versions": record.versions}))
+
+
+def _player(record: Record) -> str:
+    return "average" if record.config.classifier.ema_decay else "classifier"
+
+
+def _networks_like(record: Record) -> dict[str, PyTree]:
+    return _classifier_like(record) | (_generator_like(record) if has_generator(record) else {})
+
+
+def _classifier_like(record: Record) -> dict[str, PyTree]:
+    network = networks.build_classifier(record.config.classifier.network, record.data.num_classes)
+    return {_player(record): _shapes(network, record.data.image_shape)}
+
+
+def _generator_like(record: Record) -> dict[str, PyTree]:
     if not has_generator(record):
         raise CheckpointError(
             f"the run in {record.directory} has no generator: its adversary is {record.config.adversary.name!r}"
@@ -108,7 +164,7 @@ def _generator(record: Record) -> dict[str, PyTree]:
     config, data = record.config.adversary.generator, record.data
     height, width, channels = data.image_shape
     inputs = (height, width, adversaries.get_design(config).channels(channels, data.num_classes))
-    return fill({"adversary": _shapes(networks.build_generator(config.network, channels), inputs)}, record)["adversary"]
+    return {"adversary": _shapes(networks.build_generator(config.network, channels), inputs)}
 
 
 def _shapes(network: Network, image_shape: tuple[int, ...]) -> PyTree:

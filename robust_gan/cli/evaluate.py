@@ -4,7 +4,7 @@
     robust-gan-evaluate --checkpoint=runs/a,runs/b@2000 --surrogates=runs/surrogate
     robust-gan-evaluate --model=my_package.my_module:my_function --data=mine.npz --epsilon=8/255 --suite=quick
 
-A checkpoint is DIR, DIR@STEP, DIR@best (the default) or DIR@last.
+A checkpoint is DIR, DIR@STEP, DIR@best (the default) or DIR@last, a file of robust-gan-export, or zoo:NAME.
 """
 
 import dataclasses

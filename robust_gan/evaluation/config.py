@@ -22,7 +22,8 @@ class EvaluationConfig:
     contains it all.
 
     Attributes:
-        checkpoints: The models under attack, `DIR[@STEP]` each; their attacks are tried on each other too.
+        checkpoints: The models under attack, `DIR[@STEP]`, exported files or `zoo:NAME`; their attacks are tried on
+            each other too.
         models: Further models under attack, `package.module:function` each; the function returns a `logits_fn`.
         surrogates: Checkpoints of held-out models on which black-box attacks are made.
         suite: A name of `evaluation.SUITES`; empty for `fgsm,pgd10,generator`.

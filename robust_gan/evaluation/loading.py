@@ -24,10 +24,10 @@ _NO_DATA = (".npy", ".pt", ".pth", ".pkl", ".csv", ".zip")
 
 
 def from_checkpoints(locations: Sequence[str], *, use_batch_stats: bool = False) -> list[EvaluatedModel]:
-    """Loads checkpoints, `DIR[@STEP]` each, named by the folder's last part, or the whole where two share it.
+    """Loads checkpoints, named by the last part of their location, or by the whole of it where two share the last.
 
     Args:
-        locations: Where.
+        locations: `DIR[@STEP]`, exported files, or `zoo:NAME`.
         use_batch_stats: See `checkpoint.get_classifier`.
 
     Raises:
@@ -195,7 +195,8 @@ def _read_records(locations: Sequence[str]) -> dict[str, Record]:
 
 def _short_name(directory: str) -> str:
     path = paths.locate(directory)
-    return path.parent.name if path.name == checkpoint.FOLDER else path.name
+    name = path.parent.name if path.name == checkpoint.FOLDER else path.name
+    return name.removesuffix(checkpoint.SUFFIX)
 
 
 def _check_fits(name: str, record: Record, first: Record) -> None:

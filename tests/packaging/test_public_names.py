@@ -29,9 +29,11 @@ _FOLDER = "needs a folder with a checkpoint; tests/checkpoint, and the tutorials
 _EVALUATED = "needs a whole evaluation; tests/reporting"
 _JOINED = "needs several processes; tests/parallel"
 NO_EXAMPLE = {
+    "robust_gan.checkpoint.export": _FOLDER,
     "robust_gan.checkpoint.get_attack": _FOLDER,
     "robust_gan.checkpoint.get_classifier": _FOLDER,
     "robust_gan.checkpoint.get_generator": _FOLDER,
+    "robust_gan.checkpoint.get_variables": _FOLDER,
     "robust_gan.checkpoint.has_generator": _FOLDER,
     "robust_gan.checkpoint.load_attack": _FOLDER,
     "robust_gan.checkpoint.load_classifier": _FOLDER,

@@ -85,7 +85,7 @@ def commands(wheel, tmp_path_factory):
 
 
 def test_every_installed_command_shows_its_help(commands, tmp_path):
-    for name in ("train", "evaluate", "reproduce", "prepare-data", "report"):
+    for name in ("train", "evaluate", "reproduce", "export", "prepare-data", "report"):
         assert f"robust-gan-{name} " in run(commands / f"robust-gan-{name}", "--help", cwd=tmp_path)
 
 
