@@ -105,6 +105,9 @@ class ClassifierConfig:
         adversarial_weight: Weight of the adversarial term; beta of TRADES, where 6 is usual.
         label_smoothing: Share of the label's probability that is spread over all classes in the classifier's
             cross-entropy; the adversary attacks the unsmoothed one.
+        consistency: Coefficient of a further term: the squared Euclidean distance between the probabilities that the
+            classifier gives to the clean and to the adversarial image, as in guided adversarial training (Sriramanan
+            et al. 2020); 0 for none.
         awp_gamma: Adversarial weight perturbation (Wu et al. 2020): the size, relative to each kernel, of
             the step against itself at which the classifier takes its gradient; 0.005 is usual, 0 is none.
         ema_decay: Decay of an exponential moving average of the weights, which is then validated and evaluated; 0 is
@@ -119,6 +122,7 @@ class ClassifierConfig:
     clean_weight: float = 1.0
     adversarial_weight: float = 1.0
     label_smoothing: float = 0.0
+    consistency: float = 0.0
     awp_gamma: float = 0.0
     ema_decay: float = 0.0
     attack_bn_mode: str = "batch"

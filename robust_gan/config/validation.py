@@ -54,7 +54,7 @@ _AT_LEAST: tuple[tuple[float, tuple[str, ...]], ...] = (
          "log_every", "max_to_keep", "validation.every", "validation.batch_size", "validation.pgd_steps")),
     (0.0, ("adversary.fgsm.step_size", "adversary.pgd.step_size", "adversary.generator.diversity",
            "adversary.generator.final_fgsm_step", "classifier.clean_weight", "classifier.adversarial_weight",
-           "classifier.awp_gamma")),
+           "classifier.awp_gamma", "classifier.consistency")),
 )  # fmt: skip
 _SHARES = ("classifier.label_smoothing", "classifier.ema_decay", "adversary.ensemble.clean_share")
 
@@ -144,6 +144,11 @@ def validate(config: Config) -> None:
         raise UserError(
             "the TRADES loss needs clean_weight and adversarial_weight above 0 and an adversary that makes images: "
             "set them, or classifier.loss to 'cross_entropy'"
+        )
+    if config.classifier.consistency and (config.penalty.coefficient or not adversarial_weight(config)):
+        raise UserError(
+            "classifier.consistency needs an adversary, adversarial_weight above 0 and penalty.coefficient 0: "
+            "set them, or it to 0"
         )
     weight = config.classifier.clean_weight + adversarial_weight(config)
     if weight == 0:

@@ -130,7 +130,7 @@ def _loss_gradient(game, classifier, batch, images, axis_name, params):
     def mean_loss(params):
         batch_stats, logits = classifier.batch_stats, {}
         # Two passes: BatchNorm normalises clean and adversarial images apart. A term of weight 0 is not computed.
-        if game.clean_weight:
+        if game.clean_weight or game.consistency:
             logits["clean"], batch_stats = game.classifier.apply(
                 params, batch_stats, batch.images, train=True, axis_name=axis_name
             )
@@ -194,7 +194,7 @@ def _penalty_gradient(game, gradient_at, gradient_here, images, images_fn, phi, 
 def _mean_loss(game, logits, labels):
     loss_fn = trades if game.loss == "trades" else classifier_loss
     given = list(logits.values())  # A term of weight 0 gets the logits of the other.
-    return jnp.mean(
+    loss = jnp.mean(
         loss_fn(
             logits.get("clean", given[0]),
             logits.get("adversarial", given[0]),
@@ -204,6 +204,10 @@ def _mean_loss(game, logits, labels):
             label_smoothing=game.label_smoothing,
         )
     )
+    if game.consistency:
+        clean, adversarial = (jax.nn.softmax(logits[name]) for name in ("clean", "adversarial"))
+        loss += game.consistency * jnp.mean(jnp.sum(jnp.square(clean - adversarial), axis=-1))
+    return loss
 
 
 def _measure(game, logits, labels):

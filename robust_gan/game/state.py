@@ -43,6 +43,7 @@ class Game:
         clean_weight: Weight of the clean cross-entropy.
         adversarial_weight: Weight of the adversarial term; at 0 the adversary is never called.
         label_smoothing: Of the classifier's cross-entropy.
+        consistency: Coefficient of the squared distance between the probabilities of clean and adversarial images.
         gradient_penalty: Coefficient of R = 1/2 ||grad_phi CE||^2 in the classifier's loss: positive damps the game,
             negative is the released code, 0 is none and costs nothing.
         penalty_form: `exact`, or `finite_difference` as in the released code.
@@ -65,6 +66,7 @@ class Game:
     clean_weight: float = 1.0
     adversarial_weight: float = 1.0
     label_smoothing: float = 0.0
+    consistency: float = 0.0
     gradient_penalty: float = 0.0
     penalty_form: str = "exact"
     penalty_step: float = 0.01
@@ -137,6 +139,7 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
         clean_weight=config.classifier.clean_weight,
         adversarial_weight=adversarial_weight(config),
         label_smoothing=config.classifier.label_smoothing,
+        consistency=config.classifier.consistency,
         gradient_penalty=config.penalty.coefficient,
         penalty_form=config.penalty.form,
         penalty_step=config.penalty.step,

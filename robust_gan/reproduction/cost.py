@@ -27,7 +27,7 @@ def gradient_evaluations(config: Config) -> int:
     """
     adversary, classifier = config.adversary, config.classifier
     attacked = adversarial_weight(config) > 0
-    update = int(classifier.clean_weight > 0) + int(attacked)
+    update = int(classifier.clean_weight > 0 or classifier.consistency > 0) + int(attacked)
     if config.penalty.coefficient:
         update += 2 if config.penalty.form == "exact" else 1
     update *= 2 if classifier.awp_gamma else 1

@@ -428,6 +428,25 @@ def test_weights_are_perturbed_along_the_gradient_by_a_share_of_their_norm():
     chex.assert_trees_all_close(gradient, jax.grad(loss)(moved), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("clean_weight", [0.0, 1.0])
+def test_consistency_is_the_squared_distance_of_the_probabilities(clean_weight):
+    batch = make_batch()
+    game = Game(CLASSIFIER, optax.sgd(0.1), ADVERSARIES["fgsm"][0], clean_weight=clean_weight, consistency=3.0)
+    state, keys = game_lib.init(game, jax.random.key(0), batch.images), jax.random.split(jax.random.key(1), 16)
+    params = state.classifier.params
+    images = game.adversary.perturb((), functools.partial(two_layers, params), batch, keys)
+
+    def loss(params):
+        clean, adversarial = (two_layers(params, x) for x in (batch.images, images))
+        apart = jnp.sum((jax.nn.softmax(clean) - jax.nn.softmax(adversarial)) ** 2, -1).mean()
+        entropy = [losses.cross_entropy(logits, batch.labels).mean() for logits in (clean, adversarial)]
+        return clean_weight * entropy[0] + entropy[1] + 3.0 * apart
+
+    gradient, _, metrics = game_lib.classifier_gradient(game, state.classifier, (), batch, keys)
+    chex.assert_trees_all_close(gradient, jax.grad(loss)(params), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["classifier_loss"], loss(params), rtol=1e-5)
+
+
 def test_the_average_equals_its_recurrence():
     batch = make_batch()
     game = Game(CLASSIFIER, optax.sgd(0.1), adversaries.none(), adversarial_weight=0.0, ema_decay=0.3)

@@ -71,6 +71,7 @@ NOT_NEGATIVE = (
     "classifier__clean_weight",
     "classifier__adversarial_weight",
     "classifier__awp_gamma",
+    "classifier__consistency",
 )
 PLAYERS = ("classifier__optimizer__", "adversary__generator__optimizer__")
 
@@ -197,6 +198,8 @@ def getattr_path(name):
         ),
         ({"adversary__generator__parametrization": "rescale", "threat__norm": "l2"}, "must be 'clip' in L2"),
         ({"adversary__generator__start": "vertex", "threat__norm": "l2"}, "its ball has no corners"),
+        ({"classifier__consistency": 1.0, "adversary__name": "none"}, "classifier.consistency needs an adversary"),
+        ({"classifier__consistency": 1.0, "penalty__coefficient": 0.1}, "penalty.coefficient 0: set them, or it to 0"),
         ({"classifier__loss": "trades", "classifier__clean_weight": 0.0}, "the TRADES loss needs clean_weight"),
         ({"classifier__loss": "trades", "adversary__name": "none"}, "needs .* an adversary that makes images"),
         ({"classifier__loss": "trades", "penalty__coefficient": 0.1}, "must be 0 with the TRADES loss"),
