@@ -7,6 +7,7 @@ import shutil
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 import safetensors.numpy
 
 from robust_gan import checkpoint
@@ -77,8 +78,26 @@ def make(folder, run):
             saved = json.loads(path.read_text())
             change(saved)
             path.write_text(json.dumps(metadata.signed(saved)))
+    names |= _make_data(folder)
     names |= {name: folder / name for name in ("FILE", "EMPTY", "LINK", "GARBLED", "NEWER", "RENAMED", "FORMAT")}
     return names
+
+
+def _make_data(folder):
+    """Makes images and labels that cannot be trained on."""
+    images = np.full((6, 8, 8, 1), 9, np.uint8)
+    np.savez(folder / "ONE.npz", images=images, labels=np.full(6, 2))
+    np.savez(folder / "WORDS.npz", images=images, labels=np.full(6, "cat"))
+    for name, second in (("SIZES", (9, 8)), ("HOLLOW", None), ("TORN", (8, 8))):
+        (folder / name / "cat").mkdir(parents=True)
+        (folder / name / "dog").mkdir()
+        PIL.Image.fromarray(images[0, ..., 0]).save(folder / name / "cat" / "0.png")
+        if name == "SIZES":
+            PIL.Image.fromarray(np.zeros(second, np.uint8)).save(folder / name / "cat" / "1.png")
+        if second:
+            PIL.Image.fromarray(images[1, ..., 0]).save(folder / name / "dog" / "0.png")
+    (folder / "TORN" / "dog" / "0.png").write_bytes(b"torn")
+    return {name: folder / name for name in ("ONE.npz", "WORDS.npz", "SIZES", "HOLLOW", "TORN")}
 
 
 def arguments(command, names):

@@ -44,12 +44,14 @@ class DataInfo(NamedTuple):
         image_shape: (H, W, C).
         num_classes: K.
         label_names: Names of the classes.
+        digest: Of the images and labels; empty in checkpoints of earlier versions.
     """
 
     name: str
     image_shape: tuple[int, int, int]
     num_classes: int
     label_names: tuple[str, ...]
+    digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,7 +70,7 @@ def arguments() -> list[str]:
     flag, before `run`, and raise a traceback.
     """
     try:
-        return _with_flag_files(sys.argv)
+        return config_flags.with_default(_with_flag_files(sys.argv))
     except UserError as error:
         sys.exit(complain(str(error)))
 
@@ -82,6 +82,8 @@ def _parse(document: str, groups: Mapping[str, Sequence[str]], argv: Sequence[st
     level = logging.get_absl_logger().level
     try:
         argv = _with_flag_files(argv)
+        if config_flags.FLAG in flags.FLAGS:
+            argv = config_flags.with_default(argv)
         argv = config_flags.normalize(argv)
         if config_flags.FLAG in flags.FLAGS:
             config_flags.check(argv)

@@ -96,6 +96,30 @@ def normalize(argv: Sequence[str]) -> list[str]:
     return normalized
 
 
+def with_default(argv: Sequence[str]) -> list[str]:
+    """Returns the command line with the config `own:pgd` where there are data and no config.
+
+    >>> with_default(["train", "--data=mine.npz"])
+    ['train', '--config=own:pgd', '--data=mine.npz']
+    """
+    names = {name for name, _ in _pairs(argv)}
+    return [*argv[:1], *([f"--{FLAG}=own:pgd"] if "data" in names and FLAG not in names else []), *argv[1:]]
+
+
+def is_built_in(argv: Sequence[str]) -> bool:
+    """Returns whether the config of a command line is a built-in one."""
+    return any(name == FLAG and value and value.partition(":")[0] in datasets.NAMES for name, value in _pairs(argv))
+
+
+def fields(argv: Sequence[str]) -> list[str]:
+    """Returns the names of the fields that a command line sets.
+
+    >>> fields(["train", "--config=digits", "--config.threat.epsilon=0.1"])
+    ['threat.epsilon']
+    """
+    return [name.removeprefix(f"{FLAG}.") for name, _ in _pairs(argv) if name.startswith(f"{FLAG}.")]
+
+
 def _find_file(value: str) -> str:
     """Returns `NAME[:CHOICE]` of a built-in config as `FILE[:CHOICE]`, and the name of a file as it is."""
     name, colon, choice = value.partition(":")

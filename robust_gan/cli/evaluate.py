@@ -27,7 +27,7 @@ flags.DEFINE_string(
     "retrained_generator_label, retrained_generator_refined. Default: clean,fgsm,pgd10,generator.",
 )
 flags.DEFINE_string("sequential", None, "In place of the suite's, each on the examples that remain.")
-flags.DEFINE_string("data", "", "A TFDS data set, FILE.npz or IMAGES.npy,LABELS.npy; empty for that of training.")
+flags.DEFINE_string("data", "", "A TFDS data set, FILE.npz, IMAGES.npy,LABELS.npy or a folder; empty for training's.")
 flags.DEFINE_string("split", "test", "test, validation or train.")
 flags.DEFINE_integer("num_examples", 0, "Only the first images of the split; 0 for all.")
 flags.DEFINE_enum("norm", "", ["", "linf", "l2"], "Empty for the norm of training.")
@@ -35,6 +35,7 @@ flags.DEFINE_float("epsilon", None, "In the unit of pixels in [0, 1]: 8/255; by 
 flags.DEFINE_integer("batch_size", 500, "Images at once; no result depends on it.")
 flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
 flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")
+flags.DEFINE_integer("image_size", 0, "Crop and resize a folder's images to N x N; 0 for as they are.", lower_bound=0)
 flags.DEFINE_enum("channels", "", ["", "last"], "last: take a file's images as they are, whatever shape.")
 flags.DEFINE_string("output", "", "Folder of the report; a stopped evaluation resumes there.")
 flags.DEFINE_bool("overwrite", False, "Start anew where the folder holds another evaluation.")
@@ -55,7 +56,7 @@ _FLAGS = {"checkpoints": "checkpoint", "models": "model"}
 _GROUPS = {
     "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "surrogates=DIR[@STEP],.."],
     "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "norm=linf|l2", "epsilon=X", "seed=N"],
-    "Images": ["data=NAME|FILE", "data_dir=DIR", "split=NAME", "num_examples=N", "channels=last"],
+    "Images": ["data=NAME|FILE", "data_dir=DIR", "split=NAME", "num_examples=N", "image_size=N", "channels=last"],
     "Report": ["output=DIR", "overwrite", "plots=NAME,..", "save_adversarial"],
     "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "use_batch_stats"],
 }

@@ -2,11 +2,13 @@
 
     robust-gan-reproduce --dataset=digits --budget=short --seeds=0,1,2 --output=runs/reproduce_digits
     robust-gan-reproduce --dataset=cifar10 --budget=paper --methods=pgd,generator --output=runs/cifar10
+    robust-gan-reproduce --data=mine.npz --methods=none,pgd --output=runs/mine
 
 The same command resumes one that was stopped.
 """
 
 import functools
+import os
 from typing import NoReturn
 
 from absl import flags
@@ -17,6 +19,12 @@ from robust_gan.config import datasets
 from robust_gan.errors import UserError
 
 _DATASET = flags.DEFINE_string("dataset", None, f"The built-in config: {', '.join(datasets.NAMES)}.")
+_DATA = flags.DEFINE_string(
+    "data", "", "Other data than the config's: a TFDS data set, FILE.npz, IMAGES.npy,LABELS.npy, or a folder."
+)
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 0, "Crop and resize a folder's images to N x N; 0 for as they are.", lower_bound=0
+)
 _BUDGET = flags.DEFINE_string(
     "budget",
     "short",
@@ -37,7 +45,15 @@ _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for 
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show bars; by default where stderr is a terminal.")
 
 _GROUPS = {
-    "What": ["dataset=NAME", "budget=debug|short|paper", "methods=NAME,..", "seeds=N,..", "attacks=NAME,.."],
+    "What": [
+        "dataset=NAME",
+        "data=NAME|FILE|DIR",
+        "image_size=N",
+        "budget=debug|short|paper",
+        "methods=NAME,..",
+        "seeds=N,..",
+        "attacks=NAME,..",
+    ],
     "Where": ["output=DIR", "data_dir=DIR", "platform=cpu|gpu|tpu", "num_devices=N"],
     "How": ["batch_size=N", "[no]progress"],
 }
@@ -46,7 +62,8 @@ _GROUPS = {
 def main(argv):
     """Reproduces."""
     del argv
-    dataset = cli.required("dataset", _DATASET.value, f"one of {', '.join(datasets.NAMES)}")
+    dataset = _DATASET.value or ("own" if _DATA.value else None)
+    dataset = cli.required("dataset", dataset, f"one of {', '.join(datasets.NAMES)}")
     output = cli.required("output", _OUTPUT.value, "a folder, such as runs/reproduce_digits")
     if dataset not in datasets.NAMES:
         raise UserError(f"there is no built-in config {dataset!r}: the built-in ones are {', '.join(datasets.NAMES)}")
@@ -56,11 +73,16 @@ def main(argv):
         raise UserError(f"--seeds must be whole numbers separated by commas, not {','.join(_SEEDS.value)!r}") from error
 
     from robust_gan import parallel, reproduction
+    from robust_gan.training import fitting
+
+    def get_config(choice):
+        config = datasets.get_config(dataset, choice)
+        return fitting.fit(config, _DATA.value, image_size=_IMAGE_SIZE.value)[0] if _DATA.value else config
 
     memory.return_after_compiling()
     plan = reproduction.plan(
-        functools.partial(datasets.get_config, dataset),
-        dataset,
+        get_config,
+        os.path.basename(_DATA.value.rstrip("/")) or dataset,
         _BUDGET.value,
         output,
         methods=_METHODS.value,

@@ -3,6 +3,7 @@
     robust-gan-train --config=digits --workdir=runs/digits
     robust-gan-train --config=digits:pgd --workdir=runs/digits_pgd --config.seed=1
     robust-gan-train --config=my_config.py --workdir=runs/mine
+    robust-gan-train --data=mine.npz --workdir=runs/mine
 
 The method comes after the colon (none, pgd, generator). The same command resumes a run that was stopped.
 """
@@ -14,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from robust_gan import cli
+from robust_gan.cli import config_flags as config_flags_lib
 from robust_gan.cli import memory
 from robust_gan.config import to_dict
 from robust_gan.errors import UserError
@@ -24,6 +26,12 @@ _CONFIG = config_flags.DEFINE_config_file(
     None,
     "A built-in config, or a Python file with a function get_config, which is run.",
     sys_argv=cli.arguments(),
+)
+_DATA = flags.DEFINE_string(
+    "data", "", "Other data than the config's: a TFDS data set, FILE.npz, IMAGES.npy,LABELS.npy, or a folder."
+)
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 0, "Crop and resize a folder's images to N x N; 0 for as they are.", lower_bound=0
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Empty for the best available.")
@@ -42,7 +50,13 @@ _TOPOLOGY = flags.DEFINE_string(
 )
 
 _GROUPS = {
-    "What": ["config=NAME|FILE.py[:METHOD]", "config.FIELD=VALUE", "workdir=DIR"],
+    "What": [
+        "config=NAME|FILE.py[:METHOD]",
+        "config.FIELD=VALUE",
+        "data=NAME|FILE|DIR",
+        "image_size=N",
+        "workdir=DIR",
+    ],
     "Where": ["platform=cpu|gpu|tpu", "num_devices=N"],
     "Before it runs": ["print_config", "dry_run", "topology=CHIP:GRID"],
     "While it runs": ["[no]progress", "tensorboard", "on_nan=stop|skip"],
@@ -53,6 +67,8 @@ def main(argv):
     """Trains."""
     del argv
     config = cli.read_config(_CONFIG.value)
+    if _DATA.value:
+        config = _fit(config)
     if _PRINT_CONFIG.value:
         print(json.dumps(to_dict(config), indent=2))
         return 0
@@ -94,6 +110,23 @@ def main(argv):
         figures = ", ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in result.validation.items())
         print(f"step {result.step}, validation: {figures}; best: step {result.best_step}")
     return 0
+
+
+def _fit(config):
+    """Returns the config for the data of `--data`, and prints what was chosen."""
+    from robust_gan.training import fitting
+
+    argv = cli.arguments()
+    config, sentence = fitting.fit(
+        config,
+        _DATA.value,
+        image_size=_IMAGE_SIZE.value,
+        fixed=config_flags_lib.fields(argv),
+        adapts=config_flags_lib.is_built_in(argv),
+    )
+    if sentence and not _PRINT_CONFIG.value:
+        print(sentence, flush=True)
+    return config
 
 
 def run() -> NoReturn:

@@ -24,13 +24,15 @@ class DataConfig:
     """The images.
 
     Attributes:
-        name: A TFDS data set: digits, mnist, cifar10, cifar100, svhn_cropped, or any prepared as array_record.
+        name: A TFDS data set: digits, mnist, cifar10, cifar100, svhn_cropped, or any prepared as array_record; or files
+            of your own, `FILE.npz`, `IMAGES.npy,LABELS.npy`, or a folder with one per class.
         data_dir: The folder of the prepared data; empty for the default of TFDS.
         validation_size: Images held out of the training split for model selection; the test split is never touched.
         train_size: Use this many training images only; 0 for all.
         extra_size: Images of SVHN's `extra` split added to training.
         augmentation: `none`, `crop` or `crop_flip`.
         padding: Pixels of zero padding on each side before a random crop.
+        image_size: Crop and resize the images of a folder to this height and width; 0 for as they are.
     """
 
     name: str = "digits"
@@ -40,6 +42,7 @@ class DataConfig:
     extra_size: int = 0
     augmentation: str = "none"
     padding: int = 2
+    image_size: int = 0
 
 
 @dataclasses.dataclass

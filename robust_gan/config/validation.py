@@ -46,8 +46,9 @@ _CHOICES = {
     "precision": PRECISIONS,
 }
 _AT_LEAST: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (0, ("seed", "data.train_size", "data.extra_size", "data.padding", "adversary.epsilon_warmup_steps",
-         "adversary.generator.latent_size", "steps_per_call", "validation.size", "validation.patience")),
+    (0, ("seed", "data.train_size", "data.extra_size", "data.padding", "data.image_size",
+         "adversary.epsilon_warmup_steps", "adversary.generator.latent_size", "steps_per_call",
+         "validation.size", "validation.patience")),
     (1, ("data.validation_size", "adversary.ensemble.pgd_steps", "adversary.pgd.num_steps", "adversary.generator.steps",
          "adversary.generator.update_every", "adversary.generator.batches_per_step",
          "adversary.generator.num_refinements", "batch_size", "num_steps",

@@ -1,5 +1,6 @@
-"""Reads images and labels from `.npz` files and memory-mapped `.npy` files, part by part where they are large."""
+"""Arrays of images and labels in files of the user's own: what is wrong with them, and reading them in parts."""
 
+import hashlib
 import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,11 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from robust_gan.errors import DataError, one_line
-from robust_gan.storage import files
+from robust_gan.errors import DataError
 
-_MAX_UNPACKED = 32_000_000_000
-"""Bytes that the arrays of a file may have."""
 _IGNORED = (-1, -100)
 """Labels that often stand for no class in other libraries."""
 
@@ -28,67 +26,28 @@ class Arrays(NamedTuple):
     labels: np.ndarray
 
 
-def load_arrays(path: epath.PathLike, *, channels: str = "") -> Arrays:
-    """Reads the arrays `images` and `labels` of an `.npz` file; nothing in it is unpickled.
+def check_arrays(path: epath.PathLike, images: np.ndarray, labels: np.ndarray, channels: str = "") -> Arrays:
+    """Refuses arrays that cannot be images and class numbers, and says how to make such of them.
 
     Args:
-        path: The file.
+        path: Their file, for the sentence.
+        images: `[N, H, W, C]`, perhaps memory-mapped.
+        labels: `[N]`.
         channels: `last` to take images of a shape that looks like channels first as they are.
 
     Raises:
-        DataError: It is no such file, lacks an array, its labels are not class numbers, or its images look like
-            channels first.
+        DataError: The labels are no class numbers, or the images are of another type, unit or layout.
 
-    >>> path = getfixture("tmp_path") / "a.npz"
-    >>> np.savez(path, images=np.zeros((2, 4, 4, 1), np.uint8), labels=np.array([0, 1]))
-    >>> load_arrays(path).labels.tolist()
+    >>> check_arrays("a.npz", np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1])).labels.tolist()
     [0, 1]
     """
-    try:
-        arrays = files.read_arrays(path, largest=_MAX_UNPACKED)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}: give an .npz of images and labels") from error
-    except files.UnreadableError as error:
-        raise DataError(f"{path} is no .npz of plain arrays ({error})") from error
-    missing = [name for name in ("images", "labels") if name not in arrays]
-    if missing:
-        raise DataError(f"{path} lacks the array {missing[0]}: it has {', '.join(arrays) or 'none'}")
-    return _check_arrays(path, arrays["images"], arrays["labels"], channels)
-
-
-def map_arrays(images: str, labels: str, *, channels: str = "") -> Arrays:
-    """Opens images and labels that lie in two `.npy` files; images are read from the file when they are used.
-
-    Args:
-        images: File of the images, `[N, H, W, C]`, on this machine.
-        labels: File of the labels, `[N]`.
-        channels: As in `load_arrays`.
-
-    Raises:
-        DataError: As for `load_arrays`.
-
-    >>> folder = getfixture("tmp_path")
-    >>> np.save(folder / "x.npy", np.zeros((2, 4, 4, 1), np.uint8)), np.save(folder / "y.npy", np.array([0, 1]))
-    (None, None)
-    >>> map_arrays(str(folder / "x.npy"), str(folder / "y.npy")).images.shape
-    (2, 4, 4, 1)
-    """
-    opened = []
-    for path in (images, labels):
-        try:
-            opened.append(np.lib.format.open_memmap(path, mode="r"))
-        except FileNotFoundError as error:
-            raise DataError(f"there is no file {path}: give IMAGES.npy,LABELS.npy") from error
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise DataError(f"{path} is no .npy of a plain array ({one_line(error)})") from error
-    return _check_arrays(images, opened[0], np.array(opened[1]), channels)
-
-
-def _check_arrays(path: epath.PathLike, images: np.ndarray, labels: np.ndarray, channels: str) -> Arrays:
     _check_labels(path, labels)
     if np.issubdtype(images.dtype, np.integer) and images.dtype != np.uint8:
         raise DataError(f"the images of {path} are {images.dtype}: give uint8 in 0..255, or floats in [0, 1]")
-    largest = pixel_range(images)[1] if images.size and images.dtype.kind in "uf" else 0.0
+    if images.dtype == np.uint8:  # The first bright pixel ends the search.
+        largest = 2.0 if any(part.max(initial=0) > 1 for part in chunks(images)) else float(images.any())
+    else:
+        largest = pixel_range(images)[1] if images.size and images.dtype.kind == "f" else 0.0
     if images.dtype == np.uint8 and 0 < largest <= 1:
         raise DataError(
             f"the images of {path} are uint8 in 0..1, all but black: give 0..255, 255 * images, or floats in [0, 1]"
@@ -121,7 +80,8 @@ def _looks_channels_first(shape: tuple[int, ...]) -> bool:
 def _check_labels(path: epath.PathLike, labels: np.ndarray) -> None:
     """Refuses labels that are no class numbers, and says how to make such of them."""
     if labels.dtype.kind not in "iufb":
-        raise DataError(f"the labels of {path} are {labels.dtype}: give class numbers from 0")
+        hint = ", numpy.unique(labels, return_inverse=True)[1]" if labels.dtype.kind in "US" else ""
+        raise DataError(f"the labels of {path} are {labels.dtype}: give class numbers from 0{hint}")
     if labels.ndim == 2 and labels.shape[1] == 1:
         raise DataError(f"the labels of {path} have shape {labels.shape}: give one number per image, labels[:, 0]")
     if labels.ndim == 2 and len(labels) and np.isin(labels, (0, 1)).all() and (labels.sum(-1) == 1).all():
@@ -141,6 +101,45 @@ def _check_labels(path: epath.PathLike, labels: np.ndarray) -> None:
         )
 
 
+def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    """Refuses images and labels on which a figure would mean nothing.
+
+    Args:
+        images: uint8 or float `[N, H, W, C]`.
+        labels: Integers `[N]`.
+        num_classes: K.
+
+    Raises:
+        DataError: An empty set, a wrong shape or type, pixels that are not finite or outside [0, 1] by more than
+            1e-6, labels outside 0..K-1.
+
+    >>> check_images(np.zeros((1, 2, 2, 1)), np.array([10]), 10)
+    Traceback (most recent call last):
+    robust_gan.errors.DataError: labels must be in 0..9, but range from 10 to 10
+    """
+    if images.ndim != 4 or not len(images):
+        raise DataError(f"images must be a non-empty array [N, H, W, C], not of shape {images.shape}")
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise DataError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
+    if images.dtype != np.uint8:
+        low, high = pixel_range(images)
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise DataError("images must be finite, but hold NaN or infinite pixels")
+        if low < -1e-6 or high > 1 + 1e-6:
+            remedy = "normalise inside the model" if low < -1e-6 else "divide by 255, or store them as uint8"
+            raise DataError(f"pixels must be in [0, 1], but range from {low:g} to {high:g}: {remedy}")
+    if labels.shape != images.shape[:1]:
+        raise DataError(f"labels must have shape {images.shape[:1]}, one per image, not {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels must be integers, not {labels.dtype}")
+    if labels.min() < 0:
+        raise DataError(f"labels must be class numbers from 0, but one is {labels.min()}")
+    if labels.min() == 1 and labels.max() == num_classes:
+        raise DataError(f"labels run from 1 to {num_classes}: number the classes from 0")
+    if labels.max() >= num_classes:
+        raise DataError(f"labels must be in 0..{num_classes - 1}, but range from {labels.min()} to {labels.max()}")
+
+
 def to_unit(images: np.ndarray) -> np.ndarray:
     """Returns images `[N, H, W, C]` as float32 in [0, 1]; uint8 is divided by 255.
 
@@ -158,8 +157,9 @@ def take(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
     >>> take(np.array([[0], [255]], np.uint8), np.array([1])).tolist()
     [[1.0]]
     """
+    check_size(images)
     taken = to_unit(images[indices])
-    _release(images)
+    release(images)
     return taken
 
 
@@ -171,8 +171,9 @@ def chunks(images: np.ndarray, size: int = 2**25) -> Iterator[np.ndarray]:
     """
     rows = max(1, size // max(1, images[:1].nbytes))
     for start in range(0, len(images), rows):
+        check_size(images)
         yield images[start : start + rows]
-        _release(images)
+        release(images)
 
 
 def pixel_range(images: np.ndarray) -> tuple[float, float]:
@@ -185,10 +186,89 @@ def pixel_range(images: np.ndarray) -> tuple[float, float]:
     return float(ends[:, 0].min()), float(ends[:, 1].max())
 
 
-def _release(images):
-    """Drops the pages of a file that is mapped for reading from this process's memory."""
-    base = images
+def release(images: np.ndarray) -> None:
+    """Drops the pages of a file that is mapped for reading from this process's memory.
+
+    >>> release(np.zeros(2))
+    """
+    mapping = _find_mapping(images)
+    if mapping is not None and not images.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def check_size(images: np.ndarray) -> None:
+    """Checks that a mapped file is as long as when it was opened: to read beyond its end kills the process.
+
+    Raises:
+        DataError: It became shorter.
+
+    >>> check_size(np.zeros(2))
+    """
+    mapping = _find_mapping(images)
+    if mapping is not None and mapping.size() < len(mapping):
+        raise DataError(
+            f"{getattr(images, 'filename', 'a file of images')} became shorter while it was read: it has "
+            f"{mapping.size():,} bytes of {len(mapping):,}; write it anew, and do not change it during a run"
+        )
+
+
+def _find_mapping(images: np.ndarray) -> mmap.mmap | None:
+    base: object = images
     while isinstance(base, np.ndarray):
         base = base.base
-    if isinstance(base, mmap.mmap) and not images.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+    return base if isinstance(base, mmap.mmap) else None
+
+
+class MappedRows:
+    """Some of the images of a memory-mapped file, read when they are indexed, as uint8.
+
+    Args:
+        images: uint8, or float in [0, 1], `[N, H, W, C]`, mapped.
+        positions: Which of them, int `[M]`.
+
+    >>> rows = MappedRows(np.arange(6, dtype=np.uint8).reshape(3, 1, 2, 1), np.array([0, 2]))
+    >>> rows.shape, rows[np.array([1])].ravel().tolist()
+    ((2, 1, 2, 1), [4, 5])
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, images: np.ndarray, positions: np.ndarray) -> None:
+        self._images, self._positions = images, positions
+        self.shape, self.ndim = (len(positions), *images.shape[1:]), images.ndim
+
+    def __len__(self) -> int:
+        """Returns M."""
+        return len(self._positions)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Reads images.
+
+        Raises:
+            DataError: The file became shorter.
+        """
+        check_size(self._images)
+        read = to_bytes(self._images[self._positions[rows]])
+        release(self._images)
+        return read
+
+
+def to_bytes(images: np.ndarray) -> np.ndarray:
+    """Returns images as uint8; floats in [0, 1] are rounded to 8 bits.
+
+    >>> to_bytes(np.array([0.0, 1.0])).tolist()
+    [0, 255]
+    """
+    return images if images.dtype == np.uint8 else np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
+
+
+def count_shared(images: np.ndarray | MappedRows, others: np.ndarray | MappedRows) -> int:
+    """Returns how many of the other images are among the images; 0 where one of both is mapped, and not read for it.
+
+    >>> count_shared(np.zeros((2, 4, 4, 1)), np.array([[[[0.0]]], [[[1.0]]]]) * np.ones((1, 4, 4, 1)))
+    1
+    """
+    if isinstance(images, MappedRows) or isinstance(others, MappedRows):
+        return 0
+    there = {hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images}
+    return sum(hashlib.blake2b(image.tobytes(), digest_size=16).digest() in there for image in others)

@@ -1,12 +1,15 @@
 """Loads a data set as arrays: training, validation and test split."""
 
+import functools
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_gan.config import DataConfig
+from robust_gan.data import own
+from robust_gan.data.array_files import Arrays, MappedRows, check_images, count_shared
 from robust_gan.data.locations import (
     KNOWN,
     chosen_directory,
@@ -23,19 +26,22 @@ from robust_gan.data.reading import Split, open_prepared, read_split
 from robust_gan.errors import DataError
 from robust_gan.storage.paths import is_remote
 
-_VALIDATION, _EXTRA = 2, 3
+_VALIDATION, _EXTRA, _TEST = 2, 3, 4
+_TEST_SHARE, _MAX_TEST = 5, 10_000
+"""Of a set of the user's own without images to test on: a fifth is held out, at most so many."""
 
 
 class Dataset(NamedTuple):
     """A data set in memory.
 
     Attributes:
-        name: The requested name.
-        train: The training split.
+        name: The requested name; of files of the user's own, that of the file.
+        train: The training split; images of an `.npy` file are `array_files.MappedRows`.
         validation: The validation split, disjoint from `train`.
         test: The test split.
         num_classes: K.
         label_names: The names of the K classes.
+        notes: Sentences on how files of the user's own were split.
     """
 
     name: str
@@ -44,6 +50,7 @@ class Dataset(NamedTuple):
     test: Split
     num_classes: int
     label_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -54,8 +61,9 @@ def load(
     extra_size: int = 0,
     train_size: int | None = None,
     seed: int = 0,
+    image_size: int = 0,
 ) -> Dataset:
-    """Loads a data set prepared as array_record; `digits` is prepared if it is not yet.
+    """Loads a data set prepared as array_record, or files of the user's own; `digits` is prepared if it is not yet.
 
     The validation images are held out of the split `train` by a permutation that depends on `seed` alone, which is not
     the seed of the run: all runs have the same validation images.
@@ -66,13 +74,15 @@ def load(
 
     Args:
         name: `cifar10`, `cifar100`, `digits`, `mnist`, `svhn_cropped`, or any other image classification set of
-            TensorFlow Datasets prepared as array_record: `NAME`, `NAME/CONFIG`, with or without `:VERSION`.
+            TensorFlow Datasets prepared as array_record: `NAME`, `NAME/CONFIG`, with or without `:VERSION`. Or files of
+            the user's own, see `own.locate`.
         data_dir: The folder of the prepared sets; see `data_directory`.
         validation_size: Number of images held out of `train`, at least 0.
         extra_size: Number of images of the split `extra` (SVHN) appended to the training images.
         train_size: Number of training images beside the validation images, None for all; a smaller choice is a subset
             of a larger one.
         seed: Chooses the validation images and those of `train_size` and `extra_size`.
+        image_size: Height and width of the images of a folder; 0 for as they are.
 
     Returns:
         The data set; images are uint8.
@@ -85,6 +95,8 @@ def load(
     >>> digits.train.images.shape, digits.validation.images.shape, digits.test.images.shape
     ((1300, 8, 8, 1), (137, 8, 8, 1), (360, 8, 8, 1))
     """
+    if location := own.locate(name):
+        return _load_own(location, image_size, validation_size, train_size, seed)
     prepared = open_prepared(_find(name, data_dir))
     sizes = prepared.split_sizes
     test = "test" if "test" in sizes else "validation"
@@ -114,6 +126,56 @@ def load(
     if extra:
         train = Split(*(np.concatenate(arrays) for arrays in zip(train, *extra, strict=True)))
     return Dataset(name, train, validation, test_split, len(prepared.label_names), prepared.label_names)
+
+
+def _load_own(location, image_size, validation_size, train_size, seed):
+    found = _read_own(location, image_size)
+    positions, test, test_positions, note = _separate(found)
+    chosen, held_out = _held_out(found.name, len(positions), validation_size, train_size, seed)
+    train, test_split = _open(found.train, positions[chosen]), _open(test, test_positions)
+    notes = [note] if note else []
+    if shared := count_shared(train.images, test_split.images):
+        notes.append(
+            f"warning: {shared} of the {len(test_positions)} test images of {found.name} are among the training images"
+        )
+    validation = _select(found.train, positions[held_out])
+    names = found.label_names
+    return Dataset(found.name, train, validation, test_split, len(names), names, tuple(notes))
+
+
+def _read_own(location: str, image_size: int) -> own.OwnData:
+    found = own.read(location, image_size=image_size)
+    check_images(found.train.images, found.train.labels, len(found.label_names))
+    classes = np.unique(found.train.labels)
+    if len(classes) < 2:
+        raise DataError(f"all images of {found.name} are of class {classes[0]}: a classifier needs two classes or more")
+    return found
+
+
+def _separate(found: own.OwnData) -> tuple[np.ndarray, Arrays, np.ndarray, str]:
+    """Returns the positions in `found.train` to train on, the arrays to test on with the positions there, and a note.
+
+    Where they are not told apart, a permutation chooses.
+    """
+    total = len(found.train.labels)
+    if found.test is not None:
+        return np.arange(total), found.test, np.arange(len(found.test.labels)), ""
+    order, count = permutation(total, 0, purpose=_TEST), min(total // _TEST_SHARE, _MAX_TEST)
+    note = f"{found.name} has no test images: {count} of its {total} images are held out for test, drawn with seed 0"
+    return np.sort(order[count:]), found.train, np.sort(order[:count]), note
+
+
+def _open(arrays: Arrays, positions: np.ndarray) -> Split:
+    """Returns the images at some positions: in memory, or where they are mapped, to be read when they are used."""
+    if not isinstance(arrays.images, np.memmap):
+        return _select(arrays, positions)
+    images: Any = MappedRows(arrays.images, positions)
+    return Split(images, arrays.labels[positions].astype(np.int32))
+
+
+def _select(arrays: Arrays, positions: np.ndarray) -> Split:
+    """Reads the images at some positions."""
+    return Split(MappedRows(arrays.images, positions)[:], arrays.labels[positions].astype(np.int32))
 
 
 class Scored(NamedTuple):
@@ -149,27 +211,31 @@ def load_split(config: DataConfig, split: str, *, count: int = 0, was_trained_on
     >>> load_split(config, "test", count=5).images.shape
     (5, 8, 8, 1)
     """
+    if own.locate(config.name):
+        dataset = from_config(config)
+        part = getattr(dataset, split)
+        return Scored(dataset.name, part.images[: count or None], part.labels[: count or None], dataset.label_names)
     prepared = open_prepared(_find(config.name, config.data_dir or None))
     sizes = prepared.split_sizes
-    own = ("test" if "test" in sizes else "validation") if split == "test" else "train"
-    if not sizes.get(own):
+    stored = ("test" if "test" in sizes else "validation") if split == "test" else "train"
+    if not sizes.get(stored):
         raise DataError(f"{config.name} has no images to score as {split}: its splits are {sizes or 'none'}")
     if split == "train" and config.extra_size:
         part = from_config(config).train
         return Scored(config.name, part.images[: count or None], part.labels[: count or None], prepared.label_names)
-    positions = np.arange(sizes[own])
+    positions = np.arange(sizes[stored])
     if split != "test":
         held_out = config.validation_size
-        if not was_trained_on and held_out >= sizes[own]:
+        if not was_trained_on and held_out >= sizes[stored]:
             held_out = 0
-        train, validation = _held_out(config.name, sizes[own], held_out, config.train_size or None)
+        train, validation = _held_out(config.name, sizes[stored], held_out, config.train_size or None)
         positions = train if split == "train" else validation
         if not len(positions):
             raise DataError(
-                f"{config.name} has {sizes[own]} images to train on, too few to hold {config.validation_size} of them "
-                "out for validation: give the split test or train"
+                f"{config.name} has {sizes[stored]} images to train on, too few to hold {config.validation_size} of "
+                "them out for validation: give the split test or train"
             )
-    part = read_split(prepared, own, positions[: count or None])
+    part = read_split(prepared, stored, positions[: count or None])
     return Scored(config.name, part.images, part.labels, prepared.label_names)
 
 
@@ -203,7 +269,30 @@ def from_config(config: DataConfig) -> Dataset:
         validation_size=config.validation_size,
         extra_size=config.extra_size,
         train_size=config.train_size or None,
+        image_size=config.image_size,
     )
+
+
+def describe(config: DataConfig) -> tuple[tuple[int, ...], int]:
+    """Returns the shape of an image, and how many images there are to train and validate on.
+
+    Raises:
+        DataError: As for `load`.
+
+    >>> describe(DataConfig(name="digits", data_dir=str(getfixture("tmp_path"))))
+    ((8, 8, 1), 1437)
+    """
+    if location := own.locate(config.name):
+        return _describe_own(location, config.image_size)
+    prepared = open_prepared(_find(config.name, config.data_dir or None))
+    first = read_split(prepared, "train", np.arange(1))
+    return first.images.shape[1:], prepared.split_sizes["train"]
+
+
+@functools.lru_cache  # A reproduction asks for each of its runs.
+def _describe_own(location: str, image_size: int) -> tuple[tuple[int, ...], int]:
+    found = _read_own(location, image_size)
+    return found.train.images.shape[1:], len(_separate(found)[0])
 
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> Path:

@@ -4,7 +4,7 @@
 any `logits_fn`: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
 """
 
-from robust_gan.data.array_files import to_unit
+from robust_gan.data.array_files import check_images, to_unit
 from robust_gan.evaluation import alarms
 from robust_gan.evaluation.config import PLOTS, EvaluationConfig
 from robust_gan.evaluation.curve import Curve, trace_curve
@@ -16,7 +16,6 @@ from robust_gan.evaluation.models import (
     EvaluationData,
     Model,
     attack_names,
-    check_images,
 )
 from robust_gan.evaluation.sequential import AttackResult, evaluate_sequential
 from robust_gan.evaluation.state import EvaluationState

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from robust_gan import threat_model
+from robust_gan.data.array_files import check_images
 from robust_gan.evaluation.checks import needs_gradient
 from robust_gan.evaluation.curve import Curve
-from robust_gan.evaluation.models import CLEAN, Model, check_images
+from robust_gan.evaluation.models import CLEAN, Model
 from robust_gan.evaluation.probes import Probe, draw, invalid
 from robust_gan.evaluation.rescaling import rescale
 from robust_gan.evaluation.transfer import Scores

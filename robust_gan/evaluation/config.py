@@ -33,11 +33,12 @@ class EvaluationConfig:
         norm: `linf` or `l2`; empty for the norm that the first checkpoint was trained with.
         epsilon: Radius in units of [0, 1]; None for the radius that the first checkpoint was trained with.
         seed: Of the attacks.
-        data: A TFDS data set, `FILE.npz` with images and labels, or `IMAGES.npy,LABELS.npy`, which is read batch by
-            batch; empty for the data set of the first checkpoint.
+        data: A TFDS data set, `FILE.npz` with images and labels, `IMAGES.npy,LABELS.npy`, which is read batch by
+            batch, or a folder with one per class; empty for the data set of the first checkpoint.
         data_dir: Folder of the prepared data; empty for the one of the training.
         split: `test`, `validation` or `train`.
         num_examples: Only the first images of the split; 0 for all.
+        image_size: Height and width of the images of a folder; 0 for as they are.
         channels: `last` to accept images of a file whose shape looks like channels first.
         output: Folder of the report, empty for none; rerun the same evaluation to resume it there.
         overwrite: Replace another evaluation in the folder.
@@ -67,6 +68,7 @@ class EvaluationConfig:
     data_dir: str = ""
     split: str = "test"
     num_examples: int = 0
+    image_size: int = 0
     channels: str = ""
     output: str = ""
     overwrite: bool = False

@@ -11,7 +11,7 @@ import numpy as np
 from robust_gan import attacks as attacks_lib
 from robust_gan import networks, parallel, threat_model
 from robust_gan.config import ThreatConfig, check_epsilon
-from robust_gan.data.array_files import to_unit
+from robust_gan.data.array_files import check_images, to_unit
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation import alarms, checks
 from robust_gan.evaluation.alarms import Alarm
@@ -25,7 +25,6 @@ from robust_gan.evaluation.models import (
     EvaluationData,
     Model,
     attack_names,
-    check_images,
 )
 from robust_gan.evaluation.sequential import AttackResult, evaluate_sequential
 from robust_gan.evaluation.sharded_model import ShardedModel, shard_models

@@ -3,24 +3,19 @@
 import dataclasses
 from collections.abc import Sequence
 
-from etils import epath
-
 from robust_gan import checkpoint, data
 from robust_gan.attacks._checks import check_signature
 from robust_gan.checkpoint import Record
 from robust_gan.config import DataConfig, imports
-from robust_gan.data import array_files
+from robust_gan.data import own
+from robust_gan.data.array_files import check_images
 from robust_gan.errors import UserError
 from robust_gan.evaluation.config import EvaluationConfig
-from robust_gan.evaluation.models import EvaluatedModel, EvaluationData, Model, check_images
+from robust_gan.evaluation.models import EvaluatedModel, EvaluationData, Model
 from robust_gan.storage import paths
 from robust_gan.types import Attack, LogitsFn
 
 SPLITS = ("test", "validation", "train")
-
-
-_NO_DATA = (".npy", ".pt", ".pth", ".pkl", ".csv", ".zip")
-"""What people take for data."""
 
 
 def from_checkpoints(locations: Sequence[str], *, use_batch_stats: bool = False) -> list[EvaluatedModel]:
@@ -144,32 +139,18 @@ def load_data(models: Sequence[EvaluatedModel], config: EvaluationConfig) -> Eva
 
 
 def _load_files(config: EvaluationConfig, first: Record | None) -> EvaluationData | None:
-    """Loads images and labels of the user's own; None where `--data` names a data set."""
-    parts = config.data.split(",")
-    is_pair = len(parts) == 2 and all(file.endswith(".npy") for file in parts)
-    if is_pair:
-        arrays = array_files.map_arrays(parts[0], parts[1], channels=config.channels)
-    elif config.data.endswith(".npz"):
-        arrays = array_files.load_arrays(config.data, channels=config.channels)
-    elif len(parts) > 1 or epath.Path(config.data).suffix in _NO_DATA:
-        raise UserError(
-            "--data is a data set such as mnist, an .npz of images and labels, or IMAGES.npy,LABELS.npy, not "
-            f"{config.data}"
-        )
-    else:
+    """Loads files of the user's own that no model was trained on; None where `--data` names a data set."""
+    location = own.locate(config.data) if config.data or first is None else ""
+    if not location or (first is not None and location == first.config.data.name):
         return None
-    num_classes = int(arrays.labels.max()) + 1 if arrays.labels.size else 0
-    names = first.data.label_names if first else tuple(map(str, range(num_classes)))
-    name = epath.Path(parts[0] if is_pair else config.data).name
-    return EvaluationData(name, "all", *arrays, names)
+    found = own.read(location, image_size=config.image_size, channels=config.channels)
+    arrays = found.train if found.test is None or config.split != "test" else found.test
+    names = first.data.label_names if first else found.label_names
+    return EvaluationData(found.name, "all" if found.test is None else config.split, *arrays, names)
 
 
 def _load_split(config: EvaluationConfig, first: Record | None) -> EvaluationData:
-    if not config.data and first is None:
-        raise UserError(
-            "--data is missing: give a data set such as mnist, an .npz of images and labels, or IMAGES.npy,LABELS.npy"
-        )
-    same = first is not None and config.data in ("", first.data.name)
+    same = first is not None and (config.data in ("", first.data.name) or own.locate(config.data) != "")
     chosen = first.config.data if first is not None and same else DataConfig(config.data)
     chosen = dataclasses.replace(chosen, data_dir=config.data_dir or chosen.data_dir)
     loaded = data.load_split(chosen, config.split, count=config.num_examples, was_trained_on=same)

@@ -10,8 +10,7 @@ from robust_gan import attacks as attacks_lib
 from robust_gan.attacks._checks import check_signature
 from robust_gan.attacks._eot import is_randomised, needs_keys
 from robust_gan.attacks.retrained_generator import DESIGNS
-from robust_gan.data.array_files import pixel_range
-from robust_gan.errors import DataError, UserError
+from robust_gan.errors import UserError
 from robust_gan.types import Attack, LogitsFn
 
 GENERATOR = "generator"
@@ -154,45 +153,6 @@ def _stands_for(name, function):
         return attacks_lib.by_name(name) is function
     except UserError:
         return False
-
-
-def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    """Refuses images and labels on which a figure would mean nothing.
-
-    Args:
-        images: uint8 or float `[N, H, W, C]`.
-        labels: Integers `[N]`.
-        num_classes: K.
-
-    Raises:
-        DataError: An empty set, a wrong shape or type, pixels that are not finite or outside [0, 1] by more than
-            1e-6, labels outside 0..K-1.
-
-    >>> check_images(np.zeros((1, 2, 2, 1)), np.array([10]), 10)
-    Traceback (most recent call last):
-    robust_gan.errors.DataError: labels must be in 0..9, but range from 10 to 10
-    """
-    if images.ndim != 4 or not len(images):
-        raise DataError(f"images must be a non-empty array [N, H, W, C], not of shape {images.shape}")
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise DataError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
-    if images.dtype != np.uint8:
-        low, high = pixel_range(images)
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise DataError("images must be finite, but hold NaN or infinite pixels")
-        if low < -1e-6 or high > 1 + 1e-6:
-            remedy = "normalise inside the model" if low < -1e-6 else "divide by 255, or store them as uint8"
-            raise DataError(f"pixels must be in [0, 1], but range from {low:g} to {high:g}: {remedy}")
-    if labels.shape != images.shape[:1]:
-        raise DataError(f"labels must have shape {images.shape[:1]}, one per image, not {labels.shape}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"labels must be integers, not {labels.dtype}")
-    if labels.min() < 0:
-        raise DataError(f"labels must be class numbers from 0, but one is {labels.min()}")
-    if labels.min() == 1 and labels.max() == num_classes:
-        raise DataError(f"labels run from 1 to {num_classes}: number the classes from 0")
-    if labels.max() >= num_classes:
-        raise DataError(f"labels must be in 0..{num_classes - 1}, but range from {labels.min()} to {labels.max()}")
 
 
 def check_deterministic(name: str, logits_fn: LogitsFn) -> None:

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from robust_gan import threat_model
+from robust_gan.data.array_files import check_images
 from robust_gan.errors import DataError, UserError
-from robust_gan.evaluation.models import Model, check_deterministic, check_images
+from robust_gan.evaluation.models import Model, check_deterministic
 from robust_gan.threat_model import L2Threat, LinfThreat
 from robust_gan.types import ThreatModel
 

@@ -93,9 +93,14 @@ def measure(config: Config, devices: Sequence[jax.Device]) -> DryRun:
     loop_state, arrays = parallel.replicate(
         (multi_step.LoopState(run.state, nonfinite.init_state()), run.arrays), devices
     )
-    max_steps = multi_step.steps_per_call(config, devices[0].platform)
+    max_steps = multi_step.steps_per_call(config, devices[0].platform, run.streamed)
     indices = functools.partial(
-        multi_step.batch_indices, config, max_steps=max_steps, num_images=len(arrays["labels"]), devices=devices
+        multi_step.batch_indices,
+        config,
+        max_steps=max_steps,
+        num_images=len(run.dataset.train.labels),
+        devices=devices,
+        streamed=run.streamed,
     )
     first, started = indices(step=0, num_steps=1), time.perf_counter()
     steps = functools.partial(multi_step.run_steps, run.game, config, "stop")

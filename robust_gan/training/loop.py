@@ -98,6 +98,8 @@ def train(
     # Before the data, which take long to decode.
     parallel.run_on_all_processes(lambda: workdir.check(directory, config) if parallel.is_primary() else None)
     start = setup.build(config, devices)
+    for note in start.dataset.notes:
+        log_fn(note)
     with contextlib.ExitStack() as stack:
         writer = writers.RunWriter(stack, directory, start, log_fn)
         return _Loop(stack, start, writer, on_nan, log_fn, progress, tensorboard).run()
@@ -130,7 +132,8 @@ class _Loop:
         self._run_steps = parallel.map_step(
             functools.partial(multi_step.run_steps, start.game, start.config, on_nan), start.devices
         )
-        self._max_steps = multi_step.steps_per_call(start.config, start.devices[0].platform)
+        self._max_steps = multi_step.steps_per_call(start.config, start.devices[0].platform, start.streamed)
+        self._num_images, self._streamed = len(start.dataset.train.labels), start.streamed
         self._evaluator = evaluator.Evaluator(start)
         self._metrics: dict[str, float] = {}
         # Metrics are fetched after the next steps are dispatched, so that the device does not wait for the host.
@@ -162,8 +165,9 @@ class _Loop:
         config, step = self._config, self._step
         limits = [every - step % every for every in (config.log_every, config.validation.every)]
         num_steps = min(self._max_steps, config.num_steps - step, *limits)
-        num_images = len(self._arrays["labels"])
-        indices = multi_step.batch_indices(config, step, num_steps, self._max_steps, num_images, self._devices)
+        indices = multi_step.batch_indices(
+            config, step, num_steps, self._max_steps, self._num_images, self._devices, self._streamed
+        )
         if all(leaf.is_ready() for leaf in jax.tree.leaves(self._pending) if isinstance(leaf, jax.Array)):  # type: ignore[attr-defined]  # Its stub lacks it.
             # A call with a loop blocks on a GPU: if flushed after it, its time would count for the previous line.
             self._flush()

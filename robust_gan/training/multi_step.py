@@ -1,7 +1,8 @@
 """One compiled call: several training steps, with images gathered and augmented on the device."""
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,14 @@ import numpy as np
 from robust_gan import game as game_lib
 from robust_gan import parallel
 from robust_gan.config import Config
-from robust_gan.data import augmentation, order
+from robust_gan.data import Split, augmentation, order
 from robust_gan.game import Game, TrainState
 from robust_gan.training import nonfinite
 from robust_gan.training.nonfinite import NonFiniteState
 from robust_gan.types import Batch, Metrics
 
+MAX_BYTES = 2**28
+"""Most bytes of the images of one call, where they are read batch by batch."""
 MAX_STEPS = 100
 """Most steps of one call on an accelerator: signals are handled between calls."""
 
@@ -51,19 +54,24 @@ class BatchIndices(NamedTuple):
         positions: int32 `[D, N, M, B / D]`: the images of each device, for N steps of M batches each; the adversary is
             updated on all M, the classifier on the last.
         num_steps: int32 `[D]`: how many of the N steps to run, the same on all devices.
+        arrays: The images and labels `[D, N M B / D, ...]` in which the positions point; None where they point in the
+            training split, which is on the device.
     """
 
     positions: jax.Array | np.ndarray
     num_steps: jax.Array | np.ndarray
+    arrays: dict[str, jax.Array] | None = None
 
 
-def steps_per_call(config: Config, platform: str) -> int:
+def steps_per_call(config: Config, platform: str, streamed: Split | None = None) -> int:
     """Returns the largest number of steps in one call.
 
     Args:
         config: The run. If `config.steps_per_call` is 0: one step on a CPU, where a call costs nothing beside a step;
             on an accelerator the steps between two lines of metrics.
         platform: `cpu`, `gpu` or `tpu`.
+        streamed: The training split, where its images are read batch by batch: those of a call have at most
+            `MAX_BYTES`, unless `config.steps_per_call` says more.
 
     >>> steps_per_call(Config(log_every=50), "cpu"), steps_per_call(Config(log_every=50), "gpu")
     (1, 50)
@@ -72,12 +80,18 @@ def steps_per_call(config: Config, platform: str) -> int:
     """
     if config.steps_per_call:
         return config.steps_per_call
-    return 1 if platform == "cpu" else min(config.log_every, MAX_STEPS)
+    if platform == "cpu":
+        return 1
+    fitting = MAX_STEPS
+    if streamed is not None:
+        fitting = max(1, MAX_BYTES // (_num_batches(config) * config.batch_size * math.prod(streamed.images.shape[1:])))
+    return min(config.log_every, MAX_STEPS, fitting)
 
 
 def batch_indices(
-    config: Config, step: int, num_steps: int, max_steps: int, num_images: int, devices: Sequence[jax.Device]
-) -> BatchIndices:
+    config: Config, step: int, num_steps: int, max_steps: int, num_images: int, devices: Sequence[jax.Device],
+    streamed: Split | None = None,
+) -> BatchIndices:  # fmt: skip
     """Returns the images of the next steps, a function of (seed, step) alone.
 
     Args:
@@ -87,20 +101,31 @@ def batch_indices(
         max_steps: N; one for the whole run, since it is part of the compiled shape.
         num_images: Images of the training split.
         devices: The devices of all processes.
+        streamed: The training split, where its images are read batch by batch.
 
     Returns:
-        The indices for the devices of this process.
+        The indices for the devices of this process; and their images, where they are read now.
 
     >>> devices = parallel.find_devices(num_devices=1)
     >>> batch_indices(Config(batch_size=4), 0, 2, 3, 100, devices).positions.shape
     (1, 3, 1, 4)
     """
-    num_batches = config.adversary.generator.batches_per_step if config.adversary.name == "generator" else 1
+    num_batches = _num_batches(config)
     rows = np.zeros((max_steps * num_batches, config.batch_size), np.int32)
     for index in range(num_steps * num_batches):
         rows[index] = order.batch_indices(config.seed, step * num_batches + index, config.batch_size, num_images)
     positions = parallel.shard(rows.reshape(max_steps, num_batches, config.batch_size), devices, axis=2)
-    return BatchIndices(positions, np.full(len(positions), num_steps, np.int32))
+    counts = np.full(len(positions), num_steps, np.int32)
+    if streamed is None:
+        return BatchIndices(positions, counts)
+    local, flat = np.arange(positions[0].size, dtype=np.int32).reshape(positions.shape[1:]), positions.ravel()
+    arrays: dict[str, Any] = {"images": streamed.images[flat], "labels": streamed.labels[flat]}
+    arrays = {name: array.reshape(len(positions), -1, *array.shape[1:]) for name, array in arrays.items()}
+    return BatchIndices(np.broadcast_to(local, positions.shape), counts, arrays)
+
+
+def _num_batches(config: Config) -> int:
+    return config.adversary.generator.batches_per_step if config.adversary.name == "generator" else 1
 
 
 def run_steps(
@@ -116,7 +141,8 @@ def run_steps(
         config: The run.
         policy: One of `nonfinite.POLICIES`.
         loop_state: The state returned by the previous call.
-        arrays: The whole training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`.
+        arrays: The whole training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`; not used where the
+            indices have their own.
         indices: The indices of this device, without their leading axis.
 
     Returns:
@@ -126,6 +152,7 @@ def run_steps(
         `test_many_steps_in_one_call_are_as_many_calls_bit_for_bit`,
         `test_a_step_that_is_not_finite_is_not_taken`.
     """
+    arrays = arrays if indices.arrays is None else indices.arrays
 
     @jax.jit  # Traced once, although its metrics' shapes are computed first.
     def step(loop_state: LoopState, positions: jax.Array) -> tuple[LoopState, Metrics]:

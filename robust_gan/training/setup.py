@@ -17,6 +17,8 @@ from robust_gan.errors import DataError, UserError, one_line
 from robust_gan.game import Game, TrainState
 from robust_gan.types import LogitsFn
 
+_NUM_SUMMED = 1_000
+
 
 class Setup(NamedTuple):
     """A run before its first step.
@@ -39,8 +41,13 @@ class Setup(NamedTuple):
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`."""
-        return {"images": self.dataset.train.images, "labels": self.dataset.train.labels}
+        """The training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`; empty where it is `streamed`."""
+        return {} if self.streamed else {"images": self.dataset.train.images, "labels": self.dataset.train.labels}
+
+    @property
+    def streamed(self) -> data.Split | None:
+        """The training split where its images are read from a file batch by batch; otherwise None."""
+        return self.dataset.train if isinstance(self.dataset.train.images, data.MappedRows) else None
 
 
 def check(config: Config, devices: Sequence[jax.Device]) -> None:
@@ -104,9 +111,11 @@ def build(config: Config, devices: Sequence[jax.Device]) -> Setup:
     """
     parallel.run_on_all_processes(lambda: check(config, devices))
     dataset = parallel.run_on_all_processes(lambda: load_data(config))
-    parallel.assert_equal_across_processes({"data": checksums(dataset)})
+    sums = checksums(dataset)
+    parallel.assert_equal_across_processes({"data": sums})
     shape = dataset.train.images.shape[1:]
-    info = checkpoint.DataInfo(dataset.name, shape, dataset.num_classes, tuple(dataset.label_names))
+    digest = "-".join(f"{value:08x}" for value in sums.values())
+    info = checkpoint.DataInfo(dataset.name, shape, dataset.num_classes, tuple(dataset.label_names), digest)
     sources = load_sources(config, info)
     game = game_lib.from_config(config, num_classes=info.num_classes, channels=shape[-1], sources=sources)
     check_functions(config, game, info)
@@ -133,12 +142,17 @@ def load_data(config: Config) -> data.Dataset:
 
 
 def checksums(dataset: data.Dataset) -> dict[str, int]:
-    """Returns a CRC-32 of each split, to compare them across processes and with those of an earlier run."""
+    """Returns a CRC-32 of each split, to compare them across processes and with those of an earlier run.
+
+    Of images that are read from a file batch by batch, `_NUM_SUMMED` count: a whole file may take minutes to read.
+    """
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    return {
-        name: zlib.crc32(np.ascontiguousarray(split.labels).data, zlib.crc32(np.ascontiguousarray(split.images).data))
-        for name, split in splits.items()
-    }
+    sums = {}
+    for name, (images, labels) in splits.items():
+        if isinstance(images, data.MappedRows):
+            images = images[np.linspace(0, len(images) - 1, _NUM_SUMMED).astype(int)]
+        sums[name] = zlib.crc32(np.ascontiguousarray(labels).data, zlib.crc32(np.ascontiguousarray(images).data))
+    return sums
 
 
 def load_sources(config: Config, info: checkpoint.DataInfo) -> list[LogitsFn]:

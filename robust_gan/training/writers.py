@@ -11,6 +11,7 @@ from etils import epath
 
 from robust_gan import checkpoint, evaluation, parallel
 from robust_gan.config import Config, to_dict
+from robust_gan.errors import UserError
 from robust_gan.game import TrainState
 from robust_gan.parallel import interruption
 from robust_gan.reporting import noise_images
@@ -43,7 +44,7 @@ class RunWriter:
     def __init__(
         self, stack: contextlib.ExitStack, directory: epath.PathLike, setup: Setup, log_fn: Callable[[str], Any]
     ) -> None:
-        self._stack, self._config, self._log_fn = stack, setup.config, log_fn
+        self._stack, self._config, self._info, self._log_fn = stack, setup.config, setup.info, log_fn
         self._lock: workdir.WorkdirLock | None = None
         self._checkpoints: checkpoint.Writer | None = None
         self._metrics: workdir.JsonlWriter | None = None
@@ -69,12 +70,14 @@ class RunWriter:
             tensorboard: Whether to write for TensorBoard too.
 
         Raises:
-            UserError: All checkpoints are damaged; in all processes.
+            UserError: All checkpoints are damaged, or are of a run on other data; in all processes.
         """
 
         def read() -> tuple[TrainState, int]:
             assert self._checkpoints is not None
             restored = self._checkpoints.restore_latest(state, warn=self._log_fn)
+            if restored is not None:
+                self._check_data(restored[1])
             if restored is None:
                 return state, 0
             self._log_fn(f"resuming from step {restored[1]} of {self.folder}")
@@ -93,6 +96,14 @@ class RunWriter:
         self.skipped = parallel.broadcast_from_primary(lambda: self.skipped)
         self._update_best()
         return state, start
+
+    def _check_data(self, step: int) -> None:
+        before = checkpoint.read_record(self.folder, step).data.digest
+        if before and before != self._info.digest:
+            raise UserError(
+                f"{self.folder} holds a run on other images or labels of {self._info.name}: give another workdir, or "
+                "the data of before to resume it"
+            )
 
     def write_metrics(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of metrics."""

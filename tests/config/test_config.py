@@ -50,6 +50,7 @@ AT_LEAST = {
     "data__train_size": 0,
     "data__extra_size": 0,
     "data__padding": 0,
+    "data__image_size": 0,
     "adversary__pgd__num_steps": 1,
     "adversary__ensemble__pgd_steps": 1,
     "adversary__generator__num_refinements": 1,

@@ -413,9 +413,7 @@ def test_unknown_and_unprepared_sets(tiny, monkeypatch):
     assert refused("mnist", tiny / "b").endswith(f"--dataset=mnist --data_dir={tiny / 'b'}")
 
 
-@pytest.mark.parametrize(
-    "name", ["", "..", "../tiny", "/tiny", "tiny/..", "tiny/../tiny", "tiny\n", "-tiny", "tiny:1", "."]
-)
+@pytest.mark.parametrize("name", ["../tiny", "tiny/..", "tiny/../tiny", "tiny\n", "-tiny", "tiny:1"])
 def test_names_that_are_none(tiny, name):
     assert "a data set is called" in refused(name, tiny)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from robust_gan.data import array_files
+from robust_gan.data import own
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import checks, loading
 
@@ -142,7 +142,7 @@ def test_ones_own_model_beside_a_checkpoint_on_its_data(brought, tiny_run, launc
         ({"model": "training"}, "(in training mode? evaluate with use_running_average=True)"),
         (
             {"data": "mine.npy"},
-            "a data set such as mnist, an .npz of images and labels, or IMAGES.npy,LABELS.npy, not ",
+            "an .npz of images and labels, IMAGES.npy,LABELS.npy, or a folder with one per class, not ",
         ),
         ({"model": ""}, "a model is given as package.module:function, not 'my_models:'"),
         ({"model": "broken"}, "my_models:broken fails: NameError: name 'no_such_name' is not defined"),
@@ -239,7 +239,7 @@ def test_a_model_that_was_trained_on_is_another_model(brought):
 
 @pytest.mark.slow
 def test_a_file_that_unpacks_to_more_than_it_may_is_not_unpacked(brought, monkeypatch):
-    monkeypatch.setattr(array_files, "_MAX_UNPACKED", 2_000_000_000)
+    monkeypatch.setattr(own, "_MAX_UNPACKED", 2_000_000_000)
     with (
         zipfile.ZipFile(brought.folder / "bomb.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
         file.open("images.npy", "w", force_zip64=True) as member,
@@ -316,8 +316,8 @@ def test_channels_first_are_named_and_everything_else_is_taken(name, tmp_path):
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6))
     if refused:
         with pytest.raises(DataError, match=r"channels first: give \[N, H, W, C\], .*or --channels=last where"):
-            array_files.load_arrays(tmp_path / "a.npz")
-    assert array_files.load_arrays(tmp_path / "a.npz", channels="last").images.shape == shape
+            own.read(str(tmp_path / "a.npz"))
+    assert own.read(str(tmp_path / "a.npz"), channels="last").train.images.shape == shape
 
 
 LABELS = {
@@ -338,7 +338,7 @@ def test_labels_that_are_no_class_numbers_say_what_to_do(name, tmp_path):
     labels, sentence = LABELS[name]
     np.savez(tmp_path / "a.npz", images=np.full((6, 2, 2, 1), 0.5), labels=labels)
     with pytest.raises(DataError, match=sentence):
-        array_files.load_arrays(tmp_path / "a.npz")
+        own.read(str(tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize(
@@ -352,14 +352,14 @@ def test_labels_that_are_no_class_numbers_say_what_to_do(name, tmp_path):
 def test_images_in_another_unit_are_named(images, sentence, tmp_path):
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(3))
     with pytest.raises(DataError, match=sentence):
-        array_files.load_arrays(tmp_path / "a.npz")
+        own.read(str(tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f8", "<f2"])
 def test_the_layout_of_the_arrays_does_not_matter(dtype, tmp_path):
     images = np.random.default_rng(0).random((3, 4, 5, 2)).astype(dtype)
     np.savez(tmp_path / "a.npz", images=np.asfortranarray(images), labels=np.arange(3, dtype=">i8"))
-    found = array_files.load_arrays(tmp_path / "a.npz")
+    found = own.read(str(tmp_path / "a.npz")).train
     assert np.array_equal(found.images, images)
     assert found.images.dtype.isnative
     assert found.labels.dtype.isnative

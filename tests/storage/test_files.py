@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from robust_gan.data import array_files
+from robust_gan.data import own
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import EvaluationState
 from robust_gan.reporting import details
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_one_exception_wherever_it_is_read(name, tmp_path):
         files.read_arrays(path)
     assert len(str(found.value).splitlines()) == 1
     with pytest.raises(DataError, match=r"is no \.npz of plain arrays \("):
-        array_files.load_arrays(path)
+        own.read(str(path))
     with pytest.raises(UserError, match="is damaged"):
         EvaluationState(path)
     path.rename(tmp_path / details.FILE)

@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from robust_gan import LinfThreat, checkpoint, data
 from robust_gan.checkpoint import metadata
 from robust_gan.config import Config
-from robust_gan.data import array_files, mirroring
+from robust_gan.data import mirroring, own
 from robust_gan.errors import CheckpointError, DataError, UserError
 from robust_gan.evaluation import EvaluationState
 from robust_gan.reporting import folder as folder_lib
@@ -141,9 +141,9 @@ def test_results_and_reports_are_kept_in_a_store(store):
 def test_arrays_of_images_are_read_from_a_store(store, tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4, 1), np.uint8), labels=np.array([0, 1]))
     epath.Path("gs://bucket/a.npz").write_bytes((tmp_path / "a.npz").read_bytes())
-    assert array_files.load_arrays("gs://bucket/a.npz").labels.tolist() == [0, 1]
+    assert own.read("gs://bucket/a.npz").train.labels.tolist() == [0, 1]
     with pytest.raises(DataError, match=r"there is no file gs://bucket/b\.npz"):
-        array_files.load_arrays("gs://bucket/b.npz")
+        own.read("gs://bucket/b.npz")
 
 
 def test_prepared_data_in_a_store_are_copied_once(store, tmp_path, monkeypatch):

@@ -1,0 +1,53 @@
+"""Images of your own, epsilon 8/255: what `--data` alone trains with, `own:pgd`.
+
+    robust-gan-train --data=images.npz --workdir=runs/mine
+    robust-gan-train --config=own:cond_generator_refined --data=photos --image_size=32 --workdir=runs/photos
+
+Networks, number of steps and size of the validation split follow the images (`robust_gan.training.fitting`).
+
+Measured: see docs/data.md.
+"""
+
+from robust_gan.config import (
+    AdversaryConfig,
+    ClassifierConfig,
+    Config,
+    DataConfig,
+    GeneratorConfig,
+    OptimizerConfig,
+    ThreatConfig,
+    ValidationConfig,
+    methods,
+)
+
+
+def get_config(choice: str = "generator") -> Config:
+    """Returns the config of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods.parse_choice`."""
+    name, budget = methods.parse_choice(choice)
+    config = Config(
+        data=DataConfig(name=""),
+        threat=ThreatConfig(norm="linf", epsilon=8 / 255),
+        classifier=ClassifierConfig(
+            network="resnet20",
+            optimizer=OptimizerConfig(
+                name="sgd",
+                learning_rate=0.1,
+                momentum=0.9,
+                weight_decay=5e-4,
+                schedule="one_cycle",
+                schedule_steps=3_000,
+            ),
+        ),
+        adversary=AdversaryConfig(
+            generator=GeneratorConfig(
+                network="resnet_generator",
+                optimizer=OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5),
+            ),
+        ),
+        batch_size=128,
+        num_steps=3_000,
+        log_every=50,
+        validation=ValidationConfig(every=300),
+    )
+    # The budgets `paper` and `short` are the same.
+    return methods.apply_method(methods.debug(config) if budget == "debug" else config, name)
