@@ -32,7 +32,9 @@ class Design(NamedTuple):
         final_fgsm_step: Length, in units of epsilon, of a last gradient step (FGSM) from the generator's point; 0 for
             none.
         start: The point at which it is first applied: `none`: the clean image; `uniform`: a random point of the ball;
-            `vertex`: the image plus or minus epsilon in each pixel (L-infinity only), clipped to valid pixels.
+            `vertex`: the image plus or minus epsilon in each pixel (L-infinity only), clipped to valid pixels; `noise`:
+            in training noise of up to `NOISE` epsilon is added to the image first, as in N-FGSM, and the ball is around
+            the result.
         parametrization: `clip`: epsilon times the noise, clipped to valid pixels; or `rescale`: noise in [-1, 1] is
             mapped onto the valid pixels within epsilon of each pixel, so that none is clipped (L-infinity only).
     """
@@ -59,6 +61,8 @@ class Design(NamedTuple):
         return image_channels + sum(sizes[name] for name in self.inputs) + self.latent_size
 
 
+NOISE = 2.0
+"""Size of the noise of the start `noise`, in units of epsilon."""
 PAPER = Design()
 """The generator of Wang and Yu."""
 
@@ -104,6 +108,8 @@ def generator(
         noise = noise_fn(inputs)
         return jnp.where(jnp.isnan(noise), 0, noise), carry
 
+    if design.start == "noise":
+        design = design._replace(start="none")
     if design.is_random and key is None:
         raise ValueError("a design with a random start or latent channels needs a key")
     return generate(apply, (), logits_fn, key, images, labels, threat, design, num_classes)[0]
@@ -169,6 +175,7 @@ def draw_start(keys: jax.Array, images: jax.Array, threat: ThreatModel, design: 
     if design.start == "none":
         return images
     # Other bits than those of the latent, which are drawn from the keys themselves.
+    threat = threat_model.scaled(threat, NOISE) if design.start == "noise" else threat
     start = threat_model.random_start(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), images, threat)
     if design.start == "vertex":
         return threat_model.perturb(images, jnp.where(start >= images, 1.0, -1.0), threat)
@@ -223,6 +230,7 @@ def generate(
         keys = prng.per_image_keys(key, images.shape[0])
         latent = draw_latent(keys, design) if design.latent_size else None
         point = draw_start(keys, images, threat, design)
+        images = point if design.start == "noise" else images
     for _ in range(design.num_refinements):
         inputs = generator_inputs(logits_fn, latent, images, point, labels, threat, design, num_classes)
         noise, carry = apply(carry, inputs)

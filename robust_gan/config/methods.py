@@ -183,6 +183,13 @@ def _refined_adv_only(config: Config) -> None:
     config.classifier.clean_weight = 0.0
 
 
+def _noise(config: Config) -> None:
+    """Trains on the generator's step from noise: N-FGSM, whose step is learned."""
+    _conditioned("gradient")(config)
+    config.adversary.generator.start, config.adversary.generator.update_every = "noise", 5
+    config.classifier.clean_weight = 0.0
+
+
 def _sdi(config: Config) -> None:
     """Trains on FGSM from the generator's point, which it computes from the gradient at a random start (FGSM-SDI)."""
     _conditioned("gradient", "perturbation", final_fgsm_step=1.0)(config)
@@ -203,6 +210,7 @@ METHODS: dict[str, Callable[[Config], None]] = {
     "cond_generator_fgsm": _conditioned("gradient", final_fgsm_step=0.5),
     "cond_generator_refined": _refined,
     "cond_generator_adv_only": _refined_adv_only,
+    "cond_generator_noise": _noise,
     "cond_generator_sdi": _sdi,
     "generator_no_penalty": _penalty(0.0),
     "generator_negative_penalty": _penalty(-1.0),

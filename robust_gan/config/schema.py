@@ -12,7 +12,7 @@ FGSM_STARTS = ("random", "noise")
 ENSEMBLE_SCHEMES = ("paper", "tramer")
 GENERATOR_INPUTS = ("gradient", "perturbation", "label")
 PARAMETRIZATIONS = ("clip", "rescale")
-GENERATOR_STARTS = ("none", "uniform", "vertex")
+GENERATOR_STARTS = ("none", "uniform", "vertex", "noise")
 PENALTY_FORMS = ("exact", "finite_difference")
 BATCH_NORM_MODES = ("batch", "running")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
@@ -205,8 +205,9 @@ class GeneratorConfig:
         diversity: Coefficient of the mean distance between two perturbations of an image, in units of epsilon, over
             that of their random inputs; the generator is rewarded for it.
         final_fgsm_step: Length, in units of epsilon, of a last step along the sign of the gradient; 0 for none.
-        start: Where it is first applied: `none`, at the image; `uniform`, at a random point of the ball; or `vertex`,
-            at a random corner of it (L-infinity only).
+        start: Where it is first applied: `none`, at the image; `uniform`, at a random point of the ball; `vertex`, at
+            a random corner of it (L-infinity only); or `noise`: in training, at the image with noise of up to twice
+            epsilon, around which the ball then is, as in N-FGSM.
         parametrization: `clip`: clip to valid pixels; `rescale`: map the noise onto the box of valid pixels
             (L-infinity only).
         remat: Whether its backward pass recomputes the inside of each layer and block, with a third more work and less
@@ -280,6 +281,8 @@ class ValidationConfig:
         size: Images; 0 for the whole split.
         batch_size: Images at once.
         pgd_steps: Steps of the PGD attack whose robust accuracy chooses the best checkpoint.
+        attacks: Further attacks, names separated by commas, such as `margin_pgd10,square500`. The best checkpoint then
+            has the most images that withstand each of them and PGD, so that one with masked gradients is not chosen.
         patience: Validations without a new best after which training stops; 0 for never.
     """
 
@@ -287,6 +290,7 @@ class ValidationConfig:
     size: int = 0
     batch_size: int = 500
     pgd_steps: int = 10
+    attacks: str = ""
     patience: int = 0
 
 

@@ -11,15 +11,16 @@ from robust_gan.game import TrainState
 from robust_gan.networks import inference
 from robust_gan.reporting import details, noise_images
 from robust_gan.training import diagnostics
-from robust_gan.training.setup import Setup
+from robust_gan.training.setup import Setup, get_validation_attacks
 
 
 class Validation(NamedTuple):
     """The result of one validation.
 
     Attributes:
-        metrics: `validation/clean_accuracy`, `validation/fgsm`, `validation/pgdN` and, with a generator,
-            `validation/generator`, as shares of the images.
+        metrics: `validation/clean_accuracy`, `validation/fgsm`, `validation/pgdN`, the attacks of `validation.attacks`
+            and, with a generator, `validation/generator`, as shares of the images; and `validation/worst_case`, the
+            share that withstands PGD and all of `validation.attacks`, where there are any.
         health: `health/*`, see `diagnostics.measure`.
         warnings: See `diagnostics.get_warnings`.
         images: A few clean images `[E, H, W, C]`, of different classes.
@@ -56,14 +57,18 @@ class Evaluator:
         """
         config, info = self._setup.config, self._setup.info
         model = get_model(config, state, info)
-        attacks = ("fgsm", f"pgd{config.validation.pgd_steps}", *([evaluation.GENERATOR] if model.generator else []))
+        selecting = dict.fromkeys((f"pgd{config.validation.pgd_steps}", *get_validation_attacks(config)))
+        attacks = dict.fromkeys(("fgsm", *selecting, *([evaluation.GENERATOR] if model.generator else [])))
         scores = evaluation.evaluate_transfer(
-            [model], self._images, self._labels, threat_model.from_config(config.threat), attacks=attacks,
+            [model], self._images, self._labels, threat_model.from_config(config.threat), attacks=tuple(attacks),
             batch_size=config.validation.batch_size, seed=diagnostics.SEED, devices=self._setup.devices,
             shown=self._shown,
         )  # fmt: skip
         metrics = {"validation/clean_accuracy": scores.clean_accuracy(model.name)}
         metrics |= {f"validation/{attack}": float(row.mean()) for (_, _, attack), row in scores.robust.items()}
+        if len(selecting) > 1:
+            rows = [row for (_, _, attack), row in scores.robust.items() if attack in selecting]
+            metrics["validation/worst_case"] = float(np.all(rows, axis=0).mean())
         health = diagnostics.measure(config, model.logits_fn, state, info, self._setup.dataset.validation)
         shown = {attack: images for (_, attack), images in scores.shown.items()}
         clean = shown.pop(evaluation.CLEAN)
@@ -99,7 +104,8 @@ def get_selection_metric(config: Config, metrics: dict[str, float]) -> float:
         metrics: See `Validation.metrics`.
 
     Returns:
-        Robust accuracy under PGD; for standard training, where it stays near 0, clean accuracy.
+        Robust accuracy under PGD, or in the worst case over it and `validation.attacks`; for standard training, where
+        it stays near 0, clean accuracy.
 
     >>> metrics = {"validation/clean_accuracy": 0.9, "validation/pgd10": 0.4}
     >>> get_selection_metric(Config(), metrics)
@@ -107,4 +113,4 @@ def get_selection_metric(config: Config, metrics: dict[str, float]) -> float:
     """
     if config.adversary.name == "none":
         return metrics["validation/clean_accuracy"]
-    return metrics[f"validation/pgd{config.validation.pgd_steps}"]
+    return metrics.get("validation/worst_case", metrics[f"validation/pgd{config.validation.pgd_steps}"])

@@ -57,6 +57,7 @@ def check(config: Config, devices: Sequence[jax.Device]) -> None:
         UserError: A field is invalid, a network is unknown, or the devices cannot share a batch evenly.
     """
     validate(config)
+    get_validation_attacks(config)
     parallel.check_batch_size(config.batch_size, devices)
     names = {"adversary": config.adversary.name, "classifier": config.classifier.network}
     if config.adversary.name == "generator":
@@ -68,6 +69,22 @@ def check(config: Config, devices: Sequence[jax.Device]) -> None:
             networks.build_classifier(name, 1)
         elif kind == "generator":
             networks.build_generator(name, 1)
+
+
+def get_validation_attacks(config: Config) -> tuple[str, ...]:
+    """Returns the names of `validation.attacks`.
+
+    Raises:
+        UserError: An attack is unknown, named twice, or not made on the classifier alone.
+
+    >>> from robust_gan.config import ValidationConfig
+    >>> get_validation_attacks(Config(validation=ValidationConfig(attacks="margin_pgd10,square500")))
+    ('margin_pgd10', 'square500')
+    """
+    names = evaluation.attack_names(config.validation.attacks)
+    if trained := [name for name in names if "generator" in name]:
+        raise UserError(f"validation.attacks must be made on the classifier alone, which {trained[0]} is not")
+    return names
 
 
 def check_functions(config: Config, game: Game, info: checkpoint.DataInfo) -> None:

@@ -12,7 +12,7 @@ import pytest
 from robust_gan import L2Threat, LinfThreat, adversaries, attacks, losses, parallel, threat_model
 from robust_gan import game as game_lib
 from robust_gan.adversaries.generator import mode_seeking_ratio
-from robust_gan.attacks.generator import PAPER, Design, generate, generator_inputs
+from robust_gan.attacks.generator import PAPER, Design, draw_start, generate, generator_inputs
 from robust_gan.game import Game, objective
 from robust_gan.types import Adversary, Batch, Network
 
@@ -96,6 +96,7 @@ ADVERSARIES: dict[str, tuple[Adversary, float]] = {
         grown(Design(inputs=("gradient", "perturbation"), final_fgsm_step=1.0, start="uniform")),
         1,
     ),
+    "generator from noise": (grown(Design(inputs=("gradient",), start="noise")), 3),
     "generator with a start in a corner": (grown(Design(inputs=("gradient",), start="vertex")), 1),
     "generator with diversity": (grown(Design(latent_size=2), diversity=0.1), 1),
     "generator with everything": (grown(diversity=0.1), 1),
@@ -445,6 +446,21 @@ def test_consistency_is_the_squared_distance_of_the_probabilities(clean_weight):
     gradient, _, metrics = game_lib.classifier_gradient(game, state.classifier, (), batch, keys)
     chex.assert_trees_all_close(gradient, jax.grad(loss)(params), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["classifier_loss"], loss(params), rtol=1e-5)
+
+
+def test_noise_moves_the_ball_in_training_and_is_left_out_of_the_attack():
+    design, (images, labels) = Design(inputs=("gradient",), start="noise", final_fgsm_step=1.0), make_batch(8)
+    apply = lambda carry, inputs: (jnp.ones_like(images), carry)  # noqa: E731
+    keys, settings = jax.random.split(jax.random.key(0), 8), (images, labels, THREAT, design, CLASSES)
+    moved, _ = generate(apply, (), make_source(0), keys, *settings)
+    start = draw_start(keys, images, THREAT, design)
+    assert 0.15 < float(jnp.abs(start - images).max()) <= 0.2 + 1e-6
+    assert float(jnp.abs(moved - start).max()) <= 0.1 + 1e-6
+    attack = functools.partial(attacks.generator, make_source(0), images=images, labels=labels, threat=THREAT)
+    attacked = attack(None, noise_fn=lambda inputs: jnp.ones_like(images), design=design)
+    plain = attack(None, noise_fn=lambda inputs: jnp.ones_like(images), design=design._replace(start="none"))
+    np.testing.assert_array_equal(attacked, plain)
+    assert float(jnp.abs(attacked - images).max()) <= 0.1 + 1e-6
 
 
 def test_the_average_equals_its_recurrence():

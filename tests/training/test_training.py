@@ -214,6 +214,26 @@ def test_the_best_is_chosen_on_validation_by_robust_accuracy_and_without_an_adve
     figures = {"validation/clean_accuracy": 0.9, "validation/pgd10": 0.4}
     assert evaluator.get_selection_metric(Config(adversary=AdversaryConfig(name="pgd")), figures) == 0.4
     assert evaluator.get_selection_metric(Config(adversary=AdversaryConfig(name="none")), figures) == 0.9
+    figures["validation/worst_case"] = 0.3
+    assert evaluator.get_selection_metric(Config(adversary=AdversaryConfig(name="pgd")), figures) == 0.3
+
+
+@pytest.mark.slow
+def test_further_attacks_of_validation_choose_by_the_worst_case(tmp_path):
+    settings = ValidationConfig(every=2, pgd_steps=1, attacks="margin_pgd1,square20", size=40)
+    train(tiny("fgsm", num_steps=2, validation=settings), tmp_path)
+    found = lines(tmp_path)[-1]
+    names = ("pgd1", "margin_pgd1", "square20")
+    assert 0 <= found["validation/worst_case"] <= min(found[f"validation/{name}"] for name in names)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "sentence"), [("sqare", "unknown attack 'sqare'"), ("generator", "made on the classifier alone")]
+)
+def test_an_attack_of_validation_that_cannot_be_is_refused(tmp_path, attacks, sentence):
+    with pytest.raises(UserError, match=sentence):
+        train(tiny("fgsm", validation=ValidationConfig(attacks=attacks)), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
