@@ -36,7 +36,7 @@ _IMAGE_SIZE = flags.DEFINE_integer(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Empty for the best available.")
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all.")
-_PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal.")
+_PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal, and lines in a file.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write for TensorBoard too (needs the extra tensorboard).")
 _ON_NAN = flags.DEFINE_enum(
     "on_nan", "stop", ["stop", "skip"], "At a NaN or infinite loss or gradient: end with code 3, or leave the step out."

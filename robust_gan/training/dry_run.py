@@ -10,7 +10,7 @@ import jax
 
 from robust_gan import adversaries, checkpoint, networks, parallel
 from robust_gan.config import Config
-from robust_gan.reporting import tables
+from robust_gan.reporting import progress, tables
 from robust_gan.storage import leaves
 from robust_gan.training import evaluator, multi_step, nonfinite, setup
 from robust_gan.types import PyTree
@@ -154,7 +154,7 @@ def format_dry_run(result: DryRun) -> str:
     parts.append(
         f"time: {result.compile_seconds:.0f} s to compile, {result.num_steps:,} steps of "
         f"{1000 * result.step_seconds:.3g} ms, {result.num_validations} validations of "
-        f"{result.validation_seconds:.2g} s: about {_duration(result.seconds)} under the present load"
+        f"{result.validation_seconds:.2g} s: about {progress.format_duration(result.seconds)} under the present load"
     )
     return "\n\n".join(parts)
 
@@ -200,15 +200,3 @@ def _num_bytes(tree: PyTree) -> int:
 
 def _shape(shape: Sequence[int]) -> str:
     return f"[{', '.join(map(str, shape))}]"
-
-
-def _duration(seconds: float) -> str:
-    """Returns a duration in a readable unit.
-
-    >>> _duration(42.3), _duration(600), _duration(30_000), _duration(400_000)
-    ('42 s', '10 min', '8.3 h', '4.6 days')
-    """
-    for size, unit in ((86400, "days"), (3600, "h")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -5,25 +5,22 @@ import functools
 import importlib.util
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tqdm
 
 from robust_gan import checkpoint, parallel
 from robust_gan.config import Config, to_dict, validate
 from robust_gan.errors import UserError
 from robust_gan.game import TrainState
 from robust_gan.parallel import interruption
+from robust_gan.reporting.progress import Progress
 from robust_gan.storage import workdir
 from robust_gan.training import diagnostics, evaluator, multi_step, nonfinite, setup, writers
 from robust_gan.version import __version__
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class Result(NamedTuple):
@@ -66,8 +63,8 @@ def train(
         config: The run.
         directory: Its workdir; a stopped run of the same configuration in it is resumed.
         devices: The devices; None for all of the best platform.
-        progress: Whether to show a progress bar; None shows it if stderr is a terminal, and otherwise writes a line at
-            each validation, and lines of metrics at most every 10 seconds.
+        progress: Whether to show a progress bar; None shows it if stderr is a terminal, and if stdout is none prints a
+            line there at each validation, and otherwise at most every 30 seconds.
         tensorboard: Write for TensorBoard too (needs the extra `tensorboard`).
         on_nan: The policy for a step at which a loss or a gradient is NaN or infinite, which is always discarded:
             `stop` ends the run by the next line of metrics and saves the state before that step in `not_finite/`;
@@ -116,12 +113,8 @@ class _Loop:
         state, self._start = writer.restore(start.state, tensorboard=tensorboard)
         self._stopped = stack.enter_context(interruption.signals())
         self._consensus = parallel.StopConsensus(start.devices)
-        is_terminal, num_steps = sys.stderr.isatty(), start.config.num_steps
-        show = parallel.is_primary() and (is_terminal if progress is None else progress)
-        self._prints = parallel.is_primary() and progress is None and not is_terminal
-        self._printed = time.monotonic()
-        self._bar = stack.enter_context(
-            tqdm.tqdm(total=num_steps, initial=min(self._start, num_steps), unit="step", disable=not show)
+        self._progress = stack.enter_context(
+            Progress(start.config.num_steps, unit="step", done=self._start, show=progress)
         )
         self._log_once = diagnostics.LogOnce(log_fn)
         self._monitor = nonfinite.NonFiniteMonitor(
@@ -174,9 +167,12 @@ class _Loop:
         self._loop_state, output = self._run_steps(self._loop_state, self._arrays, indices)
         self._step += num_steps
         self._flush()
-        self._bar.update(num_steps)
+        self._progress.update(num_steps)
         if self._is_due(config.log_every):
             self._pending.append((self._step, output))
+        elif self._progress.is_due():
+            metrics = jax.device_get(output.metrics)
+            self._show({f"train/{name}": float(value) for name, value in metrics.items()} | self._metrics)
 
     def _flush(self) -> None:
         """Writes the metrics of the last call."""
@@ -190,7 +186,7 @@ class _Loop:
             rate = (step - self._timed_step) * self._config.batch_size / seconds
             self._writer.write_timing(step, {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)})
             self._timed, self._timed_step = time.perf_counter(), step
-            self._show(step, values, self._metrics)
+            self._show(values | self._metrics)
         self._pending.clear()
 
     def _validate(self) -> None:
@@ -202,7 +198,7 @@ class _Loop:
         self._writer.write_metrics(self._step, metrics | validation.health | warnings)
         self._writer.write_noise(self._step, validation.images, validation.noise)
         self._save(metrics | {checkpoint.SELECTION: evaluator.get_selection_metric(self._config, metrics)})
-        self._show(self._step, metrics, {}, at_once=True)
+        self._show(metrics, at_once=True)
         self._timed, self._timed_step = time.perf_counter(), self._step
 
     def _save(self, metrics: dict[str, float]) -> None:
@@ -224,18 +220,14 @@ class _Loop:
             patience and best is not None and self._step - best >= patience
         )
 
-    def _show(self, step: int, values: dict[str, float], others: dict[str, float], *, at_once: bool = False) -> None:
-        """Shows metrics beside the progress bar, or as a line on stderr if the last is old enough."""
-        self._bar.set_postfix_str(_format(values | others))
-        if self._prints and (at_once or time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES):
-            self._printed = time.monotonic()
-            print(f"step {step} of {self._config.num_steps}: {_format(values)}", file=sys.stderr, flush=True)
+    def _show(self, values: dict[str, float], *, at_once: bool = False) -> None:
+        self._progress.describe(_format(values), at_once=at_once)
 
 
 def _format(values: dict[str, float]) -> str:
     shown = ("train/clean_loss", "train/adversarial_loss", "validation/clean_accuracy")
     pgd = [name for name in values if name.startswith("validation/pgd")]
-    return " ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in (*shown, *pgd) if name in values)
+    return ", ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in (*shown, *pgd) if name in values)
 
 
 def _without_keys(state: TrainState) -> TrainState:

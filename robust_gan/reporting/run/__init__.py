@@ -6,12 +6,10 @@ done. What follows (alarms, curve, plots) is added to it, or a note in it gives 
 
 import functools
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import tqdm
 from etils import epath
 
 from robust_gan import evaluation, parallel
@@ -31,6 +29,7 @@ from robust_gan.parallel import interruption
 from robust_gan.reporting import details, tables
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import plots as plots_lib
+from robust_gan.reporting.progress import Progress
 from robust_gan.reporting.run import additions
 
 
@@ -79,8 +78,7 @@ def _run(config: EvaluationConfig, devices: Sequence[jax.Device]) -> tuple[Score
     writes = folder is not None and parallel.is_primary()
     with folder_lib.lock(folder), interruption.exit_at_sigterm():
         state = _claim(config, folder, subject)
-        shows = parallel.is_primary() and (sys.stderr.isatty() if config.progress is None else config.progress)
-        with tqdm.tqdm(total=subject.num_attacked(), unit="image", disable=not shows) as bar:
+        with Progress(subject.num_attacked(), unit="image", show=config.progress) as bar:
             made_with = tables.made_with(config.batch_size, len(devices))
             state.start(made_with)
             result = _attack(config, folder, subject, state, bar)
@@ -158,7 +156,7 @@ def _claim(config: EvaluationConfig, folder: epath.Path | None, subject: Subject
 
 
 def _attack(
-    config: EvaluationConfig, folder: epath.Path | None, subject: Subject, state: EvaluationState, bar: tqdm.tqdm
+    config: EvaluationConfig, folder: epath.Path | None, subject: Subject, state: EvaluationState, bar: Progress
 ) -> EvaluationResult:
     """Runs the attacks; explains what failed while they ran."""
     try:
