@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation.models import check_deterministic
+from robust_gan.networks import inference
 from robust_gan.types import LogitsFn
 
 _UNROLLED = 2
@@ -40,16 +41,27 @@ def in_batches(logits_fn: LogitsFn, most: int, *, exactly: bool = False, name: s
     ((3, 2), [2, 1, 2, 2])
     """
     check_deterministic(name or "the classifier", logits_fn)  # The keys would not be handed on.
-    call = _caller(most, exactly, name)
     if not isinstance(logits_fn, jax.tree_util.Partial):
+        call = _caller(most, exactly, name)
         return lambda images: call(logits_fn, images)
     head = logits_fn.func
+    # Without the name, which models of one architecture do not share.
+    shared = inference.architecture_of(head)
+    bound = _bound(head, most, exactly, "") if shared else _bound.__wrapped__(head, most, exactly, name)
+    return jax.tree_util.Partial(bound, *logits_fn.args, **logits_fn.keywords)
+
+
+@functools.cache
+def _bound(head: Callable, most: int, exactly: bool, name: str) -> Callable[..., jax.Array]:
+    """Returns `(*bound, images, **keywords) -> logits`; cached for architectures, which models share."""
+    call = _caller(most, exactly, name)
 
     def call_with(*arguments, **keywords):
         *bound, images = arguments
         return call(functools.partial(head, *bound, **keywords), images)
 
-    return jax.tree_util.Partial(call_with, *logits_fn.args, **logits_fn.keywords)
+    known = inference.architecture_of(head)
+    return inference.as_architecture(call_with, f"{known}, {most} at once") if known else call_with
 
 
 def _caller(most: int, exactly: bool, name: str) -> Callable[[LogitsFn, jax.Array], jax.Array]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import networks, parallel, threat_model
+from robust_gan import interop, networks, parallel, threat_model
 from robust_gan.config import ThreatConfig, check_epsilon
 from robust_gan.data.array_files import check_images, to_unit
 from robust_gan.errors import UserError, one_line
@@ -212,7 +212,7 @@ def evaluate(
     """Evaluates models under attacks and checks with alarms whether the results can be trusted.
 
     Args:
-        models: The models under attack; or their `logits_fn` by name.
+        models: The models under attack; or their `logits_fn` by name, or PyTorch modules (see `interop.from_torch`).
         data: The images; or a pair of images, uint8 or float in [0, 1], `[N, H, W, C]`, and labels `[N]`.
         config: Attacks, threat model, seed and batch size; `epsilon` must be given, `norm` is `linf` unless given.
             Its fields on files (`checkpoints`, `models`, `data`, `output`, ...) are not used here.
@@ -239,7 +239,11 @@ def evaluate(
     >>> result.clean_accuracy("mean"), result.robust_accuracy("mean")
     (1.0, 0.5)
     """
-    models = [Model(*pair) for pair in models.items()] if isinstance(models, Mapping) else list(models)
+    if isinstance(models, Mapping):
+        models = [
+            Model(name, interop.from_torch(model) if interop.is_torch_module(model) else model)
+            for name, model in models.items()
+        ]
     if config.epsilon is None:
         raise UserError("epsilon is missing: give it in units of [0, 1], such as 8/255")
     data = data if isinstance(data, EvaluationData) else EvaluationData.from_arrays(*data)
@@ -285,11 +289,15 @@ def prepare(
         threat: The threat model.
         attacks: The attacks.
         batch_size: Images at once, over all devices.
-        devices: The devices.
+        devices: The devices; the first alone where a PyTorch module is called through a callback.
 
     Raises:
         UserError: A model or an attack fails, or they do not fit each other.
     """
+    if any(interop.needs_one_device(evaluated.model.logits_fn) for evaluated in models):
+        if jax.process_count() > 1:
+            raise UserError("a PyTorch module that is called through a callback is evaluated by one process")
+        devices = devices[:1]
     images, per_device = data.images, -(-batch_size // len(devices))
     if set(attacks.names + attacks.sequential) & set(RETRAINED):
         networks.generator_for(images.shape[1:])

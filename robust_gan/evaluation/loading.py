@@ -1,9 +1,10 @@
 """Loads the models, attacks and images of an evaluation, and checks that they fit."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
-from robust_gan import checkpoint, data
+from robust_gan import checkpoint, data, interop
 from robust_gan.attacks._checks import check_signature
 from robust_gan.checkpoint import Record
 from robust_gan.config import DataConfig, imports
@@ -58,10 +59,11 @@ def load_model(name: str) -> LogitsFn:
         name: `package.module:function`, see `config.imports.load_function`.
 
     Returns:
-        What the function returns: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
+        What the function returns: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`. A PyTorch module is taken by
+        `interop.from_torch`; a line on stderr says how.
 
     Raises:
-        UserError: There is no such module or function, or it returns no function.
+        UserError: There is no such module or function, or it returns no classifier.
 
     >>> load_model("os.path:join")
     Traceback (most recent call last):
@@ -69,6 +71,9 @@ def load_model(name: str) -> LogitsFn:
 give a function that returns a classifier
     """
     logits_fn = imports.call_function(name, "model", "a classifier")
+    if interop.is_torch_module(logits_fn):
+        module, logits_fn = logits_fn, interop.from_torch(logits_fn)
+        print(f"{name}: {interop.describe(module, logits_fn)}", file=sys.stderr)
     if not callable(logits_fn):
         raise UserError(
             f"{name} must return a function of images, not {type(logits_fn).__name__}: it is called once, and what it "

@@ -79,7 +79,7 @@ def _run(config: EvaluationConfig, devices: Sequence[jax.Device]) -> tuple[Score
     with folder_lib.lock(folder), interruption.exit_at_sigterm():
         state = _claim(config, folder, subject)
         with Progress(subject.num_attacked(), unit="image", show=config.progress) as bar:
-            made_with = tables.made_with(config.batch_size, len(devices))
+            made_with = tables.made_with(config.batch_size, len(subject.devices))
             state.start(made_with)
             result = _attack(config, folder, subject, state, bar)
             state.stop()
