@@ -34,9 +34,14 @@ _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", 0, "Crop and resize a folder's images to N x N; 0 for as they are.", lower_bound=0
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_INIT_FROM = flags.DEFINE_string(
+    "init_from", "", "Start from the weights of DIR[@STEP], FILE.safetensors or zoo:NAME, as --config.init_from."
+)
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Empty for the best available.")
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all.")
-_PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal, and lines in a file.")
+_PROGRESS = flags.DEFINE_bool(
+    "progress", None, "Show a bar; by default where stderr is a terminal, and lines in a file."
+)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write for TensorBoard too (needs the extra tensorboard).")
 _ON_NAN = flags.DEFINE_enum(
     "on_nan", "stop", ["stop", "skip"], "At a NaN or infinite loss or gradient: end with code 3, or leave the step out."
@@ -56,6 +61,7 @@ _GROUPS = {
         "data=NAME|FILE|DIR",
         "image_size=N",
         "workdir=DIR",
+        "init_from=DIR|FILE|zoo:NAME",
     ],
     "Where": ["platform=cpu|gpu|tpu", "num_devices=N"],
     "Before it runs": ["print_config", "dry_run", "topology=CHIP:GRID"],
@@ -69,6 +75,8 @@ def main(argv):
     config = cli.read_config(_CONFIG.value)
     if _DATA.value:
         config = _fit(config)
+    if _INIT_FROM.value:
+        config.init_from = _INIT_FROM.value
     if _PRINT_CONFIG.value:
         print(json.dumps(to_dict(config), indent=2))
         return 0

@@ -17,6 +17,7 @@ PENALTY_FORMS = ("exact", "finite_difference")
 BATCH_NORM_MODES = ("batch", "running")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 PRECISIONS = ("float32", "bfloat16")
+PLAYERS = ("both", "classifier")
 
 
 @dataclasses.dataclass
@@ -169,7 +170,7 @@ class EnsembleConfig:
     """Frozen, trained classifiers as the adversary: ensemble adversarial training.
 
     Attributes:
-        sources: Checkpoints `DIR[@STEP]`; of the same images and classes.
+        sources: Checkpoints `DIR[@STEP]`, exported files or `zoo:NAME`; of the same images and classes.
         scheme: `paper`: each image is attacked on the first source in one of three ways, by FGSM on the predicted
             label, by PGD on the true one, or towards the least likely class; `tramer`: each batch is attacked by FGSM
             on one of the sources or on the classifier itself, drawn at random (Tramer et al. 2018).
@@ -314,6 +315,9 @@ class Config:
         log_every: Steps between lines of metrics.
         validation: Validation during training.
         max_to_keep: Newest checkpoints kept, beside the best.
+        init_from: A checkpoint `DIR[@STEP]`, an exported file or `zoo:NAME`, whose weights the run starts from; empty
+            for random ones. Optimisers start anew; so does the last layer where the number of classes differs.
+        init_players: `both`: the classifier, and the generator where both runs have one; or `classifier`.
     """
 
     seed: int = 0
@@ -329,6 +333,8 @@ class Config:
     log_every: int = 50
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     max_to_keep: int = 2
+    init_from: str = ""
+    init_players: str = "both"
 
 
 CHANGEABLE = ("num_steps", "steps_per_call", "log_every", "max_to_keep", "data.data_dir", "validation.patience")

@@ -24,6 +24,7 @@ from robust_gan.config.schema import (
     OPTIMIZERS,
     PARAMETRIZATIONS,
     PENALTY_FORMS,
+    PLAYERS,
     PRECISIONS,
     SCHEDULES,
     Config,
@@ -43,6 +44,7 @@ _CHOICES = {
     "classifier.loss": CLASSIFIER_LOSSES,
     "data.augmentation": AUGMENTATIONS,
     "penalty.form": PENALTY_FORMS,
+    "init_players": PLAYERS,
     "precision": PRECISIONS,
 }
 _AT_LEAST: tuple[tuple[float, tuple[str, ...]], ...] = (

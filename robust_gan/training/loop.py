@@ -19,7 +19,7 @@ from robust_gan.game import TrainState
 from robust_gan.parallel import interruption
 from robust_gan.reporting.progress import Progress
 from robust_gan.storage import workdir
-from robust_gan.training import diagnostics, evaluator, multi_step, nonfinite, setup, writers
+from robust_gan.training import diagnostics, evaluator, multi_step, nonfinite, setup, warm_start, writers
 from robust_gan.version import __version__
 
 
@@ -97,6 +97,11 @@ def train(
     start = setup.build(config, devices)
     for note in start.dataset.notes:
         log_fn(note)
+    # A resumed run has checkpoints of its own.
+    if config.init_from and not parallel.broadcast_from_primary(lambda: checkpoint.has_steps(directory)):
+        state, said = parallel.run_on_all_processes(lambda: warm_start.load(config, start.info, start.state))
+        start = start._replace(state=state)
+        log_fn(said)
     with contextlib.ExitStack() as stack:
         writer = writers.RunWriter(stack, directory, start, log_fn)
         return _Loop(stack, start, writer, on_nan, log_fn, progress, tensorboard).run()

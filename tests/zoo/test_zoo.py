@@ -12,9 +12,10 @@ import pytest
 
 from robust_gan import attacks, checkpoint, data, prng, threat_model, zoo
 from robust_gan.checkpoint import exported
-from robust_gan.config import ThreatConfig
-from robust_gan.errors import CheckpointError, DataError
+from robust_gan.config import AdversaryConfig, Config, EnsembleConfig, ThreatConfig
+from robust_gan.errors import CheckpointError, DataError, UserError
 from robust_gan.evaluation import statistics, to_unit
+from robust_gan.training import setup
 
 NAMES = zoo.names()
 FIELDS = {
@@ -121,14 +122,23 @@ def test_names_that_are_unknown_and_weights_that_are_missing_are_one_sentence(tm
         zoo.load("digits/pgd")
 
 
+def test_shipped_models_are_the_sources_of_an_ensemble():
+    sources = EnsembleConfig(("zoo:digits/pgd", "zoo:digits/none"))
+    config = Config(adversary=AdversaryConfig("ensemble", ensemble=sources))
+    info = checkpoint.DataInfo("digits", (8, 8, 1), 10, ())
+    assert [source(jnp.zeros((1, 8, 8, 1))).shape for source in setup.load_sources(config, info)] == [(1, 10)] * 2
+    with pytest.raises(UserError, match="the source zoo:digits/pgd was trained on digits"):
+        setup.load_sources(config, info._replace(name="mnist"))
+
+
 def test_shipped_models_are_evaluated_and_are_surrogates_by_name(launch, tiny_run, tmp_path):
-    for given in (("zoo:digits/pgd", f"{tiny_run}@2"), (f"{tiny_run}@2", "zoo:digits/pgd")):
+    for output, given in (("a", ("zoo:digits/pgd", f"{tiny_run}@2")), ("b", (f"{tiny_run}@2", "zoo:digits/pgd"))):
         ended = launch(
             "evaluate", f"--checkpoint={given[0]}", f"--surrogates={given[1]}", "--attacks=clean,fgsm",
-            "--num_examples=20", f"--output={tmp_path / given[0][:3]}", "--num_devices=1", "--noprogress",
+            "--num_examples=20", f"--output={tmp_path / output}", "--num_devices=1", "--noprogress",
         )  # fmt: skip
         assert ended.code == 0, ended.err
-        report = json.loads((tmp_path / given[0][:3] / "report.json").read_text())
+        report = json.loads((tmp_path / output / "report.json").read_text())
         assert report["models"]["pgd"]["checkpoint"] == "zoo:digits/pgd"
         ((target, found),) = report["targets"].items()
         assert target == ("pgd" if given[0] == "zoo:digits/pgd" else "tiny")
