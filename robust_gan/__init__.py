@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from robust_gan.version import __version__
 
 if TYPE_CHECKING:
-    from robust_gan import adversaries, attacks, game, losses, networks, optimizers, threat_model
+    from robust_gan import adversaries, attacks, certification, game, losses, networks, optimizers, threat_model
     from robust_gan.attacks.pgd import fgsm, pgd
     from robust_gan.config import Config
     from robust_gan.errors import CheckpointError, DataError, UserError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [  # noqa: RUF022  # By group.
     # Modules.
-    "adversaries", "attacks", "game", "losses", "networks", "optimizers", "threat_model",
+    "adversaries", "attacks", "certification", "game", "losses", "networks", "optimizers", "threat_model",
     # Threat models.
     "L2Threat", "LinfThreat", "perturb", "project",
     # Losses.
@@ -51,7 +51,7 @@ __all__ = [  # noqa: RUF022  # By group.
     "CheckpointError", "Config", "DataError", "UserError", "__version__",
 ]  # fmt: skip
 
-_MODULES = ("adversaries", "attacks", "game", "losses", "networks", "optimizers", "threat_model")
+_MODULES = ("adversaries", "attacks", "certification", "game", "losses", "networks", "optimizers", "threat_model")
 _HOMES = {
     "attacks.pgd": ("fgsm", "pgd"),
     "config": ("Config",),

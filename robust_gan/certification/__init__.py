@@ -1,0 +1,6 @@
+"""Certification: lower bounds of robust accuracy, which no attack can break."""
+
+from robust_gan.certification.bounds import METHODS, certify, input_box, interval_bounds, margin_bounds
+from robust_gan.certification.interval import Interval
+
+__all__ = ["METHODS", "Interval", "certify", "input_box", "interval_bounds", "margin_bounds"]
