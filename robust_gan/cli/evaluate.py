@@ -48,7 +48,7 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
 flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
-flags.DEFINE_bool("progress", None, "Show a bar; by default where stderr is a terminal, and lines in a file.")
+flags.DEFINE_bool("progress", None, "Show a bar; by default on a terminal, and lines in a file.")
 
 _FLAGS = {"checkpoints": "checkpoint", "models": "model"}
 """Flags that have another name than their field of `EvaluationConfig`."""

@@ -47,6 +47,10 @@ def train_step(
         The state after the step, and scalar metrics averaged over the axis. The accuracies are those of training, with
         the statistics of the batch. The adversary's metrics are 0 in a step in which it is not updated.
 
+    Raises:
+        ValueError: It is mapped by `shard_map` with `check_vma=True`, under which JAX sums gradients over the devices
+            by itself, before their mean is taken here.
+
     Guarantees:
         `test_one_device_is_four`, `test_the_penalty_matches_finite_differences`,
         `test_positive_penalty_converges_and_negative_diverges_on_the_bilinear_game`.
@@ -59,6 +63,8 @@ def train_step(
     >>> int(state.step), sorted(metrics)[:2]
     (1, ['adversarial_accuracy', 'adversarial_loss'])
     """
+    if axis_name in getattr(getattr(jax.typeof(batch.images), "manual_axis_type", None), "varying", ()):
+        raise ValueError("train_step averages gradients over the devices itself: give shard_map check_vma=False")
     game = at_step(game, state.step)
     keys, count = step_keys(state) if keys is None else keys, len(batch.labels)
     step, root, classifier, adversary, average = state

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from robust_gan import game as game_lib
 from robust_gan import parallel
@@ -114,6 +114,24 @@ def mapped_step(kind, game):
 def test_one_device_is_four(case, kind):
     game, state, alone = on_one_device(case)
     assert_same(alone, mapped_step(kind, game)(state, make_batch()))
+
+
+def test_a_mapping_that_would_sum_the_gradients_is_refused():
+    game, state, _ = on_one_device("pgd")
+    mesh = Mesh(np.asarray(jax.devices()[:DEVICES]), (parallel.AXIS,))
+    specs = (PartitionSpec(), PartitionSpec(parallel.AXIS))
+    step = functools.partial(game_lib.train_step, game, axis_name=parallel.AXIS)
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    with pytest.raises(ValueError, match="averages gradients over the devices itself: give shard_map check_vma=False"):
+        jax.eval_shape(mapped, state, make_batch())
+
+
+@pytest.mark.slow
+def test_a_batch_that_jit_splits_is_the_batch_on_one_device():
+    game, state, alone = on_one_device("pgd")
+    mesh = Mesh(np.asarray(jax.devices()[:DEVICES]), (parallel.AXIS,))
+    batch = jax.device_put(make_batch(), NamedSharding(mesh, PartitionSpec(parallel.AXIS)))
+    assert_same(alone, jax.jit(functools.partial(game_lib.train_step, game))(state, batch))
 
 
 @pytest.mark.slow
