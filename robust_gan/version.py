@@ -2,7 +2,9 @@
 
 import functools
 import os
+import shlex
 import subprocess
+import sys
 
 __version__ = "0.1.0"
 
@@ -27,3 +29,12 @@ def get_commit() -> str:
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def made_by() -> dict[str, str]:
+    """Returns the command of this process and the commit, see `get_commit`.
+
+    >>> sorted(made_by())
+    ['command', 'commit']
+    """
+    return {"command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]), "commit": get_commit()}

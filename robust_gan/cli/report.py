@@ -1,7 +1,7 @@
 """Writes one HTML page on runs, evaluations and reproductions: plots and tables, readable without a network.
 
     robust-gan-report runs/digits runs/digits_pgd runs/report --output=report.html
-    robust-gan-report runs/quickstart --output=report.html
+    robust-gan-report runs/quickstart --output=report.html --csv=tables
 
 Everything in the folders, and up to four levels below them, is found.
 """
@@ -15,7 +15,9 @@ from robust_gan.errors import UserError
 
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The file.")
 
-_GROUPS = {"Where": ["output=FILE.html"]}
+_CSV = flags.DEFINE_string("csv", "", "A folder in which each table of the page is written as a CSV file too.")
+
+_GROUPS = {"Where": ["output=FILE.html", "csv=FOLDER"]}
 
 
 def main(argv):
@@ -25,7 +27,7 @@ def main(argv):
 
     from robust_gan.reporting import html
 
-    print(html.write(argv[1:], _OUTPUT.value))
+    print(html.write(argv[1:], _OUTPUT.value, _CSV.value))
     return 0
 
 

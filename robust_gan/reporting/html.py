@@ -4,6 +4,9 @@ The templates are in `templates/`. Without matplotlib the page has its tables an
 """
 
 import datetime
+import json
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,8 +17,8 @@ from etils import epath
 
 from robust_gan.errors import UserError
 from robust_gan.evaluation import statistics
+from robust_gan.reporting import comparison, plots, tables
 from robust_gan.reporting import details as details_lib
-from robust_gan.reporting import plots, tables
 from robust_gan.reporting.details import Details
 from robust_gan.reporting.record import Evaluation, Found, Run, find
 from robust_gan.reporting.tables import Table
@@ -53,11 +56,58 @@ def render(found: Found, title: str = "Robustness report") -> str:
     >>> "<section" in render(Found([], [], {}))
     False
     """
-    names = [name for one in found.evaluations for name in one.report["models"]] + [run.group for run in found.runs]
-    colours = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    return _render(found, _sections(found), title)
+
+
+def write(directories: Sequence[epath.PathLike], output: epath.PathLike, csv_folder: epath.PathLike = "") -> epath.Path:
+    """Writes the page of all runs and evaluations in some folders.
+
+    Args:
+        directories: Of runs, evaluations and reproductions, or above them.
+        output: The HTML file.
+        csv_folder: A folder in which each table is written as a CSV file too; empty for none.
+
+    Returns:
+        The absolute path of the page.
+
+    Raises:
+        UserError: See `find`; or a file cannot be written.
+    """
+    found = find(directories)
+    sections = _sections(found)
+    path = epath.Path(output).expanduser().resolve()
+    contents = {}
+    if csv_folder:
+        folder = epath.Path(csv_folder).expanduser().resolve()
+        contents = {folder / name: tables.to_csv(table) for name, table in _files(sections).items()}
+    contents[path] = _render(found, sections)
+    for write_file in (False, True):  # No file is written where a folder cannot be made.
+        for file, content in contents.items():
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if write_file:
+                    workdir.write_text(file, content)
+            except OSError as error:
+                flag, where = ("--output", file) if file == path else ("--csv", file.parent)
+                raise UserError(
+                    f"{where} cannot be written ({str(error.strerror).lower()}): give another {flag}"
+                ) from error
+    return path
+
+
+def _sections(found: Found) -> list[tuple[str, str, dict[str, Any]]]:
+    """Returns the title, the template and the content of each section."""
+    colours: dict[str, int] = {}
+    for name in [name for one in found.evaluations for name in one.report["models"]]:
+        colours.setdefault(name, len(colours))
+    for run in found.runs:  # A model and its run have one colour.
+        new = 1 + max(colours.values(), default=-1)
+        colours.setdefault(run.group, colours.get(os.path.basename(run.folder), new))
     sections: list[tuple[str, str, dict[str, Any]]] = []
     if found.evaluations:
-        overview = {"table": _summary(found.evaluations), "figures": _curves(found.evaluations, colours)}
+        overview = {"tables": comparison.accuracy_tables(found.evaluations, found.runs),
+                    "paired": comparison.paired_table(found.evaluations),
+                    "figures": _curves(found.evaluations, colours)}  # fmt: skip
         sections.append(("Overview", "overview", overview))
     sections += [
         (f"Reproduction {name}", "reproduction", _reproduction(of)) for name, of in found.reproductions.items()
@@ -65,6 +115,10 @@ def render(found: Found, title: str = "Robustness report") -> str:
     if found.runs:
         sections.append(("Training", "training", _training(found.runs, colours)))
     sections += [(f"Evaluation {one.name}", "evaluation", _evaluation(one, colours)) for one in found.evaluations]
+    return sections
+
+
+def _render(found: Found, sections: list[tuple[str, str, dict[str, Any]]], title: str = "Robustness report") -> str:
     counts = {"run": len(found.runs), "evaluation": len(found.evaluations), "reproduction": len(found.reproductions)}
     lead = ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count)
     environment = jinja2.Environment(
@@ -78,27 +132,16 @@ def render(found: Found, title: str = "Robustness report") -> str:
     )  # fmt: skip
 
 
-def write(directories: Sequence[epath.PathLike], output: epath.PathLike) -> epath.Path:
-    """Writes the page of all runs and evaluations in some folders.
-
-    Args:
-        directories: Of runs, evaluations and reproductions, or above them.
-        output: The HTML file.
-
-    Returns:
-        Its absolute path.
-
-    Raises:
-        UserError: See `find`; or the file cannot be written.
-    """
-    page = render(find(directories))
-    path = epath.Path(output).expanduser().resolve()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write_text(path, page)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({str(error.strerror).lower()}): give another --output") from error
-    return path
+def _files(sections: list[tuple[str, str, dict[str, Any]]]) -> dict[str, Table]:
+    """Returns the tables of all sections by the names of their CSV files."""
+    files: dict[str, Table] = {}
+    for title, _, content in sections:
+        for key, value in content.items():
+            for table in [value] if isinstance(value, Table) else value if isinstance(value, list) else ():
+                if isinstance(table, Table) and table.rows:
+                    name = re.sub(r"[^a-z0-9]+", "-", f"{title} {table.title or key}".lower()).strip("-")
+                    files[f"{len(files) + 1:02d}-{name[:100]}.csv"] = table
+    return files
 
 
 def _figure(title: str, draw: Callable[..., "Drawn"], *args: Any, note: str = "", **kwargs: Any) -> Figure:
@@ -106,21 +149,6 @@ def _figure(title: str, draw: Callable[..., "Drawn"], *args: Any, note: str = ""
     # The SVG of matplotlib has all names escaped.
     svg = plots.to_svg(draw(*args, **kwargs), str(label)) if plots.can_plot() else ""
     return Figure(title, markupsafe.Markup(svg), note)
-
-
-def _summary(evaluations: Sequence[Evaluation]) -> Table:
-    """Returns the table of the worst cases of all models."""
-    rows = []
-    for report in (one.report for one in evaluations):
-        data, threat = report["data"], report["threat"]
-        for name, target in report["targets"].items():
-            worst = target["worst_case"]
-            shares = (target["clean_accuracy"], worst["white_box"], worst["black_box"], worst["all"])
-            cells = [statistics.format_accuracy(share, data["count"]) for share in shares]
-            images = f"{data['name']} {data['split']}, {data['count']}"
-            rows.append([name, images, f"{threat['norm']} {threat['epsilon']:.3g}", *cells])
-    header = ["model", "images", "threat", "clean", "white box", "black box", "worst of both"]
-    return Table("", header, rows, text=3, note=f"Accuracy in %; {statistics.INTERVALS}.")
 
 
 def _curves(evaluations: Sequence[Evaluation], colours: Mapping[str, int]) -> list[Figure]:
@@ -165,44 +193,58 @@ def _evaluation(one: Evaluation, colours: Mapping[str, int]) -> dict[str, Any]:
     for name, target in report["targets"].items():
         marks[name] = {"clean": [target["clean_accuracy"]]}
         marks[name] |= {attack: [by.get(name)] for attack, by in target["robust_accuracy"].items()}
+        marks[name] |= {f"after {result['attack']}": [result["robust_accuracy"]] for result in target["sequential"][1:]}
         marks[name] |= {f"worst case, {kind.replace('_', ' ')}": [target["worst_case"][kind]]
                         for kind in ("white_box", "black_box")}  # fmt: skip
     title = "Accuracy: clean, under each white-box attack, and in the worst cases"
     note = "Robust: classified correctly clean and under attack; lines are 95 % intervals."
     figures = [_figure(title, plots.accuracies, marks, colours, report["data"]["count"], note=note)]
-    paired = Table("", statistics.PAIRED_HEADER, statistics.paired_cells(report["paired"]), text=2)
+    marked = {name: comparison.mark(report, name) for name in report["targets"]}
+    pairs = [row | {end: marked[row[end]] for end in ("first", "second")} for row in report["paired"]]
     context: dict[str, Any] = {
         "report": report, "evaluated": evaluated, "fired": fired, "skipped": skipped, "figures": figures,
-        "tables": _accuracy_tables(report), "paired": paired, "found": found,
+        "tables": _accuracy_tables(report, marked), "found": found, "classes": [], "confusions": [], "examples": None,
+        "paired": Table("", statistics.PAIRED_HEADER, statistics.paired_cells(pairs), words=("under",)),
     }  # fmt: skip
     if found is not None:
-        context |= {"classes": _classes(report, found), "confusions": _confusions(report, found),
-                    "examples": _examples(found)}  # fmt: skip
+        in_order = details_lib.SEQUENTIAL
+        under = {"the worst case over all white-box attacks": found.robust}
+        if report["attacks"] and any(attack == in_order for _, attack in found.predicted):
+            under[in_order] = {target: found.predicted[target, in_order] == found.labels for target in marked
+                               if (target, in_order) in found.predicted}  # fmt: skip
+        made = [attack for attack in (found.attack, *reversed(report["attacks"]))
+                if any((target, attack) in found.predicted for target in marked)]  # fmt: skip
+        attacks = [attack for attack in (*made[:1], in_order) if any(attack == name for _, name in found.predicted)]
+        context |= {
+            "classes": [_classes(found, name, robust, marked) for name, robust in under.items()],
+            "confusions": [table for attack in attacks for table in _confusions(found, attack, marked)],
+            "examples": _examples(found),
+        }  # fmt: skip
     return context
 
 
-def _accuracy_tables(report: dict[str, Any]) -> list[Table]:
+def _accuracy_tables(report: dict[str, Any], marked: Mapping[str, str]) -> list[Table]:
     """Returns the tables of sequential attacks, and of transfer by attack."""
     made, count, targets = [], report["data"]["count"], report["targets"]
-    if in_order := {name: target["sequential"] for name, target in targets.items() if target["sequential"]}:
+    if in_order := {marked[name]: target["sequential"] for name, target in targets.items() if target["sequential"]}:
         attacks = [result["attack"] for result in next(iter(in_order.values()))]
         shares = [[result["robust_accuracy"] for result in results] for results in in_order.values()]
         title = "Robust accuracy after each sequential attack, in %"
         made.append(tables.shaded(title, "model", list(in_order), attacks, shares, count))
     for attack in report["attacks"] if len(report["models"]) > 1 else ():
-        by = {name: target["robust_accuracy"].get(attack, {}) for name, target in targets.items()}
+        by = {marked[name]: target["robust_accuracy"].get(attack, {}) for name, target in targets.items()}
         sources = [source for source in report["models"] if any(source in row for row in by.values())]
         made.append(tables.shaded(
-            f"Transfer of {attack}: robust accuracy in %", "of \\ made on", list(targets), sources,
+            f"Transfer of {attack}: robust accuracy in %", "of \\ made on", list(by), sources,
             [[row.get(source) for source in sources] for row in by.values()], count, note="Framed: white-box.",
         )._replace(framed=True))  # fmt: skip
     return made
 
 
-def _classes(report: dict[str, Any], found: Details) -> Table | None:
-    names, targets = found.label_names, [target for target in report["targets"] if target in found.robust]
-    robust = {target: details_lib.per_class(found, found.robust[target]) for target in targets}
-    shown, note = list(range(len(names))), "Worst case over all white-box attacks, by true class."
+def _classes(found: Details, under: str, right: Mapping[str, np.ndarray], marked: Mapping[str, str]) -> Table:
+    names, targets = found.label_names, [target for target in marked if target in right]
+    robust = {target: details_lib.per_class(found, right[target]) for target in targets}
+    shown, note = list(range(len(names))), "In brackets: images of the class; the 95 % interval. Then: robust images."
     if len(names) > _MAX_CLASSES:
         means = np.mean([robust[target] for target in targets], axis=0)
         shown = np.argsort(means, kind="stable")[:_MAX_CLASSES].tolist()
@@ -210,28 +252,26 @@ def _classes(report: dict[str, Any], found: Details) -> Table | None:
     counts = np.bincount(found.labels.astype(np.int64), minlength=len(names))
     header = [f"{names[index]} ({counts[index]})" for index in shown]
     shares = [[robust[target][index] for index in shown] for target in targets]
-    return tables.shaded("Robust accuracy of each class, in %", "model", targets, header, shares,
-                         [int(counts[index]) for index in shown],
-                         note=f"{note} In brackets: images of the class, and the 95 % interval.")  # fmt: skip
+    return tables.shaded(f"Robust accuracy of each class in %, {under}", "model", [marked[name] for name in targets],
+                         header, shares, [int(counts[index]) for index in shown], note=note)  # fmt: skip
 
 
-def _confusions(report: dict[str, Any], found: Details) -> tuple[str, list[Table]]:
+def _confusions(found: Details, attack: str, marked: Mapping[str, str]) -> list[Table]:
     made, names = [], found.label_names
-    attacks = [attack for attack in (found.attack, *reversed(report["attacks"]), details_lib.SEQUENTIAL)
-               if any((target, attack) in found.predicted for target in report["targets"])]  # fmt: skip
-    for target in report["targets"] if attacks else ():
+    for target, label in marked.items():
+        title = f"{label} under {attack}"
         if len(names) > _MAX_CLASSES:
-            pairs = details_lib.most_confused(found, target, attacks[0], _MAX_CLASSES)
+            pairs = details_lib.most_confused(found, target, attack, _MAX_CLASSES)
             rows = [[names[true], names[guess] if guess < len(names) else str(guess), str(count)]
                     for true, guess, count in pairs or ()]  # fmt: skip
-            note = "The most frequent of many classes."
-            made += [Table(target, ["true", "predicted", "images"], rows, text=2, note=note)] if rows else []
-        elif (counts := details_lib.confusion(found, target, attacks[0])) is not None:
+            header, note = ["true", "predicted", "images"], "The most frequent of many classes."
+            made += [Table(title, header, rows, note=note, words=("predicted",))] if rows else []
+        elif (counts := details_lib.confusion(found, target, attack)) is not None:
             shares = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).tolist()
-            rows = [[name, *(f"{100 * share:.0f}" if share >= 0.005 else "" for share in row)]
-                    for name, row in zip(names, shares, strict=True)]  # fmt: skip
-            made.append(Table(target, ["true \\ predicted", *names], rows, shares=shares, errors=True))
-    return (attacks[0] if made else ""), made
+            rows = [[name, *(str(count) if count else "" for count in row)]
+                    for name, row in zip(names, counts, strict=True)]  # fmt: skip
+            made.append(Table(title, ["true \\ predicted", *names], rows, shares=shares, errors=True))
+    return made
 
 
 def _examples(found: Details) -> Figure | None:
@@ -249,24 +289,34 @@ def _examples(found: Details) -> Figure | None:
 
 
 def _training(runs: Sequence[Run], colours: Mapping[str, int]) -> dict[str, Any]:
-    groups = {group: [run for run in runs if run.group == group] for group in dict.fromkeys(run.group for run in runs)}
-    names = [name for run in runs for name in {key for line in run.metrics for key in line} if "validation/pgd" in name]
-    robust = max(sorted(set(names)), key=names.count) if names else "validation/pgd"
-    attack, accuracy = robust.rpartition("/")[2], "accuracy in %"
-    charts = {
-        "Loss of the classifier on clean images": ("train/clean_loss", "cross-entropy"),
-        "Loss of the classifier on adversarial images": ("train/adversarial_loss", "cross-entropy"),
-        "Loss of the generator": ("train/generator_loss", "generator's loss"),
-        "Clean accuracy, validation": ("validation/clean_accuracy", accuracy),
-        f"Robust accuracy, {attack}, validation": (robust, accuracy),
-    }
+    groups = comparison.group_runs(runs)
+    names = [name for run in runs for name in {key for line in run.metrics for key in line}]
+    robust = max(sorted(name for name in names if "validation/pgd" in name), key=names.count, default="validation/pgd")
+    resumed = [(float(start["step"]), run.name) for run in runs for start in run.starts if start["step"]]
+    marks = {step: f"{', '.join(name for at, name in resumed if at == step)} resumed" for step, _ in resumed}
+    accuracy = "accuracy in %"
+    charts = [
+        ("Loss of the classifier on clean images", "train/clean_loss", "cross-entropy"),
+        ("Loss of the classifier on adversarial images", "train/adversarial_loss", "cross-entropy"),
+        ("Loss of the generator", "train/generator_loss", "generator's loss"),
+        ("Clean accuracy, validation", "validation/clean_accuracy", accuracy),
+        (f"Robust accuracy, {robust.rpartition('/')[2]}, validation", robust, accuracy),
+        ("Learning rate of the classifier", comparison.LEARNING_RATE, "learning rate"),
+        ("Gradient norm of the classifier", "train/classifier_gradient_norm", "L2 norm"),
+        ("Gradient norm of the generator", "train/generator_gradient_norm", "L2 norm"),
+    ]
+    raised = {name for run in runs for line in run.metrics for name, value in line.items() if value}
+    for name in sorted(name for name in set(names) if name.startswith("health/") or name in raised):
+        kind, _, what = name.partition("/")
+        if kind in ("health", "warning"):
+            charts.append((f"{kind.capitalize()}: {what.replace('_', ' ')}", name, "raised: 1" * (kind == "warning")))
     figures = []
-    for title, (name, unit) in charts.items():
+    for title, name, unit in charts:
         if series := _series(groups, colours, name, lambda run, step: float(step)):
-            figures.append(_figure(title, plots.lines, series, x="step", y=unit, percent=unit == accuracy))
+            figures.append(_figure(title, plots.lines, series, x="step", y=unit, percent=unit == accuracy, marks=marks))
     if paid := _series(groups, colours, robust, _seconds):
-        figures.append(_figure("Robust accuracy against training time", plots.lines, paid, x="seconds of training",
-                               y=accuracy, percent=True))  # fmt: skip
+        figures.insert(5, _figure("Robust accuracy against training time", plots.lines, paid, x="seconds of training",
+                                  y=accuracy, percent=True))  # fmt: skip
     noise = []
     for run in [run for run in runs if run.noise is not None][:_MAX_NOISE_RUNS]:
         assert run.noise is not None
@@ -274,29 +324,11 @@ def _training(runs: Sequence[Run], colours: Mapping[str, int]) -> dict[str, Any]
         places = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MAX_NOISE_STEPS)).round().astype(int))
         noise.append(_figure(run.name, plots.noise, run.noise, [steps[place] for place in places]))
     return {
-        "table": _run_table(runs, robust), "figures": figures, "noise": noise,
+        "table": comparison.run_table(runs, robust), "fields": comparison.config_table(runs), "figures": figures,
+        "configs": {run.name: json.dumps(run.config, indent=2) for run in runs}, "noise": noise,
         "num_generators": sum(run.noise is not None for run in runs), "several": len(runs) > len(groups),
         "legend": [(group, colours[group] % len(plots.COLOURS)) for group in groups],
     }  # fmt: skip
-
-
-def _run_table(runs: Sequence[Run], robust: str) -> Table:
-    rows = []
-    for run in runs:
-        config, threat = run.config, run.config.get("threat", {})
-        count = config.get("validation", {}).get("size") or config.get("data", {}).get("validation_size", 0)
-        last = {name: value for line in run.metrics for name, value in line.items()}
-        rows.append([
-            run.name, str(config.get("data", {}).get("name", "")), str(config.get("classifier", {}).get("network", "")),
-            str(config.get("adversary", {}).get("name", "")),
-            f"{threat.get('norm', '')} {threat.get('epsilon', 0):.3g}",
-            f"{last.get('step', 0):,} of {config.get('num_steps', 0):,}", f"{count:,}",
-            *(statistics.format_accuracy(last.get(name), count) for name in ("validation/clean_accuracy", robust)),
-            tables.duration(sum(line.get("seconds", 0) for line in run.timing)),
-        ])  # fmt: skip
-    header = ["run", "data", "classifier", "adversary", "threat", "steps", "images", "clean", robust.rpartition("/")[2]]
-    note = f"Accuracy in % of the validation images; {statistics.INTERVALS}."
-    return Table("", [*header, "time"], rows, text=5, note=note)
 
 
 def _seconds(run: Run, step: int) -> float:
@@ -309,7 +341,9 @@ def _series(
     """Returns a line for each group with a metric: the mean of its runs at their common steps, and a band."""
     series = []
     for group, members in groups.items():
-        found = [{line["step"]: float(line[name]) for line in run.metrics if name in line} for run in members]
+        found = [
+            {line["step"]: float(line[name]) for line in comparison.curves(run) if name in line} for run in members
+        ]
         steps = sorted(set.intersection(*(set(values) for values in found)))
         if not steps:
             continue

@@ -1,5 +1,6 @@
 """Reads what runs, evaluations and reproductions have recorded in their folders."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,11 +26,12 @@ class Run(NamedTuple):
 
     Attributes:
         name: The displayed name.
-        group: Shared by the runs of one method with different seeds.
+        group: Shared by the runs of one configuration with different seeds.
         folder: The workdir.
         config: As in `config.json`.
         metrics: Lines of `metrics.jsonl`.
         timing: Lines of `timing.jsonl`.
+        starts: Lines of `starts.jsonl`; empty in the folder of an older version.
         noise: The generator's noise; None if there is none.
     """
 
@@ -39,6 +41,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     timing: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
     noise: NoiseImages | None
 
 
@@ -98,9 +101,23 @@ def find(directories: Sequence[epath.PathLike]) -> Found:
                 "reproduce.py wrote"
             )
         seen |= folders.keys()
-    named = _shorten({run.group for run in found.runs})
-    runs = [run._replace(group=named[run.group]) for run in sorted(found.runs, key=lambda run: run.folder)]
-    return Found(runs, sorted(found.evaluations, key=lambda one: one.name), found.reproductions)
+    named = _shorten({run.folder for run in found.runs})
+    runs = [run._replace(name=named[run.folder]) for run in sorted(found.runs, key=lambda run: run.folder)]
+    return Found(_group(runs), sorted(found.evaluations, key=lambda one: one.name), found.reproductions)
+
+
+def _group(runs: list[Run]) -> list[Run]:
+    """Gives the runs of one configuration with different seeds one group, named after all of them."""
+    same: dict[str, list[Run]] = {}
+    for run in runs:
+        config = {name: value for name, value in run.config.items() if name != "seed"}
+        same.setdefault(json.dumps(config, sort_keys=True), []).append(run)
+    groups: dict[str, str] = {}
+    for members in same.values():
+        if len({run.config.get("seed") for run in members}) == len(members) > 1:
+            first, *_, last = [os.path.basename(run.folder) for run in members]
+            groups |= {run.folder: first if first == last else f"{first} to {last}" for run in members}
+    return [run._replace(group=groups.get(run.folder, run.name)) for run in runs]
 
 
 def _shorten(paths: set[str]) -> dict[str, str]:
@@ -129,15 +146,9 @@ def _folders(folder: epath.Path, depth: int) -> Iterator[epath.Path]:
 def _add(found: Found, folder: epath.Path, root: epath.Path) -> None:
     name = folder.name if folder == root else f"{root.name}/{folder.relative_to(root)}"
     if (folder / workdir.CONFIG).exists() and (folder / workdir.METRICS).exists():
-        seed = folder.parent.name
-        # As reproduction.plan lays them out.
-        belongs = seed.startswith("seed-") and folder.parent.parent.name == "runs"
-        shown = f"{folder.name}, seed {seed.removeprefix('seed-')}" if belongs else folder.name
-        group = f"{folder.parent.parent.parent}/{folder.name}" if belongs else os.fspath(folder)
-        found.runs.append(
-            Run(shown, group, os.fspath(folder), _json(folder / workdir.CONFIG),
-                _lines(folder / workdir.METRICS), _lines(folder / workdir.TIMING), noise_images.read(folder))
-        )  # fmt: skip
+        where, config = os.fspath(folder), _json(folder / workdir.CONFIG)
+        metrics, timing, starts = (_lines(folder / f) for f in (workdir.METRICS, workdir.TIMING, workdir.STARTS))
+        found.runs.append(Run(where, where, where, config, metrics, timing, starts, noise_images.read(folder)))
     if (folder / tables.RECORD).exists():
         found.evaluations.append(Evaluation(name, _of_schema(folder / tables.RECORD), details.read(folder)))
     if (folder / REPRODUCTION).exists():

@@ -1,10 +1,12 @@
 """The report of an evaluation: tables with an interval for each accuracy, paired comparisons, and a JSON record."""
 
 import collections
+import csv
 import datetime
 import hashlib
 import importlib.metadata
 import importlib.resources
+import io
 import itertools
 import json
 import platform
@@ -21,7 +23,7 @@ from robust_gan.evaluation import AttackResult, Curve, Scores, statistics
 from robust_gan.evaluation.alarms import Alarm
 from robust_gan.storage import workdir
 from robust_gan.types import ThreatModel
-from robust_gan.version import __version__
+from robust_gan.version import __version__, made_by
 
 SCHEMA = "robust_gan.evaluation/5"
 """Version of `report.json`, whose JSON Schema `schema` returns."""
@@ -47,28 +49,28 @@ class Table(NamedTuple):
         title: The text above it.
         header: Of the columns.
         rows: The cells.
-        text: How many of the first columns are words; the others are numbers.
         note: The text below it.
         shares: For each row the shares in [0, 1] that shade the cells after its first; empty for no shading.
         framed: Whether cells whose row and column have the same name are framed.
         errors: Whether cells off the diagonal have another shade.
+        words: Headers of columns that contain words, beside the first; the others contain numbers.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    text: int = 1
     note: str = ""
     shares: Sequence[Sequence[float | None]] = ()
     framed: bool = False
     errors: bool = False
+    words: Sequence[str] = ()
 
 
 def shaded(
     title: str, corner: str, rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float | None]],
     counts: int | Sequence[int], note: str = "",
 ) -> Table:  # fmt: skip
-    """Returns a table of accuracies with their 95 % intervals, shaded by accuracy.
+    """Returns a table of accuracies with their 95 % intervals and numbers of images, shaded by accuracy.
 
     Args:
         title: The text above it.
@@ -80,11 +82,50 @@ def shaded(
         note: The text below it.
 
     >>> shaded("", "model", ["a"], ["fgsm", "pgd"], [[0.5, None]], 360).rows
-    [['a', '50.0 (44.9 to 55.1)', '-']]
+    [['a', '50.0 (44.9 to 55.1), 180', '-']]
     """
     counts = [counts] * len(columns) if isinstance(counts, int) else counts
-    cells = [[name, *map(statistics.format_accuracy, row, counts)] for name, row in zip(rows, shares, strict=True)]
+    cells = [[name, *map(format_count, row, counts)] for name, row in zip(rows, shares, strict=True)]
     return Table(title, [corner, *columns], cells, note=note, shares=shares)
+
+
+def to_csv(table: Table) -> str:
+    """Returns a table as CSV, with accuracy, ends of its interval and number of images in columns of their own.
+
+    Args:
+        table: The table.
+
+    >>> print(to_csv(Table("", ["model", "clean"], [["a", "50.0 (44.9 to 55.1), 180"], ["b", "-"]])), end="")
+    model,clean,clean: low,clean: high,clean: images
+    a,50.0,44.9,55.1,180
+    b,-,,,
+    """
+    pattern = re.compile(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)(?:, (\d+))?")
+    columns: list[Sequence[str]] = []
+    for name, cells in zip(table.header, zip(*table.rows, strict=True), strict=True):
+        found = [pattern.fullmatch(cell) for cell in cells]
+        if not any(found):
+            columns.append([name, *cells])
+            continue
+        parts = [match.groups("") if match else (cell, "", "", "") for match, cell in zip(found, cells, strict=True)]
+        columns += zip([name, *(f"{name}: {part}" for part in ("low", "high", "images"))], *parts, strict=True)
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows(zip(*columns, strict=True))
+    return written.getvalue()
+
+
+def format_count(share: float | None, count: int) -> str:
+    """Returns an accuracy in % with its 95 % interval and the number of images.
+
+    Args:
+        share: In [0, 1]; None or NaN where there is none.
+        count: Number of all images; 0 where that is not known.
+
+    >>> format_count(0.5, 360)
+    '50.0 (44.9 to 55.1), 180'
+    """
+    text = statistics.format_accuracy(share, count)
+    return text if share is None or text == "-" or not count else f"{text}, {round(share * count)}"
 
 
 def format_shares(values: Sequence[float | None], count: int) -> str:
@@ -334,7 +375,7 @@ def record(
 
 
 def made_with(batch_size: int, num_devices: int) -> dict[str, Any]:
-    """Returns date, device and versions as a JSON-able dictionary.
+    """Returns date, command, commit, device and versions as a JSON-able dictionary.
 
     Args:
         batch_size: Images of a batch.
@@ -346,7 +387,7 @@ def made_with(batch_size: int, num_devices: int) -> dict[str, Any]:
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
-        "settings": {"batch_size": batch_size, "num_devices": num_devices},
+        "settings": {"batch_size": batch_size, "num_devices": num_devices, **made_by()},
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()})",
         "versions": {"robust_gan": __version__}
         | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},

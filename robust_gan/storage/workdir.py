@@ -20,6 +20,8 @@ from robust_gan.version import __version__
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
+STARTS = "starts.jsonl"
+"""A line for each start of the run, with its first step, command, commit and time."""
 
 SECONDS = 10.0
 """Seconds between two writes of a JSON lines file in an object store, which cannot append."""

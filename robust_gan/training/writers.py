@@ -1,6 +1,7 @@
 """The files of a run: checkpoints, metrics, timing, noise images, TensorBoard. Only the primary process writes."""
 
 import contextlib
+import datetime
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from robust_gan.parallel import interruption
 from robust_gan.reporting import noise_images
 from robust_gan.storage import workdir
 from robust_gan.training.setup import Setup
+from robust_gan.version import made_by
 
 TENSORBOARD = "tensorboard"
 _SKIPPED = "skipped_steps"
@@ -90,6 +92,10 @@ class RunWriter:
             self._timing = workdir.JsonlWriter(self.folder / workdir.TIMING, start)
             self._close_at_end(self._metrics)
             self._close_at_end(self._timing)
+            starts = workdir.JsonlWriter(self.folder / workdir.STARTS, start)
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            starts.write(start, {"created": now, **made_by()})
+            starts.close()
             if tensorboard:
                 self._tensorboard = TensorBoardWriter(self.folder, self._config)
                 self._close_at_end(self._tensorboard)

@@ -1,5 +1,6 @@
 """The page of runs and evaluations: found, drawn, and looked at in a browser."""
 
+import csv
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ from etils import epath
 
 from robust_gan.config import AdversaryConfig, Config, to_dict
 from robust_gan.errors import UserError
-from robust_gan.reporting import details, html, noise_images, plots, record
+from robust_gan.reporting import comparison, details, html, noise_images, plots, record
 from robust_gan.reporting import tables as report_lib
 from robust_gan.reporting.details import Details
 from robust_gan.reproduction.run import SCHEMA
@@ -20,10 +21,13 @@ DRAWS = np.random.default_rng(0)
 NAMES = tuple(f"<class {index}>" for index in range(4))
 
 
-def write_run(folder, adversary="generator", best=0.8, film=True):
+def write_run(folder, adversary="generator", best=0.8, film=True, seed=0, resumed=0, **changes):
     """A run as training leaves it: 200 steps, 4 validations."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(Config(adversary=AdversaryConfig(name=adversary)))))
+    config = Config(adversary=AdversaryConfig(name=adversary), seed=seed, **changes)
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    starts = [{"step": step, "command": f"train <{seed}>", "commit": "abcdef"} for step in {0, resumed}]
+    (folder / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
     lines, timing = [], []
     for step in range(10, 201, 10):
         loss = 2.3 * np.exp(-step / 60)
@@ -31,9 +35,11 @@ def write_run(folder, adversary="generator", best=0.8, film=True):
         if adversary == "generator":
             lines[-1]["train/generator_loss"] = -loss - 0.2
         timing.append({"step": step, "seconds": 0.5})
+        lines[-1]["train/classifier_gradient_norm"] = loss
         if step % 50 == 0:
             share = best * (1 - np.exp(-step / 80))
             lines.append({"step": step, "validation/clean_accuracy": 0.5 + share / 2, "validation/pgd10": share})
+            lines[-1] |= {"health/logit_variation": 3.0, "warning/robust_overfitting": float(step == 200)}
             if film:
                 images = np.linspace(0, 1, 4 * 8 * 8).reshape(4, 8, 8, 1)
                 noise_images.write(epath.Path(folder), step, images, DRAWS.uniform(-1, 1, images.shape))
@@ -83,7 +89,9 @@ def write_evaluation(folder, targets=("<standard>", "pgd"), with_details=True, f
 def write_reproduction(folder):
     for seed in (0, 1):
         for name, best in (("none", 0.1), ("pgd", 0.8)):
-            write_run(folder / "runs" / f"seed-{seed}" / name, name, best + 0.05 * seed, film=False)
+            write_run(
+                folder / "runs" / f"seed-{seed}" / name, name, best + 0.05 * seed, film=False, seed=seed, num_steps=200
+            )
     method = {
         "clean": [0.9, 0.95], "white_box": {"worst case": [0.5, 0.6]}, "black_box": {"worst case": [0.7, None]},
         "cost": [{"seconds": 100, "gradient_evaluations": 11}],
@@ -117,10 +125,11 @@ def test_everything_is_found_and_drawn(written):
     assert "7 runs, 1 evaluation, 1 reproduction" in text
     for heading in (
         "Overview", "Reproduction digits", "Training", "Evaluation quick/report", "The generator's noise",
-        "Confusion under pgd10", "Examples under pgd10", "Robust accuracy of each class", "Loss of the generator",
+        "pgd under pgd10", "Confusion", "Examples under pgd10", "Robust accuracy of each class",
+        "Loss of the generator",
         "Robust accuracy against training time", "Transfer of fgsm", "Robust accuracy against epsilon",
         "Robust accuracy after each sequential attack", "Paired comparisons", "McNemar", "-50.0 to +1.0",
-        "90.0 (76.9 to 96.0)", "Accuracy in % of the validation images", "<small>(10.5 to 34.8)</small>",
+        "90.0 (76.9 to 96.0), 36", "Accuracy in % of the validation images", "<small>(10.5 to 34.8), 8</small>",
         "<title>pgd, fgsm: 50.0 (35.2 to 64.8) %</title>",
     ):  # fmt: skip
         assert heading in text
@@ -141,11 +150,113 @@ def test_one_name_has_one_colour_in_runs_and_evaluations(written):
     assert len(colours) == 1
 
 
-def test_seeds_of_a_reproduction_are_one_line_with_a_band(written):
+def test_seeds_of_one_config_are_one_line_with_a_band_and_a_row(written):
     found = record.find([written.parent / "digits"])
-    assert [run.name for run in found.runs] == ["none, seed 0", "pgd, seed 0", "none, seed 1", "pgd, seed 1"]
-    assert {run.group for run in found.runs} == {"none", "pgd"}
+    assert {(run.name, run.group) for run in found.runs} == {
+        ("seed-0/none", "none"), ("seed-1/none", "none"), ("seed-0/pgd", "pgd"), ("seed-1/pgd", "pgd"),
+    }  # fmt: skip
     assert html.render(found).count('id="band"') >= 2
+    rows = {row[0]: row for row in comparison.run_table(found.runs, "validation/pgd10").rows}
+    first, second = (0.8 * (1 - np.exp(-2.5)), 0.85 * (1 - np.exp(-2.5)))
+    assert rows["mean of pgd"][2] == "0, 1"
+    assert rows["mean of pgd"][6] == f"{50 * (first + second):.1f} ± {100 * (second - first) / np.sqrt(2):.1f}"
+
+
+def test_runs_are_compared_by_the_fields_that_differ(tmp_path):
+    write_run(tmp_path / "a", "pgd", film=False, batch_size=32, resumed=100)
+    write_run(tmp_path / "b", "none", film=False)
+    found = record.find([tmp_path])
+    assert comparison.config_table(found.runs).rows == [["batch_size", "32", "64"]]
+    (first, second) = comparison.run_table(found.runs, "validation/pgd10").rows
+    assert (first[0], first[1], first[-2:]) == ("⚠ a", "pgd", ["abcdef", "train <0>"])
+    assert second[1] == "none"
+    text = html.render(found)
+    for drawn in ("Learning rate of the classifier", "Gradient norm of the classifier", "Health: logit variation",
+                  "Warning: robust overfitting", "a resumed", "<title>a: 1 at 200</title>"):  # fmt: skip
+        assert drawn in text
+    assert "<summary>a</summary>" in text
+    assert "&#34;batch_size&#34;: 32" in text
+
+
+def change(folder, **changes):
+    values = json.loads((folder / "report.json").read_text())
+    for name, value in changes.items():
+        values[name] = values[name] | value if isinstance(value, dict) else value
+    (folder / "report.json").write_text(json.dumps(values))
+
+
+def test_evaluations_share_a_table_only_with_the_same_images_radius_and_norm(tmp_path):
+    for name in ("a", "b", "c", "d", "e"):
+        write_evaluation(tmp_path / name, ("pgd",), fired=name == "b")
+    change(tmp_path / "b", attacks=["fgsm"])
+    change(tmp_path / "c", threat={"epsilon": 0.1})
+    change(tmp_path / "d", threat={"norm": "l2"})
+    change(tmp_path / "e", data={"count": 20})
+    made = comparison.accuracy_tables(record.find([tmp_path]).evaluations, [])
+    assert [[row[1].rpartition("/")[2] for row in table.rows] for table in made] == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert made[0].header[4:] == [
+        "clean", "fgsm, white box", "pgd10, white box", "apgd_ce", "worst case A, white box", "worst case A, black box",
+        "worst case A, white and black box", "worst case B, white box", "worst case B, black box",
+        "worst case B, white and black box",
+    ]  # fmt: skip
+    assert [row[0] for row in made[0].rows] == ["pgd", "⚠ pgd"]
+    assert made[0].rows[0][5] == "50.0 (35.2 to 64.8), 20"
+    assert made[0].rows[0][-3:] == ["-", "-", "-"]
+
+
+def test_models_of_two_evaluations_of_the_same_images_are_compared_in_pairs(tmp_path):
+    for name in ("a", "b"):
+        change(write_evaluation(tmp_path / name, (name,), fired=False), models={name: {"checkpoint": name}})
+    found = details.read(tmp_path / "b")
+    right = found.predicted["b", "pgd10"].copy()
+    right[:3] = (found.labels[:3] + 1) % 4
+    details.write(tmp_path / "b", found._replace(predicted={("b", "pgd10"): right}))
+    [row] = comparison.paired_table(record.find([tmp_path]).evaluations).rows
+    alone = int((details.read(tmp_path / "a").predicted["a", "pgd10"] == found.labels)[:3].sum())
+    assert row[0].startswith("a of")
+    assert (row[1], row[4:6]) == ("pgd10", [str(alone), "0"])
+    change(tmp_path / "b", threat={"epsilon": 0.1})
+    assert comparison.paired_table(record.find([tmp_path]).evaluations).rows == []
+
+
+def test_seeds_of_evaluated_models_have_a_mean(tmp_path):
+    for seed in (0, 1):
+        run = write_run(tmp_path / "runs" / f"pgd_{seed}", "pgd", film=False, seed=seed)
+        about = {"pgd": {"checkpoint": f"{run}/checkpoints", "trained_with": "pgd", "seed": seed}}
+        folder = write_evaluation(tmp_path / f"report_{seed}", ("pgd",), fired=False)
+        change(folder, models=about)
+    found = record.find([tmp_path])
+    [table] = comparison.accuracy_tables(found.evaluations, found.runs)
+    assert table.rows[-1][:5] == ["mean of pgd_0 to pgd_1", "-", "pgd", "0, 1", "90.0 ± 0.0"]
+
+
+def test_sequential_attacks_have_classes_and_confusions_too(tmp_path):
+    folder = write_evaluation(tmp_path / "a", ("pgd",))
+    found = details.read(folder)
+    broken = np.where(found.labels == 0, 1, found.labels)
+    details.write(folder, found._replace(predicted={**found.predicted, ("pgd", details.SEQUENTIAL): broken}))
+    content = html._evaluation(record.find([folder]).evaluations[0], {"pgd": 0})
+    assert content["classes"][1].rows[0][1:3] == ["0.0 (0.0 to 27.8), 0", "100.0 (72.2 to 100.0), 10"]
+    assert [table.title for table in content["confusions"]] == ["⚠ pgd under pgd10", "⚠ pgd under sequential attacks"]
+    assert content["confusions"][1].rows[0] == ["<class 0>", "", "10", "", ""]
+
+
+def test_every_table_is_written_as_csv(launch, tmp_path):
+    write_evaluation(tmp_path / "a", ("pgd",))
+    flags = [tmp_path / "a", f"--output={tmp_path}/page.html"]
+    (tmp_path / "file").write_text("")
+    ended = launch("report", *flags, f"--csv={tmp_path}/file")
+    assert (ended.code, ended.err) == (
+        2, f"error: {tmp_path}/file cannot be written (file exists): give another --csv\n"
+    )  # fmt: skip
+    assert not (tmp_path / "page.html").exists()
+    assert launch("report", *flags, f"--csv={tmp_path}/tables").code == 0
+    files = sorted((tmp_path / "tables").iterdir())
+    assert len(files) == (tmp_path / "page.html").read_text().count("<table")
+    header, row = csv.reader(files[0].read_text().splitlines())
+    assert dict(zip(header, row, strict=True)) | {"clean: low": "76.9", "clean: images": "36"} == dict(
+        zip(header, row, strict=True)
+    )
 
 
 def test_an_evaluation_of_an_older_version_and_a_run_under_way_are_shown(tmp_path):

@@ -89,6 +89,8 @@ def test_stopped_and_resumed_equals_undisturbed(tmp_path, name, count):
     said = []
     parts = train(tiny(name), tmp_path / "parts", count, log_fn=said.append)
     assert said == [f"resuming from step 4 of {tmp_path / 'parts'}"]
+    starts = [json.loads(line) for line in (tmp_path / "parts" / "starts.jsonl").read_text().splitlines()]
+    assert [(start["step"], bool(start["command"])) for start in starts] == [(0, True), (4, True)]
     assert whole.step == parts.step == 6
     assert_bit_equal(whole.state, parts.state)
     assert whole.validation == parts.validation
