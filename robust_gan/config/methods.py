@@ -191,10 +191,9 @@ def _noise(config: Config) -> None:
 
 
 def _sdi(config: Config) -> None:
-    """Trains on FGSM from the generator's point, which it computes from the gradient at a random start (FGSM-SDI)."""
-    _conditioned("gradient", "perturbation", final_fgsm_step=1.0)(config)
-    config.adversary.generator.start, config.adversary.generator.update_every = "uniform", 5
-    config.classifier.clean_weight = 0.0
+    """Adds a full FGSM step from the generator's point (FGSM-SDI)."""
+    _noise(config)
+    config.adversary.generator.final_fgsm_step = 1.0
 
 
 METHODS: dict[str, Callable[[Config], None]] = {

@@ -122,7 +122,7 @@ def test_the_short_budget_of_cifar10_is_one_schedule_for_all_methods():
         assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.decay_steps) == (0.2, 5e-4, ())
         assert (config.threat.epsilon, config.classifier.ema_decay) == (8 / 255, 0.998)
     sdi = get_config("cond_generator_sdi/short").adversary.generator
-    assert (sdi.final_fgsm_step, sdi.start, sdi.update_every) == (1.0, "uniform", 5)
+    assert (sdi.final_fgsm_step, sdi.start, sdi.update_every) == (1.0, "noise", 5)
     assert get_config("n_fgsm").num_steps == 200_000
 
 

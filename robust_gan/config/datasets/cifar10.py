@@ -13,7 +13,7 @@ The budget `short` is 15 epochs at 8/255, in the schedule of Wong, Rice and Kolt
 2020, with averaged weights and label smoothing:
 
     robust-gan-train --config=cifar10:n_fgsm/short --workdir=runs/cifar10_n_fgsm
-    robust-gan-train --config=cifar10:cond_generator_noise/short --workdir=runs/cifar10_noise
+    robust-gan-train --config=cifar10:cond_generator_sdi/short --workdir=runs/cifar10_sdi
 
 Measured: not run.
 """
