@@ -136,6 +136,7 @@ def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: 
         "matmul_flops_per_second": measuring.jax_matmul_rate(dtype=config.precision),
     }
     del text, convolutions
+    memory.return_freed()  # Of the text, which a run does not ask for.
     measuring.forget_peak()
 
     def measure(count: int = 0, matmul: bool = False) -> dict[str, float]:

@@ -14,9 +14,10 @@ from absl import flags
 
 from robust_gan import cli
 from robust_gan.cli import memory
+from robust_gan.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "The models under attack.")
-_MODEL = flags.DEFINE_list("model", [], "Classifiers of your own: the function, which is run, returns a logits_fn.")
+_MODEL = flags.DEFINE_list("model", [], "Classifiers of your own: the function returns a logits_fn.")
 flags.DEFINE_list("surrogates", [], "Held-out models on which black-box attacks are made.")
 flags.DEFINE_string("suite", "", "quick, paper, autoattack or full; or name attacks.")
 flags.DEFINE_string(
@@ -27,7 +28,7 @@ flags.DEFINE_string(
     "retrained_generator_label, retrained_generator_refined. Default: clean,fgsm,pgd10,generator.",
 )
 flags.DEFINE_string("sequential", None, "In place of the suite's, each on the examples that remain.")
-flags.DEFINE_string("data", "", "A TFDS data set, FILE.npz, IMAGES.npy,LABELS.npy or a folder; empty for training's.")
+flags.DEFINE_string("data", "", "A TFDS name, FILE.npz, IMAGES.npy,LABELS.npy, folder; else training's.")
 flags.DEFINE_string("split", "test", "test, validation or train.")
 flags.DEFINE_integer("num_examples", 0, "Only the first images of the split; 0 for all.")
 flags.DEFINE_enum("norm", "", ["", "linf", "l2"], "Empty for the norm of training.")
@@ -49,6 +50,8 @@ flags.DEFINE_bool(
 flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Where; empty for the best there is.")
 flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 flags.DEFINE_bool("progress", None, "Show a bar; by default on a terminal, and lines in a file.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "With --topology: write nothing, and end.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "Compile the attacks for absent TPUs, such as v5e:2x2.")
 
 _FLAGS = {"checkpoints": "checkpoint", "models": "model"}
 """Flags that have another name than their field of `EvaluationConfig`."""
@@ -58,8 +61,9 @@ _GROUPS = {
     "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "norm=linf|l2", "epsilon=X", "seed=N"],
     "Images": ["data=NAME|FILE", "data_dir=DIR", "split=NAME", "num_examples=N", "image_size=N", "channels=last"],
     "Report": ["output=DIR", "overwrite", "plots=NAME,..", "save_adversarial"],
-    "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "use_batch_stats"],
-}
+    "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "use_batch_stats",
+            "dry_run", "topology=CHIP:GRID"],
+}  # fmt: skip
 
 
 def main(argv):
@@ -67,6 +71,9 @@ def main(argv):
     del argv
     if not _MODEL.value:
         cli.required("checkpoint", ",".join(_CHECKPOINT.value), "the workdir of a run, such as runs/digits")
+
+    if _DRY_RUN.value != bool(_TOPOLOGY.value):
+        raise UserError("--dry_run of an evaluation compiles its attacks for TPUs: give both --dry_run and --topology")
 
     # Imported after the flags are checked, so that a mistake is reported before jax is loaded.
     from robust_gan import parallel
@@ -77,6 +84,8 @@ def main(argv):
     fields = [field.name for field in dataclasses.fields(EvaluationConfig)]
     values: dict[str, Any] = {name: flags.FLAGS[_FLAGS.get(name, name)].value for name in fields}
     config = EvaluationConfig(**values)
+    if _TOPOLOGY.value:
+        return _compile_attacks(config)
     try:
         scores, values = run.run(config)
         unwritten = ""
@@ -104,6 +113,20 @@ def main(argv):
         return cli.complain(unwritten)
     if config.output:
         print(f"\nReport: {config.output.rstrip('/')}/{tables.TABLES}, and the same as {tables.RECORD}")
+    return 0
+
+
+def _compile_attacks(config):
+    """Prints what each attack takes on a topology."""
+    from robust_gan import parallel
+    from robust_gan.evaluation import topology as attacks_on_topology
+    from robust_gan.parallel import topology
+    from robust_gan.reporting import run
+
+    topology.find_topology(_TOPOLOGY.value)  # Before jax looks for devices.
+    subject = run.load(config, parallel.find_devices("cpu", 1))
+    for found in attacks_on_topology.compile_attacks(subject, config.batch_size, _TOPOLOGY.value):
+        print(topology.format_compiled(found), flush=True)
     return 0
 
 

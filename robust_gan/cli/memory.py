@@ -36,19 +36,21 @@ def return_after_compiling() -> None:
     """Has freed memory returned to the system after each long compilation; loads jax.
 
     XLA frees some hundred MB of small pieces when it has compiled a training step. glibc keeps them, and they would
-    count beside the arrays of every step. Nothing happens on other systems.
+    count beside the arrays of every step.
     """
-    if not _is_glibc():
-        return
     import jax
 
-    trim = ctypes.CDLL(None).malloc_trim
-
-    def trim_if_long(event: str, duration_secs: float, **_: str | int) -> None:
+    def return_if_long(event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILED and duration_secs >= _LONG:
-            trim(0)
+            return_freed()
 
-    jax.monitoring.register_event_duration_secs_listener(trim_if_long)
+    jax.monitoring.register_event_duration_secs_listener(return_if_long)
+
+
+def return_freed() -> None:
+    """Returns freed memory to the system; where the allocator is not glibc's, nothing happens."""
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _on_request() -> bool:

@@ -42,9 +42,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for the co
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once in the evaluation.", lower_bound=1)
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Empty for the best available.")
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all.")
-_PROGRESS = flags.DEFINE_bool(
-    "progress", None, "Show bars; by default where stderr is a terminal, and lines in a file."
-)
+_PROGRESS = flags.DEFINE_bool("progress", None, "Show bars; by default on a terminal, and lines in a file.")
 
 _GROUPS = {
     "What": [

@@ -39,9 +39,7 @@ _INIT_FROM = flags.DEFINE_string(
 )
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Empty for the best available.")
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all.")
-_PROGRESS = flags.DEFINE_bool(
-    "progress", None, "Show a bar; by default where stderr is a terminal, and lines in a file."
-)
+_PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default on a terminal, and lines in a file.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write for TensorBoard too (needs the extra tensorboard).")
 _ON_NAN = flags.DEFINE_enum(
     "on_nan", "stop", ["stop", "skip"], "At a NaN or infinite loss or gradient: end with code 3, or leave the step out."
@@ -87,9 +85,10 @@ def main(argv):
             workdir.check(_WORKDIR.value, config)
 
         if _TOPOLOGY.value:
-            from robust_gan.training import topology
+            from robust_gan.parallel.topology import format_compiled
+            from robust_gan.training.topology import compile_step
 
-            print(topology.format_compiled(topology.compile_step(config, _TOPOLOGY.value)))
+            print(format_compiled(compile_step(config, _TOPOLOGY.value)))
             return 0
         from robust_gan import parallel
         from robust_gan.training import dry_run

@@ -172,6 +172,24 @@ class ShardedModel:
             seed: Of the attack's randomness; an image's key depends on it, the attack's name and its position alone.
         """
         key = attack_key(attack, seed)
+        functions, arguments = self._with_attack(attack, key, threat)
+        made_images = self._compiler.map(_crafter(attack), functions)((arguments, (key, threat)), shares)
+        if attack not in self.attacks and attack != GENERATOR:
+            return made_images
+        if why := find_violation(parallel.gather(made_images), parallel.gather(shares[1]), threat):
+            raise UserError(f"the attack {attack} on {self.name} {why}")
+        return made_images
+
+    def program(self, attack: str, threat: ThreatModel) -> tuple[Callable[..., jax.Array], PyTree]:
+        """Returns what `craft` compiles for an attack, and its replicated arguments, to compile it ahead of time."""
+        key = attack_key(attack, 0)
+        functions, arguments = self._with_attack(attack, key, threat)
+        return _bound(_crafter(attack), list(map(_head, functions))), (arguments, (key, threat))
+
+    def _with_attack(
+        self, attack: str, key: jax.Array, threat: ThreatModel
+    ) -> tuple[list[Callable[..., Any]], list[PyTree]]:
+        """Returns the functions of the model and of an attack that is one, and the arrays of each on the devices."""
         functions, arguments = [self.model.logits_fn], [self._arguments]
         if attack == GENERATOR or attack in RETRAINED or attack in self.attacks:
             made: Callable[..., Any] | None = self.attacks.get(attack, self.generator)
@@ -181,12 +199,7 @@ class ShardedModel:
             if id(made) not in self._generators:
                 self._generators[id(made)] = parallel.replicate(arguments_of(made), self._devices)
             functions, arguments = [*functions, made], [*arguments, self._generators[id(made)]]
-        made_images = self._compiler.map(_crafter(attack), functions)((arguments, (key, threat)), shares)
-        if attack not in self.attacks and attack != GENERATOR:
-            return made_images
-        if why := find_violation(parallel.gather(made_images), parallel.gather(shares[1]), threat):
-            raise UserError(f"the attack {attack} on {self.name} {why}")
-        return made_images
+        return functions, arguments
 
     def _trained(self, attack: str, key: jax.Array, threat: ThreatModel) -> Attack:
         """Trains a generator against the model, once for each radius, on the first of the devices."""

@@ -197,26 +197,29 @@ def map_batch(function: Callable[..., PyTree], devices: Sequence[jax.Device]) ->
     """
     mesh = Mesh(np.asarray(local(devices)), (AXIS,))
     replicated_sharding, batch_sharding = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    mapped = jit_batch(function, mesh)
+
+    def call(replicated, batch):
+        return mapped(jax.device_put(replicated, replicated_sharding), jax.device_put(batch, batch_sharding))
+
+    return call
+
+
+def jit_batch(function: Callable[..., PyTree], mesh: Mesh) -> jax.stages.Wrapped:
+    """Returns the jitted function of `map_batch`, whose arguments must be placed; it can be compiled ahead of time.
+
+    >>> mesh = Mesh(np.asarray(find_devices(num_devices=1)), (AXIS,))
+    >>> jit_batch(lambda scale, batch: scale * batch, mesh)(2.0, np.ones((1, 3))).tolist()
+    [[2.0, 2.0, 2.0]]
+    """
 
     def one_device(replicated, batch):
         rows = function(replicated, jax.tree.map(lambda array: array[0], batch))
         return jax.tree.map(lambda array: array[None], rows)
 
     # Not jax.pmap, whose caches keep the arrays of closures alive (jax 0.10 and 0.11).
-    mapped = jax.jit(
-        jax.shard_map(
-            one_device,
-            mesh=mesh,
-            in_specs=(replicated_sharding.spec, batch_sharding.spec),
-            out_specs=batch_sharding.spec,
-            check_vma=False,
-        )
-    )
-
-    def call(replicated, batch):
-        return mapped(jax.device_put(replicated, replicated_sharding), jax.device_put(batch, batch_sharding))
-
-    return call
+    in_specs, out_specs = (PartitionSpec(), PartitionSpec(AXIS)), PartitionSpec(AXIS)
+    return jax.jit(jax.shard_map(one_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
 
 
 def gather(rows: jax.Array | np.ndarray) -> np.ndarray:

@@ -353,9 +353,9 @@ def test_a_program_starts_again_with_large_pages_where_they_are_given_on_request
 def test_freed_memory_is_returned_after_a_long_compilation(monkeypatch):
     trimmed, listeners = [], []
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: types.SimpleNamespace(malloc_trim=trimmed.append))
-    monkeypatch.setattr(jax.monitoring, "register_event_duration_secs_listener", listeners.append)
-    memory.return_after_compiling.__wrapped__()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.monitoring, "register_event_duration_secs_listener", listeners.append)
+        memory.return_after_compiling.__wrapped__()
     jax.monitoring.register_event_duration_secs_listener(*listeners)
     try:
         jax.jit(lambda x: x + 1)(1.0)

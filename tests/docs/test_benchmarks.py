@@ -64,11 +64,27 @@ def test_the_step_is_counted_as_it_was_measured(benchmark):
     assert counting.step("resnet20", 128) == 2 * counting.step("resnet20", 64)
 
 
-@pytest.mark.parametrize("name", ["counting", "measuring"])
+@pytest.mark.parametrize("name", ["counting", "measuring", "topologies"])
 def test_their_examples_run(benchmark, name):
     tested = doctest.testmod(benchmark(name))
     assert tested.attempted
     assert not tested.failed
+
+
+def test_topologies_are_compiled_once_unless_the_limit_grew(benchmark, monkeypatch, tmp_path, capsys):
+    topologies, compiled = benchmark("topologies"), []
+
+    def run_one(name, topology, precision, limit):
+        compiled.append((name, limit))
+        return {"limit": limit} if name == "mnist" else {"error": "no libtpu"}
+
+    monkeypatch.setattr(topologies, "run_one", run_one)
+    for limit, count in ((60, 2), (60, 2), (90, 3)):
+        command = ["topologies.py", "--configs=digits,mnist", "--topologies=v5e:2x2", f"--output={tmp_path}/rows"]
+        monkeypatch.setattr(sys, "argv", [*command, f"--limit={limit}"])
+        topologies.main()
+        assert f"| `mnist`, v5e:2x2 | not finished in {limit} CPU s |" in capsys.readouterr().out
+        assert len(compiled) == count
 
 
 def test_the_step_that_is_timed_is_that_of_a_run(benchmark, monkeypatch):

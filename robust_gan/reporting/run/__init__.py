@@ -96,6 +96,20 @@ def _run(config: EvaluationConfig, devices: Sequence[jax.Device]) -> tuple[Score
     return result.scores, values
 
 
+def load(config: EvaluationConfig, devices: Sequence[jax.Device]) -> Subject:
+    """Loads what `run` evaluates and tries it on a few images, without an attack on all and without a report.
+
+    Args:
+        config: What to evaluate.
+        devices: The devices.
+
+    Raises:
+        UserError: As `run`, except for those on the report folder.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return _load(config, _plan(config), devices)
+
+
 def _plan(config: EvaluationConfig) -> AttackPlan:
     """Reads the attacks; refuses what no model and no image could make valid."""
     if not config.checkpoints and not config.models:
