@@ -6,7 +6,7 @@ NORMS = ("linf", "l2")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("piecewise", "cosine", "one_cycle")
 ADVERSARIES = ("none", "fgsm", "pgd", "ensemble", "generator")
-CLASSIFIER_LOSSES = ("cross_entropy", "trades")
+CLASSIFIER_LOSSES = ("cross_entropy", "trades", "ibp")
 ATTACK_LOSSES = ("cross_entropy", "kl", "margin")
 FGSM_STARTS = ("random", "noise")
 ENSEMBLE_SCHEMES = ("paper", "tramer")
@@ -96,6 +96,23 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass
+class IBPConfig:
+    """The certified term of the classifier's loss `ibp`: the cross-entropy of bounds of the logits.
+
+    Attributes:
+        weight: Its share of the loss at the end; the other terms have the rest.
+        epsilon: Radius of the bounds at the end; 0 for `threat.epsilon`. A larger one is usual on MNIST: 0.4 for 0.3.
+        warmup_steps: Training steps without the term.
+        ramp_steps: Steps after these over which the radius and the share grow in a straight line.
+    """
+
+    weight: float = 0.5
+    epsilon: float = 0.0
+    warmup_steps: int = 0
+    ramp_steps: int = 0
+
+
+@dataclasses.dataclass
 class ClassifierConfig:
     """The classifier (the released code's discriminator) and its loss.
 
@@ -104,7 +121,8 @@ class ClassifierConfig:
             takes any of `num_classes` and `dtype`.
         optimizer: Its optimiser.
         loss: `cross_entropy`, on clean and on adversarial images; or `trades`: on clean images, and the divergence
-            KL(clean || adversarial) of the predictions in place of the adversarial term (Zhang et al. 2019).
+            KL(clean || adversarial) of the predictions in place of the adversarial term (Zhang et al. 2019); or `ibp`:
+            the cross-entropy, and that of interval bounds, see `IBPConfig` (Gowal et al. 2018).
         clean_weight: Weight of the cross-entropy on clean images; 0 trains on adversarial images alone.
         adversarial_weight: Weight of the adversarial term; beta of TRADES, where 6 is usual.
         label_smoothing: Share of the label's probability that is spread over all classes in the classifier's
@@ -118,6 +136,7 @@ class ClassifierConfig:
             none.
         attack_bn_mode: BatchNorm statistics of the classifier *while it is attacked in training*: `batch`, those
             of the attacked batch, as the released code does, or `running`. At test it is always `running`.
+        ibp: Read when `loss` is `ibp`.
     """
 
     network: str = "digits_cnn"
@@ -130,6 +149,7 @@ class ClassifierConfig:
     awp_gamma: float = 0.0
     ema_decay: float = 0.0
     attack_bn_mode: str = "batch"
+    ibp: IBPConfig = dataclasses.field(default_factory=IBPConfig)
 
 
 @dataclasses.dataclass

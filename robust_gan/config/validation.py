@@ -49,15 +49,16 @@ _CHOICES = {
 }
 _AT_LEAST: tuple[tuple[float, tuple[str, ...]], ...] = (
     (0, ("seed", "data.train_size", "data.extra_size", "data.padding", "data.image_size",
-         "adversary.epsilon_warmup_steps", "adversary.generator.latent_size", "steps_per_call",
-         "validation.size", "validation.patience")),
+         "adversary.epsilon_warmup_steps",
+         "classifier.ibp.warmup_steps", "classifier.ibp.ramp_steps", "adversary.generator.latent_size",
+         "steps_per_call", "validation.size", "validation.patience")),
     (1, ("data.validation_size", "adversary.ensemble.pgd_steps", "adversary.pgd.num_steps", "adversary.generator.steps",
          "adversary.generator.update_every", "adversary.generator.batches_per_step",
          "adversary.generator.num_refinements", "batch_size", "num_steps",
          "log_every", "max_to_keep", "validation.every", "validation.batch_size", "validation.pgd_steps")),
     (0.0, ("adversary.fgsm.step_size", "adversary.pgd.step_size", "adversary.generator.diversity",
            "adversary.generator.final_fgsm_step", "classifier.clean_weight", "classifier.adversarial_weight",
-           "classifier.awp_gamma", "classifier.consistency")),
+           "classifier.awp_gamma", "classifier.consistency", "classifier.ibp.epsilon")),
 )  # fmt: skip
 _SHARES = ("classifier.label_smoothing", "classifier.ema_decay", "adversary.ensemble.clean_share")
 
@@ -153,12 +154,26 @@ def validate(config: Config) -> None:
             "classifier.consistency needs an adversary, adversarial_weight above 0 and penalty.coefficient 0: "
             "set them, or it to 0"
         )
+    _validate_ibp(config)
     weight = config.classifier.clean_weight + adversarial_weight(config)
     if weight == 0:
         raise UserError(
             "classifier.clean_weight and classifier.adversarial_weight leave nothing to learn from: "
             "one must be above 0 (with adversary 'none' it is clean_weight)"
         )
+
+
+def _validate_ibp(config: Config) -> None:
+    if not 0 < config.classifier.ibp.weight <= 1:
+        raise UserError(f"classifier.ibp.weight must be above 0 and at most 1, not {config.classifier.ibp.weight}")
+    if config.classifier.loss != "ibp":
+        return
+    if config.threat.norm != "linf":
+        raise UserError(f"the loss ibp bounds the norm linf, but threat.norm is {config.threat.norm!r}")
+    if config.precision != "float32":
+        raise UserError(f"the loss ibp needs precision float32, not {config.precision!r}")
+    if config.classifier.ibp.epsilon:
+        check_epsilon(config.classifier.ibp.epsilon, "classifier.ibp.epsilon")
 
 
 def adversarial_weight(config: Config) -> float:
@@ -191,7 +206,10 @@ def _validate_penalty(config: Config) -> None:
     if config.classifier.adversarial_weight == 0:
         raise UserError("penalty.coefficient must be 0 when classifier.adversarial_weight is 0: nothing is attacked")
     if config.classifier.loss != "cross_entropy":
-        raise UserError("penalty.coefficient must be 0 with the TRADES loss: the penalty is that of the zero-sum game")
+        raise UserError(
+            f"penalty.coefficient must be 0 with the loss {config.classifier.loss!r}: the penalty belongs to the game "
+            "of the cross-entropy"
+        )
 
 
 def _validate_generator(generator: GeneratorConfig, norm: str) -> None:

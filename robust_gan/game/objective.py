@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from robust_gan import certification
 from robust_gan.game.state import Game
 from robust_gan.losses import classifier_loss, cross_entropy, is_correct, trades
 from robust_gan.optimizers import kernels, mean_over
@@ -138,10 +139,29 @@ def _loss_gradient(game, classifier, batch, images, axis_name, params):
             logits["adversarial"], batch_stats = game.classifier.apply(
                 params, batch_stats, jax.lax.stop_gradient(images), train=True, axis_name=axis_name
             )
-        return _mean_loss(game, logits, batch.labels), (logits, batch_stats)
+        loss, bounded = _mean_loss(game, logits, batch.labels), {}
+        if game.certified is not None:
+            loss, bounded = _add_certified(game, classifier.batch_stats, params, batch, loss)
+        return loss, (logits, batch_stats, bounded)
 
-    gradient, (logits, batch_stats) = jax.grad(mean_loss, has_aux=True)(params)
-    return gradient, batch_stats, _measure(game, logits, batch.labels)
+    gradient, (logits, batch_stats, bounded) = jax.grad(mean_loss, has_aux=True)(params)
+    return gradient, batch_stats, _measure(game, logits, batch.labels) | bounded
+
+
+def _add_certified(game, batch_stats, params, batch, loss):
+    """Mixes the loss with the cross-entropy of the worst logits that interval bounds allow.
+
+    BatchNorm has its running statistics there, as in the model that is certified in the end.
+    """
+
+    def logits_fn(images):
+        return game.classifier.apply(params, batch_stats, images, train=False)[0]
+
+    margins = certification.margin_bounds(logits_fn, batch.images, batch.labels, game.certified.threat)
+    certified = jnp.mean(cross_entropy(-margins, batch.labels))
+    robust = jnp.mean(jnp.sum(margins > 0, axis=-1) == margins.shape[-1] - 1)
+    loss = (1 - game.certified.weight) * loss + game.certified.weight * certified
+    return loss, {"classifier_loss": loss, "certified_loss": certified, "certified_accuracy": robust}
 
 
 def _penalised_gradient(game, classifier, batch, phi, images_fn, axis_name, params):

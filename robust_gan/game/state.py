@@ -10,7 +10,7 @@ import optax
 
 from robust_gan import adversaries, networks, optimizers, threat_model
 from robust_gan.config import Config, adversarial_weight
-from robust_gan.types import Adversary, LogitsFn, Network, PlayerState, PyTree, Variables
+from robust_gan.types import Adversary, LogitsFn, Network, PlayerState, PyTree, ThreatModel, Variables
 
 
 class TrainState(NamedTuple):
@@ -29,6 +29,33 @@ class TrainState(NamedTuple):
     classifier: PlayerState
     adversary: PyTree
     average: Variables | None = None
+
+
+class CertifiedTerm(NamedTuple):
+    """The term of the classifier's loss that bounds it over the whole ball.
+
+    Attributes:
+        threat: The threat model of the bounds.
+        weight: Share of the term in the loss.
+        warmup_steps: Training steps without it.
+        ramp_steps: Steps after these over which radius and share grow in a straight line.
+    """
+
+    threat: ThreatModel
+    weight: float | jax.Array
+    warmup_steps: int = 0
+    ramp_steps: int = 0
+
+    def at_step(self, step: jax.Array) -> "CertifiedTerm":
+        """Returns the term of a step.
+
+        >>> from robust_gan import LinfThreat
+        >>> term = CertifiedTerm(LinfThreat(0.4), 0.5, warmup_steps=10, ramp_steps=10)
+        >>> [round(float(term.at_step(jnp.int32(step)).weight), 2) for step in (9, 14, 99)]
+        [0.0, 0.25, 0.5]
+        """
+        share = jnp.clip((step + 1 - self.warmup_steps) / max(self.ramp_steps, 1), 0.0, 1.0)
+        return self._replace(threat=threat_model.scaled(self.threat, share), weight=share * self.weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +82,7 @@ class Game:
             by the one and then by the other; evaluation uses the running ones.
         awp_gamma: Size of the adversarial weight perturbation (`objective.perturb_weights`); 0 for none.
         ema_decay: Decay of the exponential moving average of the weights; 0 for none.
+        certified: The term of the loss `ibp`, or None.
         epsilon_warmup_steps: Steps over which the radius grows linearly up to epsilon; 0 for none.
         adversary_within: Returns the adversary for a share of epsilon; used by the warm-up alone.
     """
@@ -75,12 +103,13 @@ class Game:
     attack_bn_mode: str = "batch"
     awp_gamma: float = 0.0
     ema_decay: float = 0.0
+    certified: CertifiedTerm | None = None
     epsilon_warmup_steps: int = 0
     adversary_within: Callable[[float | jax.Array], Adversary] | None = None
 
 
 def at_step(game: Game, step: jax.Array) -> Game:
-    """Returns the game of a step: during the warm-up, with an adversary of a smaller radius.
+    """Returns the game of a step: during warm-ups, with an adversary and a certified term of a smaller radius.
 
     Args:
         game: The game.
@@ -95,6 +124,8 @@ def at_step(game: Game, step: jax.Array) -> Game:
     >>> at_step(game, jnp.int32(1)).adversary is game.adversary
     True
     """
+    if game.certified is not None:
+        game = dataclasses.replace(game, certified=game.certified.at_step(step))
     if not game.epsilon_warmup_steps or game.adversary_within is None:
         return game
     share = jnp.minimum((step + 1) / game.epsilon_warmup_steps, 1.0)
@@ -148,6 +179,15 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
         attack_bn_mode=config.classifier.attack_bn_mode,
         awp_gamma=config.classifier.awp_gamma,
         ema_decay=config.classifier.ema_decay,
+        certified=_certified_term(config),
         epsilon_warmup_steps=config.adversary.epsilon_warmup_steps,
         adversary_within=within,
     )
+
+
+def _certified_term(config: Config) -> CertifiedTerm | None:
+    settings = config.classifier.ibp
+    if config.classifier.loss != "ibp":
+        return None
+    threat = threat_model.LinfThreat(settings.epsilon or config.threat.epsilon)
+    return CertifiedTerm(threat, settings.weight, settings.warmup_steps, settings.ramp_steps)

@@ -205,6 +205,7 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
     ),
     "mnist_cnn": MnistCNN,
     "mnist_cnn_strided": StridedCNN,
+    "mnist_cnn_strided_wide": functools.partial(StridedCNN, widths=(32, 64), hidden=512),
     "digits_cnn": DigitsCNN,
 }
 """Modules by name; `registry.py` adds to them."""
@@ -222,8 +223,9 @@ def build_classifier(name: str, num_classes: int, dtype: str = "float32") -> Net
     Args:
         name: One of `CLASSIFIERS`. "resnet20" is the released network for CIFAR-10 ("resnet18_2" there),
             "resnet20_wide" ten times as wide, "resnet18" the one that later work compares on, "resnet20_svhn" and
-            "mnist_cnn" the released one for SVHN and MNIST, "mnist_cnn_strided" a light one for MNIST (these two fix
-            the size of the images when they are initialised), "digits_cnn" a small one for 8x8 images. Or
+            "mnist_cnn" the released one for SVHN and MNIST, "mnist_cnn_strided" a light one for MNIST and
+            "mnist_cnn_strided_wide" a wider one (these three fix the size of the images when they are initialised),
+            "digits_cnn" a small one for 8x8 images. Or
             `package.module:function`, a function that takes any of `num_classes` and `dtype` and returns a `Network`.
         num_classes: Number of classes, K.
         dtype: `float32`, or `bfloat16`: parameters, statistics, the first and the last layer stay float32, so that no

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from robust_gan import adversaries, checkpoint, evaluation, threat_model
+from robust_gan import adversaries, certification, checkpoint, evaluation, threat_model
 from robust_gan.config import Config
 from robust_gan.game import TrainState
 from robust_gan.networks import inference
@@ -66,6 +66,8 @@ class Evaluator:
         )  # fmt: skip
         metrics = {"validation/clean_accuracy": scores.clean_accuracy(model.name)}
         metrics |= {f"validation/{attack}": float(row.mean()) for (_, _, attack), row in scores.robust.items()}
+        if config.classifier.loss == "ibp":
+            metrics["validation/certified"] = self._certify(model)
         if len(selecting) > 1:
             rows = [row for (_, _, attack), row in scores.robust.items() if attack in selecting]
             metrics["validation/worst_case"] = float(np.all(rows, axis=0).mean())
@@ -76,6 +78,19 @@ class Evaluator:
             metrics, health, diagnostics.get_warnings(metrics, health, config, len(self._labels), best), clean,
             {name: noise_images.get_noise(made, clean, config.threat.epsilon) for name, made in shown.items()},
         )  # fmt: skip
+
+    def _certify(self, model: evaluation.Model) -> float:
+        """Computes the share of certified images."""
+        threat, size = threat_model.from_config(self._setup.config.threat), self._setup.config.validation.batch_size
+        certified = [
+            np.asarray(_certify(model.logits_fn, evaluation.to_unit(self._images[at : at + size]),
+                                self._labels[at : at + size], threat))
+            for at in range(0, len(self._labels), size)
+        ]  # fmt: skip
+        return float(np.concatenate(certified).mean())
+
+
+_certify = jax.jit(certification.certify)
 
 
 def get_model(config: Config, state: TrainState, info: checkpoint.DataInfo) -> evaluation.Model:
@@ -104,13 +119,15 @@ def get_selection_metric(config: Config, metrics: dict[str, float]) -> float:
         metrics: See `Validation.metrics`.
 
     Returns:
-        Robust accuracy under PGD, or in the worst case over it and `validation.attacks`; for standard training, where
-        it stays near 0, clean accuracy.
+        With the loss `ibp`, the share of certified images; otherwise robust accuracy under PGD, or in the worst case
+        over it and `validation.attacks`; for standard training, where it stays near 0, clean accuracy.
 
     >>> metrics = {"validation/clean_accuracy": 0.9, "validation/pgd10": 0.4}
     >>> get_selection_metric(Config(), metrics)
     0.4
     """
+    if config.classifier.loss == "ibp":
+        return metrics["validation/certified"]
     if config.adversary.name == "none":
         return metrics["validation/clean_accuracy"]
     return metrics.get("validation/worst_case", metrics[f"validation/pgd{config.validation.pgd_steps}"])

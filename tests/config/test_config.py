@@ -53,6 +53,8 @@ AT_LEAST = {
     "data__image_size": 0,
     "adversary__pgd__num_steps": 1,
     "adversary__ensemble__pgd_steps": 1,
+    "classifier__ibp__warmup_steps": 0,
+    "classifier__ibp__ramp_steps": 0,
     "adversary__generator__num_refinements": 1,
     "adversary__generator__latent_size": 0,
     "validation__patience": 0,
@@ -72,6 +74,7 @@ NOT_NEGATIVE = (
     "classifier__clean_weight",
     "classifier__adversarial_weight",
     "classifier__awp_gamma",
+    "classifier__ibp__epsilon",
     "classifier__consistency",
 )
 PLAYERS = ("classifier__optimizer__", "adversary__generator__optimizer__")
@@ -85,6 +88,7 @@ BAD = [
     ("threat__epsilon", 8, r"is 8, but pixels are in \[0, 1\]: for 8 grey levels of 255 write 8/255 \(0.03137\)"),
     ("threat__epsilon", 1.5, "is 1.5, but .* write 1.5/255"),
     *(("threat__epsilon", bad, r"must be a number in \(0, 1\], not ") for bad in (0.0, -0.1, math.nan, math.inf)),
+    ("classifier__ibp__weight", math.nan, "must be above 0 and at most 1, not nan"),
     ("threat__norm", "l1", "must be one of linf, l2, not 'l1'"),
     ("adversary__name", "gan", "must be one of none, fgsm, pgd, ensemble, generator, not 'gan'"),
     ("adversary__fgsm__start", "", "must be one of random, noise, not ''"),
@@ -95,7 +99,7 @@ BAD = [
     ("adversary__generator__start", "zero", "must be one of none, uniform, vertex, noise, not 'zero'"),
     ("adversary__generator__inputs", ("loss",), "must be one of gradient, perturbation, label, not 'loss'"),
     ("adversary__generator__inputs", ("label", "label"), "names something twice: label, label"),
-    ("classifier__loss", "mart", "must be one of cross_entropy, trades, not 'mart'"),
+    ("classifier__loss", "mart", "must be one of cross_entropy, trades, ibp, not 'mart'"),
     *(
         (field, bad, r"must be in \[0, 1\), not")
         for field in ("classifier__label_smoothing", "classifier__ema_decay", "adversary__ensemble__clean_share")
@@ -203,7 +207,7 @@ def getattr_path(name):
         ({"classifier__consistency": 1.0, "penalty__coefficient": 0.1}, "penalty.coefficient 0: set them, or it to 0"),
         ({"classifier__loss": "trades", "classifier__clean_weight": 0.0}, "the TRADES loss needs clean_weight"),
         ({"classifier__loss": "trades", "adversary__name": "none"}, "needs .* an adversary that makes images"),
-        ({"classifier__loss": "trades", "penalty__coefficient": 0.1}, "must be 0 with the TRADES loss"),
+        ({"classifier__loss": "trades", "penalty__coefficient": 0.1}, "must be 0 with the loss .trades."),
         ({"penalty__decay": True}, "penalty.decay is of the form 'finite_difference'"),
         ({"adversary__ensemble__clean_share": 1.0}, r"clean_share must be in \[0, 1\), not 1.0"),
         (

@@ -64,7 +64,7 @@ def test_every_config_builds_and_takes_one_step(path, method):
     after, metrics = jax.eval_shape(functools.partial(game_lib.train_step, game), state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert "classifier_loss" in metrics
-    if path.stem in COUNTS:
+    if path.stem in COUNTS and config.classifier.loss != "ibp":
         assert networks.count_params(state.classifier.params) == COUNTS[path.stem][0]
         if method == "generator":
             assert networks.count_params(state.adversary.params) == COUNTS[path.stem][1]

@@ -21,6 +21,7 @@ IMAGE_SHAPES = {
     "resnet20_svhn": (32, 32, 3),
     "mnist_cnn": (28, 28, 1),
     "mnist_cnn_strided": (28, 28, 1),
+    "mnist_cnn_strided_wide": (28, 28, 1),
     "digits_cnn": (8, 8, 1),
     "resnet_generator": (32, 32, 3),
     "resnet_generator_svhn": (32, 32, 3),
@@ -63,6 +64,8 @@ def assert_close(actual, expected, tolerance=1e-5):
         ("mnist_cnn", 83_466),
         # 4*4*1*16+16 + 4*4*16*32+32 + 1568*100+100 + 100*10+10: that of Wong et al.
         ("mnist_cnn_strided", 166_406),
+        # 4*4*1*32+32 + 4*4*32*64+64 + 3136*512+512 + 512*10+10.
+        ("mnist_cnn_strided_wide", 1_644_650),
         ("digits_cnn", 56_554),
         ("resnet_generator", 7_892_099),
         ("resnet_generator_svhn", 7_892_099),

@@ -51,4 +51,7 @@ def get_config(choice: str = "generator") -> Config:
         validation=ValidationConfig(every=200, pgd_steps=10),
     )
     # The budgets `paper` and `short` are the same: the data set is small.
-    return methods.apply_method(methods.debug(config) if budget == "debug" else config, name)
+    config = methods.apply_method(methods.debug(config) if budget == "debug" else config, name)
+    if config.classifier.loss == "ibp" and budget != "debug":
+        return methods.certifiable(config, network="mnist_cnn_strided", num_steps=5_000, epsilon=0.2)
+    return config

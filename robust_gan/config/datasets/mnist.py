@@ -64,6 +64,9 @@ def get_config(choice: str = "generator") -> Config:
     if budget == "debug":
         config = methods.debug(config)
     config = methods.apply_method(config, name)
+    if config.classifier.loss == "ibp" and budget != "debug":
+        config.batch_size = 128
+        return methods.certifiable(config, network="mnist_cnn_strided_wide", num_steps=28_000, epsilon=0.4)
     return _shortened(config) if budget == "short" else methods.as_released(config, name)
 
 
