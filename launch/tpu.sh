@@ -8,7 +8,7 @@
 #   --name=NAME       name of the TPU VM
 #   --zone=ZONE       zone, such as us-central2-b
 #   --type=TYPE       the accelerator, such as v4-8 (one worker) or v4-16 (two)
-#   --version=NAME    the runtime [tpu-ubuntu2204-base]
+#   --version=NAME    the runtime [that of the type]
 #   --project=ID      Google Cloud project [gcloud's default]
 #   --spot            a cheaper, preemptible TPU; after a preemption it is created again and the run resumes
 #   --retries=N       maximal number of preemptions [10]
@@ -25,7 +25,7 @@ mistake() {
   echo "error: $1" >&2
   exit 2
 }
-name='' zone='' type='' version=tpu-ubuntu2204-base project='' spot='' retries=10 collect='' keep='' dry_run=''
+name='' zone='' type='' version='' project='' spot='' retries=10 collect='' keep='' dry_run=''
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   value=${1#*=}
   case $1 in
@@ -48,6 +48,13 @@ shift
 for flag in name zone type; do
   [[ ${!flag} =~ ^[a-z0-9-]+$ ]] || mistake "--$flag must be given, in small letters, digits and dashes, not '${!flag}'"
 done
+case $type in
+  v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+  v5p-*) runtime=v2-alpha-tpuv5 ;;
+  v6e-*) runtime=v2-alpha-tpuv6e ;;
+  *) runtime='tpu-ubuntu2204-base' ;;
+esac
+version=${version:-$runtime}
 [[ $retries =~ ^[0-9]+$ ]] || mistake "--retries must be a number, not '$retries'"
 [ -z "$collect" ] || { [[ $collect != /* ]] && [[ $collect != *..* ]]; } ||
   mistake "--collect must be a folder below the code, not '$collect'"

@@ -177,3 +177,14 @@ def test_a_local_pod_numbers_its_processes_and_ends_with_the_first_failure(clust
     ended, _ = cluster("local_pod.sh", "3", "--", sys.executable, "-c", program)
     assert ended.returncode == 3
     assert sorted(ended.stdout.splitlines()) == [f"[{number}] --process_id={number}" for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime"), [("v5litepod-16", "v2-alpha-tpuv5-lite"), ("v4-8", "tpu-ubuntu2204-base")]
+)
+def test_the_runtime_is_that_of_the_type(cluster, kind, runtime):
+    flags = [flag for flag in TPU if not flag.startswith("--type=")]
+    ended, _ = cluster("tpu.sh", *flags, f"--type={kind}", "--dry_run", *COMMAND)
+    assert f"--version={runtime}" in ended.stdout
+    ended, _ = cluster("tpu.sh", *flags, f"--type={kind}", "--version=mine", "--dry_run", *COMMAND)
+    assert "--version=mine" in ended.stdout
