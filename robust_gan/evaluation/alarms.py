@@ -328,8 +328,11 @@ def _check_gradients(probe, logits, threat, seed, chosen, no_derivative, robust)
         return [Alarm(name, False, f"not checked: no derivative ({why})", asked=False) for name in names]
     gradients = probe.gradients()
     found, once, twice, wide = _run_attacks(probe, threat, seed)
+    of_all = ""
     if (made := robust.get(f"pgd{_STEPS}")) is not None:
         once = made[probe.positions]
+        if len(made) > len(once):
+            of_all = f"; of all {len(made)} images {made.sum()} ({100 * made.mean():.1f} %) are under pgd{_STEPS}"
     attacked = probe.gradients(found)
     return [
         _zero_gradients(probe, logits, gradients, chosen),
@@ -338,7 +341,7 @@ def _check_gradients(probe, logits, threat, seed, chosen, no_derivative, robust)
             "not_converged",
             _is_more_than_chance(100 * float(once.mean() - twice.mean()), len(once)),
             f"{once.sum()} {chosen} are robust under pgd{_STEPS}, {twice.sum()} with twice the steps and restarts "
-            f"({100 * once.mean():.1f} and {100 * twice.mean():.1f} %)",
+            f"({100 * once.mean():.1f} and {100 * twice.mean():.1f} %){of_all}",
         ),
         Alarm(
             "does_not_reach_0",

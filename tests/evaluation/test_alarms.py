@@ -299,14 +299,17 @@ def test_the_alarms_quote_the_figures_of_the_evaluation():
     robust_under = {attack: scores.robust["m", "m", attack] for attack in scores.attacks}
     assert 0 < robust_under[once].sum() < 40
 
-    def finding(robust):
-        found = alarms.check_model(curved, images, labels, threat, seed=3, robust=robust)
+    def finding(robust, count=128):
+        found = alarms.check_model(curved, images, labels, threat, seed=3, robust=robust, count=count)
         return next(alarm.finding for alarm in found if alarm.name == "not_converged")
 
     for robust in ({}, robust_under):
         first, second = robust_under[once].sum(), robust_under[twice].sum()
         sentence = f"{first} of 40 images are robust under {once}, {second} with twice the steps"
         assert finding(robust).startswith(sentence)
+    table = f"; of all 40 images {first} ({100 * first / 40:.1f} %) are under {once}"
+    assert finding(robust_under, count=20).endswith(table)
+    assert "of all" not in finding(robust_under)
     assert finding({once: np.zeros(40, bool)}).startswith(f"0 of 40 images are robust under {once}")
     with pytest.raises(ValueError, match=r"robust and predicted must be .40., a value for each image, not \(3,\)"):
         alarms.check_model(curved, images, labels, threat, predicted=np.zeros(3, int))
