@@ -1,7 +1,7 @@
 """Exceptions for a user's mistakes.
 
 Every message is one sentence that names the invalid value and a valid one. The commands print it and exit with code 2;
-`UserError` is a `ValueError`. `NotFiniteError` need not be a mistake and has another exit code.
+`UserError` is a `ValueError`. `NotFiniteError` and `CertificateError` need not be a mistake and have other exit codes.
 """
 
 
@@ -19,6 +19,10 @@ class CheckpointError(UserError):
 
 class NotFiniteError(RuntimeError):
     """A loss or a gradient of training became NaN or infinite; the checkpoints before it are intact."""
+
+
+class CertificateError(RuntimeError):
+    """An attack breaks an image that is certified: one of the two is wrong."""
 
 
 def one_line(error: BaseException) -> str:

@@ -5,13 +5,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from robust_gan.errors import NotFiniteError, UserError
+from robust_gan.errors import CertificateError, NotFiniteError, UserError
 
 MISTAKE = 2
 """The exit code of a user's mistake."""
 
 NOT_FINITE = 3
 """The exit code of a run whose numbers became NaN or infinite."""
+
+CERTIFICATE = 4
+"""The exit code of an evaluation in which an attack breaks a certified image."""
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, where nothing was saved."""
@@ -40,6 +43,9 @@ def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str], *, p
     except NotFiniteError as error:
         complain(" ".join([str(error), *getattr(error, "__notes__", [])]))
         return NOT_FINITE
+    except CertificateError as error:
+        complain(str(error))
+        return CERTIFICATE
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED

@@ -28,6 +28,7 @@ flags.DEFINE_string(
     "retrained_generator_label, retrained_generator_refined. Default: clean,fgsm,pgd10,generator.",
 )
 flags.DEFINE_string("sequential", None, "In place of the suite's, each on the examples that remain.")
+flags.DEFINE_list("certify", [], "Certify images too: ibp, crown.")
 flags.DEFINE_string("data", "", "A TFDS name, FILE.npz, IMAGES.npy,LABELS.npy, folder; else training's.")
 flags.DEFINE_string("split", "test", "test, validation or train.")
 flags.DEFINE_integer("num_examples", 0, "Only the first images of the split; 0 for all.")
@@ -58,7 +59,8 @@ _FLAGS = {"checkpoints": "checkpoint", "models": "model"}
 
 _GROUPS = {
     "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "surrogates=DIR[@STEP],.."],
-    "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "norm=linf|l2", "epsilon=X", "seed=N"],
+    "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "certify=NAME,..", "norm=linf|l2",
+                "epsilon=X", "seed=N"],
     "Images": ["data=NAME|FILE", "data_dir=DIR", "split=NAME", "num_examples=N", "image_size=N", "channels=last"],
     "Report": ["output=DIR", "overwrite", "plots=NAME,..", "save_adversarial"],
     "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "use_batch_stats",
@@ -104,6 +106,8 @@ def main(argv):
         print(tables.by_source(scores))
     if table := tables.sequential(values):
         print(f"\nSequential evaluation, each attack on the examples that remained robust:\n{table}")
+    if table := tables.certification(values):
+        print(f"\n{tables.CERTIFIED}\n{table}")
     if table := tables.paired_comparisons(values):
         print(f"\nPaired comparisons, in points:\n{table}")
     print(f"\nAlarms:\n{tables.format_alarms(values)}")

@@ -9,7 +9,7 @@ from robust_gan.errors import UserError
 PLOTS = ("examples", "curve", "transfer")
 """Plots of a report: adversarial examples, robust accuracy against epsilon, and the transfer matrix."""
 
-_LISTS = ("checkpoints", "models", "surrogates", "plots", "attacks", "sequential")
+_LISTS = ("checkpoints", "models", "surrogates", "plots", "attacks", "sequential", "certify")
 _OUTPUTS = ("output", "overwrite", "plots", "progress", "platform", "num_devices", "batch_size")
 
 
@@ -30,6 +30,8 @@ class EvaluationConfig:
         attacks: Attacks made on every model and tried on every target: names of `attacks.by_name`, `generator`,
             retrained generators, or `package.module:function` for an attack of your own. None for those of the suite.
         sequential: Attacks of the sequential evaluation, on each target. None for those of the suite.
+        certify: Methods of certification, of `certification.METHODS`: images that one of them certifies are robust
+            under every attack, and the sequential attacks leave them out.
         norm: `linf` or `l2`; empty for the norm that the first checkpoint was trained with.
         epsilon: Radius in units of [0, 1]; None for the radius that the first checkpoint was trained with.
         seed: Of the attacks.
@@ -61,6 +63,7 @@ class EvaluationConfig:
     suite: str = ""
     attacks: tuple[str, ...] | None = None
     sequential: tuple[str, ...] | None = None
+    certify: tuple[str, ...] = ()
     norm: str = ""
     epsilon: float | None = None
     seed: int = 0

@@ -15,6 +15,7 @@ from robust_gan.data.array_files import check_images, to_unit
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation import alarms, checks
 from robust_gan.evaluation.alarms import Alarm
+from robust_gan.evaluation.certified import certify_images, check_attacks, check_methods
 from robust_gan.evaluation.config import EvaluationConfig
 from robust_gan.evaluation.curve import Curve, trace_curve
 from robust_gan.evaluation.models import (
@@ -73,6 +74,7 @@ def plan_attacks(config: EvaluationConfig, functions: Mapping[str, Attack] = Map
     given = [None if names is None else ",".join(names) for names in (config.attacks, config.sequential)]
     suite = get_suite(config.suite, *given)
     lists = [text.split(",") for text in suite]
+    check_methods(config.certify, config.norm or "linf")
     known = [attack_names([name for name in names if name not in functions]) for names in lists]
     if functions and not config.suite and config.attacks is None:
         lists[0], known[0] = [], ()
@@ -166,6 +168,7 @@ class EvaluationResult:
         scores: Clean accuracy, and robust accuracy under the attacks made on every model, image by image.
         sequential: The result of the sequential evaluation of each target; empty where there was none.
         alarms: For each target.
+        certified: For each target which images are certified, bool `[N]`; empty without `config.certify`.
         curve: Robust accuracy against epsilon, where it was asked for.
         notes: Sentences on what could not be computed or written.
     """
@@ -175,6 +178,7 @@ class EvaluationResult:
     scores: Scores
     sequential: dict[str, SequentialResult] = dataclasses.field(default_factory=dict)
     alarms: dict[str, list[Alarm]] = dataclasses.field(default_factory=dict)
+    certified: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     curve: Curve | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -370,20 +374,29 @@ def run_attacks(
             attacks=attacks._replace(plotted=[_PLOTTED_BY_QUERIES, *attacks.sequential][-1])
         )  # fmt: skip
     images, labels = subject.data.images, subject.data.labels
-    given: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "devices": subject.devices,
-                             "state": state, "progress_fn": progress_fn}  # fmt: skip
+    where: dict[str, Any] = {"batch_size": config.batch_size, "devices": subject.devices, "state": state}
+    # First, so that a model that cannot be bounded is refused before it is attacked.
+    certified = {
+        model.name: certify_images(model, images, labels, threat, config.certify, **where)
+        for model in (subject.targets if config.certify else ())
+    }
+    given: dict[str, Any] = where | {"seed": config.seed, "progress_fn": progress_fn}
     scores = evaluate_transfer(
         subject.targets, images, labels, threat, attacks=attacks.pick(attacks.names), surrogates=subject.surrogates,
         shown=shown, **given,
     )  # fmt: skip
-    result = EvaluationResult(config, subject, scores)
+    result = EvaluationResult(config, subject, scores, certified=certified)
+    for index, (name, proven) in enumerate(certified.items()):
+        tried = {f"{attack} made on {source}": robust for (target, source, attack), robust in scores.robust.items()
+                 if target == name}  # fmt: skip
+        check_attacks(name, proven, {CLEAN: scores.clean[index], **tried})
     for model in subject.targets if attacks.sequential else ():
         rows = state.rows(f"adversarial: {model.name}", to_unit(images)) if config.save_adversarial else None
         predicted = state.array(f"predicted, sequential: {model.name}", np.full(len(labels), -1, np.int32))
         broken_by = np.full(len(labels), -1, np.int16)
         robust, results = evaluate_sequential(
             model, images, labels, threat, attacks=attacks.pick(attacks.sequential), adversarial=rows,
-            predicted=predicted, broken_by=broken_by, **given,
+            predicted=predicted, broken_by=broken_by, certified=certified.get(model.name), **given,
         )  # fmt: skip
         result.sequential[model.name] = SequentialResult(
             robust, results, broken_by, np.where(robust, labels, predicted), rows

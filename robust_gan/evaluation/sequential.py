@@ -39,6 +39,7 @@ def evaluate_sequential(
     batch_size: int = 500, seed: int = 0, devices: Sequence[jax.Device] | None = None,
     state: EvaluationState | None = None, adversarial: np.ndarray | Rows | None = None,
     predicted: np.ndarray | None = None, broken_by: np.ndarray | None = None,
+    certified: np.ndarray | None = None,
     progress_fn: Callable[[int], Any] = lambda images: None,
 ) -> tuple[np.ndarray, list[AttackResult]]:  # fmt: skip
     """Attacks a model with several attacks, each only on the remaining robust images, as AutoAttack does.
@@ -59,6 +60,7 @@ def evaluate_sequential(
         adversarial: float32 `[N, H, W, C]` in [0, 1], filled in place with the misclassified adversarial images.
         predicted: int32 `[N]`, filled in place with the classes that these are classified as.
         broken_by: int16 `[N]`, filled in place with the index of the result that broke an image.
+        certified: bool `[N]`, images that are not attacked: they are robust under every attack.
         progress_fn: Called with the number of images that an attack is done with, attacked or not.
 
     Returns:
@@ -88,14 +90,15 @@ def evaluate_sequential(
     runner = _Runner(sharded, images, labels, threat, batch_size, seed, devices,
                      EvaluationState() if state is None else state, adversarial, predicted, progress_fn)  # fmt: skip
     remaining = np.ones(len(images), bool)
+    skipped = np.zeros(len(images), bool) if certified is None else certified
     results: list[AttackResult] = []
     for attack in (CLEAN, *filter(sharded.can, names)):
-        robust, seconds = runner.attack(attack, remaining)
-        robust = remaining & robust
+        tried = remaining if attack == CLEAN else remaining & ~skipped
+        robust, seconds = runner.attack(attack, tried)
+        robust = remaining & (robust | ~tried)
         if broken_by is not None:
             broken_by[remaining & ~robust] = len(results)
-        attacked = int(remaining.sum())
-        broken = attacked - int(robust.sum())
+        attacked, broken = int(tried.sum()), int((remaining & ~robust).sum())
         results.append(AttackResult(attack, attacked, broken, float(robust.mean()), round(seconds, 3)))
         remaining = robust
     return remaining, results

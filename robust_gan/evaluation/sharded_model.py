@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import attacks as attacks_lib
-from robust_gan import networks, parallel, prng
+from robust_gan import certification, networks, parallel, prng
 from robust_gan.attacks._checks import find_violation
 from robust_gan.attacks.generator import trained as attack_of_network
 from robust_gan.attacks.retrained_generator import DESIGNS
@@ -214,6 +214,17 @@ class ShardedModel:
             self._fresh[found] = jax.tree_util.Partial(function, *jax.device_get(trained))
         return self._fresh[found]
 
+    def certify(self, method: str, shares: Shares, threat: ThreatModel) -> np.ndarray:
+        """Returns which images of a batch are certified by a method of `certification.METHODS`, bool `[B]`.
+
+        Args:
+            method: Its name.
+            shares: Of `shard_batch`.
+            threat: The threat model.
+        """
+        certify = self._compiler.map(_certifier(method), [self.model.logits_fn])
+        return parallel.gather(certify(([self._arguments], threat), shares))
+
     def score(self, images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Tells which images are classified right, and as what (-1 where logits are NaN): bool and int32 `[B]`."""
         score = self._compiler.map(_score, [self.model.logits_fn])
@@ -288,6 +299,15 @@ def _score(functions, _, batch):
     logits = functions[0](images)
     classes = jnp.where(has_class(logits), jnp.argmax(logits, axis=-1), -1)
     return is_correct(logits, labels), classes.astype(jnp.int32)
+
+
+@functools.cache
+def _certifier(method: str) -> Callable[..., jax.Array]:
+    def certify(functions, threat, batch):
+        _, images, labels = batch
+        return certification.certify(functions[0], images, labels, threat, method=method)
+
+    return certify
 
 
 @functools.cache

@@ -259,6 +259,7 @@ def _shares(report: Mapping[str, Any], name: str, letter: str) -> dict[str, floa
     """Returns the accuracies of a model by column."""
     target = report["targets"][name]
     shares = {"clean": target["clean_accuracy"]}
+    shares |= {"certified": target["certified_accuracy"]} if "certified_accuracy" in target else {}
     shares |= {f"{attack}, white box": by.get(name) for attack, by in target["robust_accuracy"].items()}
     if target["sequential"]:
         *_, last = target["sequential"]

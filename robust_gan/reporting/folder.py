@@ -52,7 +52,7 @@ def identify(config: EvaluationConfig, subject: Subject) -> dict[str, Any]:
     }
 
 
-_SETTINGS = ("seed", "use_batch_stats", "save_adversarial", "batch_size")
+_SETTINGS = ("seed", "certify", "use_batch_stats", "save_adversarial", "batch_size")
 """The other fields of a configuration have been resolved: models, data, threat model and attacks."""
 
 

@@ -21,6 +21,7 @@ from etils import epath
 from robust_gan.attacks.autoattack import VERSIONS
 from robust_gan.evaluation import AttackResult, Curve, Scores, statistics
 from robust_gan.evaluation.alarms import Alarm
+from robust_gan.evaluation.certified import bracket
 from robust_gan.storage import workdir
 from robust_gan.types import ThreatModel
 from robust_gan.version import __version__, made_by
@@ -34,6 +35,8 @@ USE_BATCH_STATS = (
 )
 RECORD, TABLES, EXAMPLES = "report.json", "report.md", "examples.png"
 CURVE, TRANSFER, ADVERSARIAL, CARDS = "curve.png", "transfer.png", "adversarial.npz", "cards"
+
+CERTIFIED = "The true robust accuracy lies between the share of certified images and the worst case over all attacks."
 
 _FEW_CLASSES = (
     "AutoAttack for fewer than 4 classes: the targeted DLR loss (`apgd_t`) needs 4, so `margin_pgd100x5` was run."
@@ -235,6 +238,24 @@ def sequential(values: dict[str, Any]) -> str:
     return markdown(["model", *names, "seconds"], rows) + (f"\n\n{_FEW_CLASSES}" if few else "")
 
 
+def certification(values: dict[str, Any]) -> str:
+    """Returns for each model the bracket of its robust accuracy as a Markdown table; empty without certification.
+
+    Args:
+        values: The output of `record`.
+
+    >>> target = {"certified_accuracy": 0.5, "clean_accuracy": 0.9, "worst_case": {"all": 0.75}}
+    >>> print(certification({"data": {"count": 100}, "targets": {"a": target}}))
+    | model |           certified |            attacked |
+    |-------|--------------------:|--------------------:|
+    | a     | 50.0 (40.4 to 59.6) | 75.0 (65.7 to 82.5) |
+    """
+    count = values["data"]["count"]
+    rows = [[name, *(statistics.format_accuracy(share, count) for share in bracket(target))]
+            for name, target in values["targets"].items() if "certified_accuracy" in target]  # fmt: skip
+    return markdown(["model", "certified", "attacked"], rows) if rows else ""
+
+
 def paired_comparisons(values: dict[str, Any]) -> str:
     """Returns the paired comparisons of models as a Markdown table; empty for a single model.
 
@@ -308,7 +329,8 @@ def record(
     scores: Scores, threat: ThreatModel, *, data: dict[str, Any], models: dict[str, Any], settings: dict[str, Any],
     runs: Sequence[dict[str, Any]], sequential: dict[str, list[AttackResult]] | None = None,
     sequential_robust: dict[str, np.ndarray] | None = None, alarms: dict[str, list[Alarm]] | None = None,
-    curve: Curve | None = None, notes: Sequence[str] = (), config: dict[str, Any] | None = None,
+    certified: dict[str, np.ndarray] | None = None, curve: Curve | None = None, notes: Sequence[str] = (),
+    config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the results and settings of an evaluation as a JSON-able dictionary.
 
@@ -322,6 +344,7 @@ def record(
         sequential: For each target the results of `evaluation.evaluate_sequential`.
         sequential_robust: For each target which images are robust under them.
         alarms: For each target its alarms.
+        certified: For each target which images are certified, where that was asked for.
         curve: Robust accuracy against epsilon, if it was computed.
         notes: Sentences on outputs that could not be written.
         config: The part of the configuration that the results depend on.
@@ -352,7 +375,10 @@ def record(
             ],
             "alarms": [alarm._asdict() for alarm in alarms.get(target, [])],
         }
-        accuracies = ("clean_accuracy", "robust_accuracy", "worst_case")
+        accuracies = ["clean_accuracy", "robust_accuracy", "worst_case"]
+        if certified:
+            targets[target]["certified_accuracy"] = float(certified[target].mean())
+            accuracies.append("certified_accuracy")
         targets[target]["intervals"] = _intervals({name: targets[target][name] for name in accuracies}, count)
     return {
         "schema": SCHEMA,
@@ -422,6 +448,8 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
     ]  # fmt: skip
     if table := sequential(values):
         text += ["## Sequential attacks", "Each attacks the remaining robust images.", table]
+    if table := certification(values):
+        text += ["## Certification", CERTIFIED, table]
     if table := paired_comparisons(values):
         text += ["## Paired comparisons", statistics.PAIRED, table]
     text += ["## Alarms", format_alarms(values)]
@@ -499,6 +527,7 @@ def card(values: dict[str, Any], target: str) -> dict[str, Any]:
     is_autoattack = tuple(sequential[1:]) == VERSIONS["standard"]
     shares = {
         "clean_acc": found["clean_accuracy"],
+        "certified_acc": found.get("certified_accuracy"),
         "autoattack_acc": found["sequential"][-1]["robust_accuracy"] if is_autoattack else None,
         "best_known_robust_acc": found["worst_case"]["all"],
     }

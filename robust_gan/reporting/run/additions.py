@@ -43,6 +43,7 @@ def record(result: EvaluationResult, runs: Sequence[dict[str, Any]]) -> dict[str
         sequential={name: found.attacks for name, found in result.sequential.items()},
         sequential_robust={name: found.robust for name, found in result.sequential.items()},
         alarms=result.alarms,
+        certified=result.certified,
         curve=result.curve,
         notes=result.notes,
     )
