@@ -1,5 +1,6 @@
 """Ensemble adversarial training: attacks on frozen, trained classifiers, as in the released code or in Tramer et al."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,17 +38,14 @@ def ensemble(
     """Returns the adversary that attacks frozen classifiers, so that the attack does not weaken during training.
 
     Args:
-        sources: Trained classifiers, as `checkpoint.load_classifier` returns them. The arrays of a
-            `jax.tree_util.Partial` become the adversary's state.
+        sources: Trained classifiers; the arrays of a `jax.tree_util.Partial` become the adversary's state.
         threat: The threat model.
-        scheme: `paper`: on the first source, for each image one of three attacks, drawn at random: FGSM on the
-            predicted label, PGD on the true label, a step towards the least likely class. `tramer`: for each batch
-            FGSM on a classifier drawn from the sources and the one in training.
+        scheme: `paper`: on the first source, for each image a random one of FGSM on the predicted label, PGD, and a
+            step towards the least likely class. `tramer`: for each batch FGSM on one of the sources or the classifier.
         num_steps: Steps of PGD in `paper`.
         keep_best: PGD returns its best iterate, otherwise its last.
-        clean_share: Share of the images that stay clean, drawn image by image. With 1/4, `clean_weight` 0 and
-            `adversarial_weight` 1 the classifier's loss is the mean over one mixed batch, also for its BatchNorm, as in
-            the released code.
+        clean_share: Share of the images that stay clean, drawn image by image; 1/4 with `clean_weight` 0 and
+            `adversarial_weight` 1 is the released code's mixed batch.
 
     Returns:
         The adversary; its state is an `EnsembleState`.
@@ -56,37 +54,26 @@ def ensemble(
         ValueError: There is no source.
 
     Guarantees:
-        `test_sources_stay_frozen_bit_for_bit`,
-        `test_the_released_ensemble_learns_from_the_mean_over_one_mixed_batch`.
+        `test_sources_stay_frozen_bit_for_bit`, `test_the_released_ensemble_learns_from_the_mean_over_one_mixed_batch`.
 
     References:
         Wang and Yu, "A Direct Approach to Robust Deep Learning Using Adversarial Networks", ICLR 2019, experiments.
-        Tramer, Kurakin, Papernot, Goodfellow, Boneh and McDaniel, "Ensemble Adversarial Training: Attacks and
-            Defenses", ICLR 2018, section 3.4.
+        Tramer et al., "Ensemble Adversarial Training: Attacks and Defenses", ICLR 2018, section 3.4.
 
     >>> from robust_gan import LinfThreat
-    >>> source = lambda images: images.sum((1, 2))
-    >>> int(ensemble([source], LinfThreat(0.1)).init(jax.random.key(0), None).count)
+    >>> int(ensemble([lambda images: images.sum((1, 2))], LinfThreat(0.1)).init(jax.random.key(0), None).count)
     0
     """
     if not sources:
         raise ValueError("ensemble needs at least one source")
     frozen = [source if isinstance(source, jax.tree_util.Partial) else jax.tree_util.Partial(source)
               for source in sources]  # fmt: skip
-    functions = [source.func for source in frozen]
 
     def init(key, images):
         del images
         arrays = tuple((source.args, dict(source.keywords)) for source in frozen)
         # Copies: a step may donate its state, but not the caller's sources.
         return EnsembleState(jax.tree.map(jnp.array, arrays), key, jnp.zeros((), jnp.int32))
-
-    def logits_fns(state):
-        def bind(function, arrays):
-            args, keywords = jax.lax.stop_gradient(arrays)
-            return lambda images: function(*args, images, **keywords)
-
-        return [bind(*pair) for pair in zip(functions, state.sources, strict=True)]
 
     def improve(state, classifier_fn, batch, keys, *, axis_name=None):
         del classifier_fn, batch, keys, axis_name
@@ -96,23 +83,24 @@ def ensemble(
         del axis_name
         if not clean_share:
             return attack(state, classifier_fn, batch, keys)
-        keys = prng.per_image_keys(keys, batch.images.shape[0])
-        clean_keys, attack_keys = prng.split_per_image(keys, 2)
+        clean_keys, attack_keys = prng.split_per_image(prng.per_image_keys(keys, batch.images.shape[0]), 2)
         clean = jax.vmap(lambda key: jax.random.bernoulli(key, clean_share))(clean_keys)
         return jnp.where(clean[:, None, None, None], batch.images, attack(state, classifier_fn, batch, attack_keys))
 
     def attack(state, classifier_fn, batch, keys):
+        logits_fns = [_bind(source.func, arrays) for source, arrays in zip(frozen, state.sources, strict=True)]
         if scheme == "paper":
-            return _paper_attack(logits_fns(state)[0], keys, batch.images, batch.labels, threat, num_steps, keep_best)
-
-        def single(logits_fn):
-            return lambda images, labels: attacks.fgsm(logits_fn, None, images, labels, threat)
-
-        choices = [single(logits_fn) for logits_fn in (*logits_fns(state), classifier_fn)]
-        drawn = jax.random.randint(jax.random.fold_in(state.key, state.count), (), 0, len(choices))
-        return jax.lax.switch(drawn, choices, batch.images, batch.labels)
+            return _paper_attack(logits_fns[0], keys, batch.images, batch.labels, threat, num_steps, keep_best)
+        drawn = jax.random.randint(jax.random.fold_in(state.key, state.count), (), 0, len(logits_fns) + 1)
+        choices = [functools.partial(attacks.fgsm, logits_fn, None) for logits_fn in (*logits_fns, classifier_fn)]
+        return jax.lax.switch(drawn, choices, batch.images, batch.labels, threat)
 
     return Adversary(init, improve, perturb)
+
+
+def _bind(function, arrays):
+    args, keywords = jax.lax.stop_gradient(arrays)
+    return lambda images: function(*args, images, **keywords)
 
 
 def _paper_attack(logits_fn, keys, images, labels, threat, num_steps, keep_best):

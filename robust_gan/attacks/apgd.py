@@ -240,34 +240,37 @@ def _search(
         points = threat_model.project(moved, centre, threat)
         gradient, losses, best = evaluate(points, index, best)
 
-        higher = losses > state.top_losses
-        top_points = where(higher, points, state.top_points)
-        top_gradient = where(higher, gradient, state.top_gradient)
-        top_losses = jnp.where(higher, losses, state.top_losses)
-        rises = state.rises + ((losses > state.losses) & (index > 0)).astype(jnp.int32)
-
-        interval = intervals[index]
-        checkpoint = interval > 0
-        rare = rises.astype(jnp.float32) <= RHO * interval.astype(jnp.float32)
-        stalled = ~state.halved & (top_losses <= state.checkpoint_losses)
-        halve = checkpoint & (rare | stalled)
-        return _State(
-            # The momentum of the next step starts from the point before this one, also after a return to the best.
-            points=where(halve, top_points, points),
-            previous=state.points,
-            gradient=where(halve, top_gradient, gradient),
-            losses=losses,
-            size=where(halve, state.size / 2, state.size),
-            top_points=top_points,
-            top_gradient=top_gradient,
-            top_losses=top_losses,
-            rises=jnp.where(checkpoint, 0, rises),
-            halved=jnp.where(checkpoint, halve, state.halved),
-            checkpoint_losses=jnp.where(checkpoint | (index == 0), top_losses, state.checkpoint_losses),
-        ), best
+        return _next_state(state, points, gradient, losses, index, intervals[index]), best
 
     state = _init_state(start_keys, centre, threat, best.losses)
     return jax.lax.fori_loop(0, num_steps + 1, step, (state, best))[1]
+
+
+def _next_state(state, points, gradient, losses, index, interval):
+    """Returns the state after a step to `points`; at a checkpoint (`interval` > 0) the step size may halve."""
+    higher = losses > state.top_losses
+    top_points = where(higher, points, state.top_points)
+    top_gradient = where(higher, gradient, state.top_gradient)
+    top_losses = jnp.where(higher, losses, state.top_losses)
+    rises = state.rises + ((losses > state.losses) & (index > 0)).astype(jnp.int32)
+    checkpoint = interval > 0
+    rare = rises.astype(jnp.float32) <= RHO * interval.astype(jnp.float32)
+    stalled = ~state.halved & (top_losses <= state.checkpoint_losses)
+    halve = checkpoint & (rare | stalled)
+    return _State(
+        # The momentum of the next step starts from the point before this one, also after a return to the best.
+        points=where(halve, top_points, points),
+        previous=state.points,
+        gradient=where(halve, top_gradient, gradient),
+        losses=losses,
+        size=where(halve, state.size / 2, state.size),
+        top_points=top_points,
+        top_gradient=top_gradient,
+        top_losses=top_losses,
+        rises=jnp.where(checkpoint, 0, rises),
+        halved=jnp.where(checkpoint, halve, state.halved),
+        checkpoint_losses=jnp.where(checkpoint | (index == 0), top_losses, state.checkpoint_losses),
+    )
 
 
 def checkpoints(num_steps: int) -> tuple[int, ...]:

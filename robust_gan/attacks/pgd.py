@@ -113,34 +113,29 @@ def pgd(
 ) -> jax.Array:
     """Projected gradient descent with random starts; returns the best iterate.
 
-    For each image the best iterate is a misclassified one before a correctly classified one, then the one of the
-    highest loss. A restart attacks only the images that are still classified correctly. The iterates are at least
-    float32, and the classifier gets them in the dtype of the images.
+    The best iterate is a misclassified one before a correct one, then the one of the highest loss. Restarts attack only
+    images that are still correct. Iterates are at least float32; the classifier gets them in the dtype of the images.
 
     Args:
         logits_fn: Differentiable; this and the four arguments after it as in `types.Attack`.
         num_steps: Gradient steps of each restart.
-        step_size: In the unit of epsilon; by default 2.5 epsilon / num_steps, which for 10 steps is the released
-            code's epsilon / 4.
+        step_size: In the unit of epsilon; by default 2.5 epsilon / num_steps: epsilon / 4 for 10 steps.
         num_restarts: Independent runs. With more than one the logits of an image must not depend on its batch.
         random_start: Start uniformly in the ball, otherwise at the image.
-        keep_best: Return the best iterate, otherwise the last, as Madry et al. do (with one restart only).
-        loss_fn: The unreduced loss, `losses.cross_entropy`, `losses.margin`, ..., called as
-            `loss_fn(logits, labels, *loss_args)`.
-        loss_args: Further arguments of the loss, arrays `[B, ...]`: target classes, or the clean logits. A restart
-            gathers them with the images; a closure over them is not gathered.
+        keep_best: Return the best iterate; otherwise the last, as Madry et al. do (one restart only).
+        loss_fn: The unreduced loss: `loss_fn(logits, labels, *loss_args)`.
+        loss_args: Further arguments of the loss, arrays `[B, ...]`; restarts gather them with the images, which a
+            closure over them would not do.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
 
     Raises:
-        UserError: A count is below 1, there are several restarts without `keep_best`, with restarts the loss closes
-            over an array of all images, or another argument is invalid, see `_checks`.
+        UserError: An argument is invalid (`_checks`), or restarts lack `keep_best` or have a loss with a closure.
 
     Guarantees:
         `test_pgd_reaches_the_optimum_on_a_linear_classifier`, `test_pgd_returns_the_best_iterate`,
-        `test_more_restarts_never_hurt`, `test_a_restart_attacks_the_remaining_images_alone`,
-        `test_attack_does_not_depend_on_the_batch_size`.
+        `test_more_restarts_never_hurt`, `test_a_restart_attacks_the_remaining_images_alone`.
 
     References:
         Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, section 2.1.
@@ -156,40 +151,46 @@ def pgd(
         check_size("step_size", step_size)
     if num_restarts > 1 and not keep_best:
         raise UserError(f"of {num_restarts} restarts the best point is returned: set keep_best, or num_restarts to 1")
-    compute_dtype = get_compute_dtype(images.dtype)
-    epsilon = jnp.asarray(threat.epsilon, compute_dtype)
-    size = 2.5 * epsilon / num_steps if step_size is None else jnp.asarray(step_size, compute_dtype)
     # `[B, restarts]`: a restart gathers them with the images.
     keys = jax.vmap(lambda key: jax.random.split(key, num_restarts))(prng.per_image_keys(key, images.shape[0]))
-
     logits = logits_fn(images)
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=num_restarts > 1)
 
     def restart(index, best, keys, images, labels, loss_args):
-        centre = images.astype(compute_dtype)
-
-        def loss_and_logits(points):
-            logits = logits_fn(points)
-            losses = loss_fn(logits, labels, *loss_args)
-            return jnp.sum(losses), (losses, logits)
-
-        def step(_, carry):
-            points, best = carry
-            inputs = project_input(points, images, threat)
-            gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(inputs)
-            best = update_best(best, inputs, losses, logits, labels)
-            moved = points + size * threat_model.steepest_ascent(gradient, threat)
-            return threat_model.project(moved, centre, threat), best
-
-        start = threat_model.random_start(keys[:, index], centre, threat) if random_start else centre
-        points, best = jax.lax.fori_loop(0, num_steps, step, (start, best))
-        inputs = project_input(points, images, threat)
-        if not keep_best:
-            return best._replace(images=inputs)
-        logits = logits_fn(inputs)
-        return update_best(best, inputs, loss_fn(logits, labels, *loss_args), logits, labels)
+        return _ascend(
+            logits_fn, lambda logits: loss_fn(logits, labels, *loss_args), keys[:, index] if random_start else None,
+            images, labels, threat, best, num_steps, step_size, keep_best,
+        )  # fmt: skip
 
     best = init_best(images, loss_fn(logits, labels, *loss_args))
     if num_restarts == 1:
         return restart(0, best, keys, images, labels, loss_args).images
     return run_restarts(restart, num_restarts, best, (keys, images, labels, loss_args)).images
+
+
+def _ascend(logits_fn, loss_fn, keys, images, labels, threat, best, num_steps, step_size, keep_best):
+    """Returns the best iterates of one run, or its last ones; without keys it starts at the images."""
+    compute_dtype = get_compute_dtype(images.dtype)
+    epsilon, centre = jnp.asarray(threat.epsilon, compute_dtype), images.astype(compute_dtype)
+    size = 2.5 * epsilon / num_steps if step_size is None else jnp.asarray(step_size, compute_dtype)
+
+    def loss_and_logits(points):
+        logits = logits_fn(points)
+        losses = loss_fn(logits)
+        return jnp.sum(losses), (losses, logits)
+
+    def step(_, carry):
+        points, best = carry
+        inputs = project_input(points, images, threat)
+        gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(inputs)
+        best = update_best(best, inputs, losses, logits, labels)
+        moved = points + size * threat_model.steepest_ascent(gradient, threat)
+        return threat_model.project(moved, centre, threat), best
+
+    start = centre if keys is None else threat_model.random_start(keys, centre, threat)
+    points, best = jax.lax.fori_loop(0, num_steps, step, (start, best))
+    inputs = project_input(points, images, threat)
+    if not keep_best:
+        return best._replace(images=inputs)
+    logits = logits_fn(inputs)
+    return update_best(best, inputs, loss_fn(logits), logits, labels)

@@ -1,5 +1,9 @@
-"""A generator trained from scratch against a frozen classifier, and the attack with it."""
+"""A generator trained from scratch against a frozen classifier, and the attack with it.
 
+The steps are one `lax.scan`, which is slow on a CPU with convolutions other than those of `robust_gan.networks`.
+"""
+
+import functools
 from typing import Any
 
 import jax
@@ -38,10 +42,7 @@ def train_generator(
     loss_fn: LossFn = margin,
     loss_args: tuple[PyTree, ...] = (),
 ) -> Variables:
-    """Trains a generator to raise a frozen classifier's loss.
-
-    Adam with a cosine schedule; each batch is drawn without replacement. The steps are one `lax.scan`; on a CPU a
-    classifier whose convolutions are not those of `robust_gan.networks` is slow in it.
+    """Trains a generator to raise a frozen classifier's loss, by Adam with a cosine schedule.
 
     Args:
         logits_fn: Differentiable; this and the four arguments after it as in `types.Attack`, but one key alone; `[N, H,
@@ -49,7 +50,7 @@ def train_generator(
         network: An untrained generator, as `networks.build_generator` returns it.
         design: How it attacks.
         num_steps: Optimiser steps.
-        batch_size: Images in a batch; all where there are fewer.
+        batch_size: Images in a batch, drawn without replacement; all where there are fewer.
         learning_rate: The initial one.
         loss_fn: The unreduced loss that it raises: `loss_fn(logits, labels, *loss_args)`.
         loss_args: Further arguments of the loss, arrays `[N, ...]`; drawn with the images.
@@ -58,34 +59,28 @@ def train_generator(
         The variables of the generator; `generator.trained` makes an attack of them.
 
     Raises:
-        UserError: A count is below 1, the loss closes over an array of all images, or another argument is invalid, see
-            `_checks`.
+        UserError: An argument is invalid (`_checks`), or the loss closes over an array of all images.
 
     >>> from robust_gan import LinfThreat, networks
     >>> images, labels = jnp.full((4, 8, 8, 1), 0.5), jnp.zeros(4, jnp.int32)
     >>> logits_fn = lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], -1)
-    >>> network = networks.build_generator("digits_generator", 1)
-    >>> trained = train_generator(logits_fn, jax.random.key(0), images, labels, LinfThreat(0.1), network=network,
-    ...                           num_steps=1)
-    >>> sorted(trained._fields)
-    ['batch_stats', 'params']
+    >>> net = networks.build_generator("digits_generator", 1)
+    >>> train_generator(logits_fn, jax.random.key(0), images, labels, LinfThreat(0.1), network=net, num_steps=1)._fields
+    ('params', 'batch_stats')
     """
     check_counts(num_steps=num_steps, batch_size=batch_size)
     check_size("learning_rate", learning_rate)
-    key = prng.threefry(key)
-    init_key, order_key, latent_key = jax.random.split(key, 3)
+    init_key, order_key, latent_key = jax.random.split(prng.threefry(key), 3)
     count, size = images.shape[0], min(batch_size, images.shape[0])
     num_classes = jax.eval_shape(logits_fn, images[:1]).shape[-1]
     logits = jax.ShapeDtypeStruct((count, num_classes), jnp.float32)
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=True)
     inputs = jnp.zeros((1, *images.shape[1:-1], design.channels(images.shape[-1], num_classes)), images.dtype)
-    params, batch_stats = network.init(init_key, inputs)
+    variables = Variables(*network.init(init_key, inputs))
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
     def objective(params, batch_stats, images, labels, loss_args, keys):
-        def apply(batch_stats, inputs):
-            return network.apply(params, batch_stats, inputs, train=True)
-
+        apply = functools.partial(network.apply, params, train=True)
         adversarial, batch_stats = generate(
             apply, batch_stats, logits_fn, keys, images, labels, threat, design, num_classes
         )
@@ -100,8 +95,7 @@ def train_generator(
         updates, opt_state = optimizer.update(gradient, opt_state)
         return (Variables(optax.apply_updates(trained.params, updates), batch_stats), opt_state), None
 
-    start = Variables(params, batch_stats), optimizer.init(params)
-    return jax.lax.scan(step, start, jnp.arange(num_steps))[0][0]
+    return jax.lax.scan(step, (variables, optimizer.init(variables.params)), jnp.arange(num_steps))[0][0]
 
 
 @checked

@@ -33,32 +33,26 @@ def spsa(
 ) -> jax.Array:
     """Simultaneous perturbation stochastic approximation; returns the best iterate.
 
-    It needs no gradient, so it checks for gradient masking; each step takes 2 `num_samples` + 1 queries.
-
     Args:
         logits_fn: Only its values are used; this and the four arguments after it as in `types.Attack`.
         num_steps: Steps of Adam.
-        num_samples: Random directions for each step, each with a probe forwards and one backwards.
-        probe_size: Distance of the probes from the point, in every pixel; they are clipped to valid pixels. By default
-            a hundredth of the range.
+        num_samples: Random directions for each step, which takes 2 `num_samples` + 1 queries.
+        probe_size: Distance of the probes from the point, in every pixel; by default a hundredth of the range.
         step_size: Adam's learning rate; by default 0.3 epsilon, in L2 over the root of the number of pixels.
         loss_fn: The unreduced loss: `loss_fn(logits, labels, *loss_args)`.
-        loss_args: Further arguments of the loss, arrays `[B, ...]`; both probes of an image get its row, so a loss
-            cannot close over them.
+        loss_args: Further arguments of the loss, arrays `[B, ...]`; a loss cannot close over them.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
 
     Raises:
-        UserError: A count is below 1, the loss closes over an array of all images, or another argument is invalid, see
-            `_checks`.
+        UserError: An argument is invalid (`_checks`).
 
     Guarantees:
         `test_spsa_reaches_the_optimum_on_a_linear_classifier`.
 
     References:
-        Uesato, O'Donoghue, van den Oord and Kohli, "Adversarial Risk and the Dangers of Evaluating Against Weak
-        Attacks", ICML 2018, algorithm 1, https://arxiv.org/abs/1802.05666
+        Uesato et al., "Adversarial Risk and the Dangers of Evaluating Against Weak Attacks", ICML 2018, algorithm 1.
 
     >>> from robust_gan import LinfThreat
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
@@ -67,23 +61,14 @@ def spsa(
     [0.25, 0.25]
     """
     check_counts(num_steps=num_steps, num_samples=num_samples)
-    width = threat.bounds[1] - threat.bounds[0]
-    probe_size = PROBE_SIZE * width if probe_size is None else probe_size
-    for name, value in (("probe_size", probe_size), ("step_size", 1.0 if step_size is None else step_size)):
-        check_size(name, value)
-    compute_dtype = get_compute_dtype(images.dtype)
-    centre, keys = images.astype(compute_dtype), prng.per_image_keys(key, images.shape[0])
-    if step_size is None:
-        step_size = STEP_SIZE * jnp.asarray(threat.epsilon, compute_dtype)
-        step_size = step_size / jnp.sqrt(centre[0].size) if threat.norm == "l2" else step_size
-    # Slopes are per unit of the range: in a wider range they are smaller, and so is Adam's epsilon.
-    adam = optax.scale_by_adam(eps=1e-8 / width)
+    centre, keys = images.astype(get_compute_dtype(images.dtype)), prng.per_image_keys(key, images.shape[0])
+    probe_size, step_size, adam = _scale_to_range(probe_size, step_size, centre, threat)
     logits = logits_fn(images)
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=True)
     probes_args = jax.tree.map(lambda rows: jnp.concatenate([rows, rows]), (labels, *loss_args))
 
     def probe_losses(probes):
-        return loss_fn(logits_fn(probes.astype(images.dtype)), *probes_args).astype(compute_dtype)
+        return loss_fn(logits_fn(probes.astype(images.dtype)), *probes_args).astype(centre.dtype)
 
     def evaluate(points, best):
         inputs = project_input(points, images, threat)
@@ -101,6 +86,19 @@ def spsa(
 
     best = evaluate(centre, init_best(images, loss_fn(logits, labels, *loss_args)))
     return jax.lax.fori_loop(0, num_steps, step, (centre, adam.init(centre), best))[2].images
+
+
+def _scale_to_range(probe_size, step_size, centre, threat):
+    """Returns the sizes of probes and steps, and Adam, for the pixel range and the radius."""
+    width = threat.bounds[1] - threat.bounds[0]
+    probe_size = PROBE_SIZE * width if probe_size is None else probe_size
+    for name, value in (("probe_size", probe_size), ("step_size", 1.0 if step_size is None else step_size)):
+        check_size(name, value)
+    if step_size is None:
+        step_size = STEP_SIZE * jnp.asarray(threat.epsilon, centre.dtype)
+        step_size = step_size / jnp.sqrt(centre[0].size) if threat.norm == "l2" else step_size
+    # Slopes are per unit of the range: in a wider range they are smaller, and so is Adam's epsilon.
+    return probe_size, step_size, optax.scale_by_adam(eps=1e-8 / width)
 
 
 def _estimate_gradient(losses_fn, points, keys, probe_size, num_samples, bounds):

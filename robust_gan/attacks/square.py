@@ -89,29 +89,25 @@ def count_queries(
 ) -> SquareResult:
     """Square attack with the margin loss; an image that is misclassified is not queried again.
 
-    The first query adds stripes (in L2 tiles) of random sign. Each further one changes a square, whose side falls by a
-    schedule of the queries; the change is kept where the margin rises.
+    The first query adds stripes (in L2 tiles) of random sign; the next change squares that shrink by a schedule.
 
     Args:
         logits_fn: Only its values are used; this and the four arguments after it as in `types.Attack`.
         num_queries: Queries of an image at most.
         p_init: Share of the pixels that the first squares cover.
-        all_places: Squares lie anywhere in the image; False keeps them off its last row and column, as the authors'
-            implementation does.
+        all_places: Squares lie anywhere; False keeps them off the last row and column, as the authors' code does.
 
     Returns:
         The adversarial images and the number of queries.
 
     Raises:
-        UserError: `num_queries` is below 1, `p_init` not in (0, 1], the images are not `[B, H, W, C]`, or another
-            argument is invalid, see `_checks`.
+        UserError: An argument is invalid (`_checks`).
 
     Guarantees:
         `test_square_counts_its_queries`, `test_black_box_attacks_use_no_gradient`.
 
     References:
-        Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via
-        random search", ECCV 2020, https://arxiv.org/abs/1912.00049
+        Andriushchenko et al., "Square Attack", ECCV 2020, https://arxiv.org/abs/1912.00049
 
     >>> from robust_gan import LinfThreat
     >>> wrong = lambda x: jnp.stack([x.sum((1, 2, 3)), 9 + x.sum((1, 2, 3))], -1)
@@ -137,33 +133,42 @@ def count_queries(
     def one_query(index, best, keys, images, labels):
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
         changed = change(keys, best.images, images, threat, sides, index, window)
-        points, margins, fooled = apply_logits(changed, images, labels)
-        better = ~best.fooled & (fooled | (margins > best.margins))
-        return SquareResult(
-            where(better, points, best.images),
-            jnp.where(better, margins, best.margins),
-            best.fooled | fooled,
-            best.queries + (~best.fooled).astype(jnp.int32),
-        )
+        return _keep_better(best, *apply_logits(changed, images, labels))
 
     def some_queries(round_index, best):
-        first = round_index * _QUERIES_AT_ONCE
-        last = jnp.minimum(first + _QUERIES_AT_ONCE, num_queries - 1)
+        first, last = _QUERIES_AT_ONCE * round_index, jnp.minimum(_QUERIES_AT_ONCE * (round_index + 1), num_queries - 1)
 
         def update(best, inputs):
-            def unfinished(carry):
-                return (carry[0] < last) & ~jnp.all(carry[1].fooled)
-
-            def query(carry):
-                return carry[0] + 1, one_query(*carry, *inputs)
-
-            return jax.lax.while_loop(unfinished, query, (first, best))[1]
+            return _query_until_fooled(one_query, first, last, best, inputs)
 
         return update_remaining(update, ~best.fooled, best, (keys, images, labels))
 
-    points, margins, fooled = apply_logits(begin(start_keys, images, threat), images, labels)
-    best = SquareResult(points, margins, fooled, jnp.ones_like(labels, jnp.int32))
+    start = apply_logits(begin(start_keys, images, threat), images, labels)
+    best = SquareResult(*start, jnp.ones_like(labels, jnp.int32))
     return jax.lax.fori_loop(0, -(-(num_queries - 1) // _QUERIES_AT_ONCE), some_queries, best)
+
+
+def _keep_better(best, points, margins, fooled):
+    """Returns the result after one more query of each image that is not fooled yet."""
+    better = ~best.fooled & (fooled | (margins > best.margins))
+    return SquareResult(
+        where(better, points, best.images),
+        jnp.where(better, margins, best.margins),
+        best.fooled | fooled,
+        best.queries + (~best.fooled).astype(jnp.int32),
+    )
+
+
+def _query_until_fooled(one_query, first, last, best, inputs):
+    """Makes the queries from `first` to `last`, fewer once all images are fooled."""
+
+    def unfinished(carry):
+        return (carry[0] < last) & ~jnp.all(carry[1].fooled)
+
+    def query(carry):
+        return carry[0] + 1, one_query(*carry, *inputs)
+
+    return jax.lax.while_loop(unfinished, query, (first, best))[1]
 
 
 def _stripes(keys, images, threat):

@@ -106,11 +106,9 @@ def check_model(
     every = Probe(logits_fn, batch_size, images, labels)
     logits = every.logits()
     check_images(images, labels, logits.shape[-1])
-    for found in (*robust.values(), *([] if predicted is None else [predicted])):
-        if np.shape(found) != labels.shape:
-            raise ValueError(
-                f"robust and predicted must be [{len(labels)}], a value for each image, not {np.shape(found)}"
-            )
+    for shape in map(np.shape, (*robust.values(), labels if predicted is None else predicted)):
+        if shape != labels.shape:
+            raise ValueError(f"robust and predicted must be [{len(labels)}], a value for each image, not {shape}")
     drawn = draw(labels, count, seed)
     probe, some = every.part(drawn), logits[drawn]
     chosen = f"of {len(drawn)} images" + (f" drawn over the classes of {len(images)}" * (len(drawn) < len(images)))

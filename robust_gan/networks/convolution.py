@@ -1,6 +1,6 @@
 """Convolutions in the layout NHWC x HWIO, as `flax.linen.Conv` calls them, with a fast gradient on CPUs.
 
-They stand on a primitive of our own (`_contraction.py`), for which JAX promises the least. The environment variable
+They use a primitive of our own (`_contraction.py`), for which JAX promises the least. The environment variable
 `ROBUST_GAN_PLAIN_CONVOLUTIONS=1` leaves it out: then they are those of `jax.lax`, as fast on a GPU or TPU, and up to 65
 times slower in the loops of a CPU.
 """
@@ -56,8 +56,7 @@ def convolution(
         `[B, H', W', features]`.
 
     Raises:
-        ValueError: If the arrays do not have four axes, their channels differ, groups or another layout are asked for,
-            or dilated images with a padding in words (whose meaning would be open).
+        ValueError: An array's shape, groups, another layout, or a padding in words for dilated images.
 
     Guarantees:
         test_value_and_derivatives_are_those_of_lax
@@ -69,41 +68,20 @@ def convolution(
     (2, 4, 4, 16)
     """
     images, kernel = jnp.asarray(lhs), jnp.asarray(rhs)
-    if images.ndim != 4 or kernel.ndim != 4 or images.shape[3] != kernel.shape[2]:
-        raise ValueError(
-            f"expected images [B, H, W, C] and a kernel [h, w, C, features], got {images.shape} and {kernel.shape}"
-        )
-    if feature_group_count != 1 or batch_group_count != 1:
-        raise ValueError(f"groups are not supported, got {feature_group_count=} and {batch_group_count=}")
-    canonical = lax.conv_dimension_numbers(images.shape, kernel.shape, _LAYOUT)
-    if dimension_numbers is not None:
-        asked = lax.conv_dimension_numbers(images.shape, kernel.shape, dimension_numbers)
-        if asked != canonical:
-            raise ValueError(f"the only layout is NHWC x HWIO -> NHWC, got {dimension_numbers}")
-
-    image_dilation = _pair(lhs_dilation or (1, 1))
-    kernel_dilation = _pair(rhs_dilation or (1, 1))
+    _check_arguments(images, kernel, dimension_numbers, feature_group_count, batch_group_count)
+    image_dilation, kernel_dilation = _pair(lhs_dilation or (1, 1)), _pair(rhs_dilation or (1, 1))
     strides = _pair(window_strides)
     image_size, kernel_size = _pair(images.shape[1:3]), _pair(kernel.shape[:2])
     image_extents = _dilated(image_size, image_dilation)
     kernel_extents = _dilated(kernel_size, kernel_dilation)
-    if isinstance(padding, str):
-        if image_dilation != (1, 1):
-            raise ValueError(f"dilated images need a padding in numbers, got {padding!r}; see transposed_convolution")
-        padding = lax.padtype_to_pads(image_extents, kernel_extents, strides, padding)
-    above_below, left_right = padding
-    low_high = _pair(above_below), _pair(left_right)
+    low_high = _pad_widths(padding, image_dilation, image_extents, kernel_extents, strides)
     if kernel_size == (1, 1) and image_dilation == (1, 1) and low_high == ((0, 0), (0, 0)):
         # A 1x1 kernel never sees what the strides skip; without it all three convolutions are dense.
         images = lax.slice(images, (0, 0, 0, 0), images.shape, (1, *strides, 1))
-        image_size, strides = _pair(images.shape[1:3]), (1, 1)
-        image_extents = image_size
-    output_size = _pair(
-        [
-            max(0, (image + low + high - kernel) // stride + 1)
-            for image, kernel, stride, (low, high) in zip(image_extents, kernel_extents, strides, low_high, strict=True)
-        ]
-    )
+        image_size = image_extents = _pair(images.shape[1:3])
+        strides = (1, 1)
+    sizes = zip(image_extents, kernel_extents, strides, low_high, strict=True)
+    output_size = _pair([max(0, (size + sum(pads) - window) // stride + 1) for size, window, stride, pads in sizes])
     precision = lax.Precision(precision) if isinstance(precision, str) else precision
     dtype = jnp.promote_types(images.dtype, kernel.dtype)
     images, kernel = images.astype(dtype), kernel.astype(dtype)
@@ -112,14 +90,7 @@ def convolution(
             images, kernel, strides, low_high, image_dilation, kernel_dilation, _LAYOUT, precision=precision
         )
     geometry = _contraction.Geometry(
-        image_size=image_size,
-        kernel_size=kernel_size,
-        output_size=output_size,
-        strides=strides,
-        padding=low_high,
-        image_dilation=image_dilation,
-        kernel_dilation=kernel_dilation,
-        precision=precision,
+        image_size, kernel_size, output_size, strides, low_high, image_dilation, kernel_dilation, precision
     )
     return _contraction.bind(images, kernel, geometry)
 
@@ -169,3 +140,27 @@ def _pair(values: Sequence[int]) -> Pair:
 
 def _dilated(sizes: Sequence[int], dilations: Sequence[int]) -> Pair:
     return _pair([(size - 1) * dilation + 1 for size, dilation in zip(sizes, dilations, strict=True)])
+
+
+def _check_arguments(images, kernel, dimension_numbers, feature_group_count, batch_group_count):
+    if images.ndim != 4 or kernel.ndim != 4 or images.shape[3] != kernel.shape[2]:
+        raise ValueError(
+            f"expected images [B, H, W, C] and a kernel [h, w, C, features], got {images.shape} and {kernel.shape}"
+        )
+    if feature_group_count != 1 or batch_group_count != 1:
+        raise ValueError(f"groups are not supported, got {feature_group_count=} and {batch_group_count=}")
+    canonical = lax.conv_dimension_numbers(images.shape, kernel.shape, _LAYOUT)
+    if dimension_numbers is not None:
+        asked = lax.conv_dimension_numbers(images.shape, kernel.shape, dimension_numbers)
+        if asked != canonical:
+            raise ValueError(f"the only layout is NHWC x HWIO -> NHWC, got {dimension_numbers}")
+
+
+def _pad_widths(padding, image_dilation, image_extents, kernel_extents, strides):
+    """Returns the padding in numbers: ((top, bottom), (left, right))."""
+    if isinstance(padding, str):
+        if image_dilation != (1, 1):
+            raise ValueError(f"dilated images need a padding in numbers, got {padding!r}; see transposed_convolution")
+        padding = lax.padtype_to_pads(image_extents, kernel_extents, strides, padding)
+    top_bottom, left_right = padding
+    return _pair(top_bottom), _pair(left_right)
