@@ -65,16 +65,14 @@ def load(
 ) -> Dataset:
     """Loads a data set prepared as array_record, or files of the user's own; `digits` is prepared if it is not yet.
 
-    The validation images are held out of the split `train` by a permutation that depends on `seed` alone, which is not
-    the seed of the run: all runs have the same validation images.
+    The validation images depend on `seed` alone, which is not the seed of the run.
 
     Guarantees:
         test_train_and_validation_share_no_image_and_lose_none
         test_loading_never_imports_tensorflow
 
     Args:
-        name: `cifar10`, `cifar100`, `digits`, `mnist`, `svhn_cropped`, or any other image classification set of
-            TensorFlow Datasets prepared as array_record: `NAME`, `NAME/CONFIG`, with or without `:VERSION`. Or files of
+        name: `NAME`, `NAME/CONFIG` or `NAME:VERSION` of an image classification set of TensorFlow Datasets; or files of
             the user's own, see `own.locate`.
         data_dir: The folder of the prepared sets; see `data_directory`.
         validation_size: Number of images held out of `train`, at least 0.
@@ -88,8 +86,7 @@ def load(
         The data set; images are uint8.
 
     Raises:
-        DataError: The set is unknown, not prepared, damaged or in a format that needs TensorFlow, its images differ in
-            shape, its labels are out of range, or it has too few images.
+        DataError: The set is unknown, not prepared, damaged or invalid, or it has too few images.
 
     >>> digits = load("digits", data_dir=getfixture("tmp_path"), validation_size=137)
     >>> digits.train.images.shape, digits.validation.images.shape, digits.test.images.shape

@@ -243,7 +243,7 @@ class EvaluationState:
                 return what
         sharded = shard_models(models, images, labels, devices)
         for name, made in functions.items() if sharded else ():
-            for trait in identity.of_attack(sharded[0], made, images, labels, threat):
+            for trait in identity.check_attack(sharded[0], made, images, labels, threat):
                 if not self._agrees(f"another {name}: {trait.name}", trait):
                     return f"another {name}"
         for model in sharded:

@@ -68,27 +68,12 @@ def train_step(
     game = at_step(game, state.step)
     keys, count = step_keys(state) if keys is None else keys, len(batch.labels)
     step, root, classifier, adversary, average = state
-    metrics: Metrics = {}
 
     # The adversary ascends the loss of the classifier, which stays as it is.
-    classifier_fn = attacked_classifier(game, classifier, axis_name)
-
-    def improve(adversary):
-        metrics: Metrics = {}
-        for index, improve_batch in enumerate([*earlier, batch]):
-            improve_keys = image_keys(jax.random.fold_in(keys.improve, index), count, axis_name)
-            adversary, metrics = game.adversary.improve(
-                adversary, classifier_fn, improve_batch, improve_keys, axis_name=axis_name
-            )
-        return adversary, metrics
-
-    if game.adversarial_weight and game.update_every == 1:
-        adversary, metrics = improve(adversary)
-    elif game.adversarial_weight:
-        # The last of every `update_every` steps, so that the lines of metrics are of steps with an update.
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(improve, adversary)[1])
-        due = (step + 1) % game.update_every == 0
-        adversary, metrics = jax.lax.cond(due, improve, lambda adversary: (adversary, zeros), adversary)
+    metrics: Metrics = {}
+    if game.adversarial_weight:
+        classifier_fn = attacked_classifier(game, classifier, axis_name)
+        adversary, metrics = _improve(game, adversary, classifier_fn, [*earlier, batch], keys.improve, step, axis_name)
 
     # The classifier descends its loss on the clean and the adversarial images.
     perturb_keys = image_keys(keys.perturb, count, axis_name)
@@ -102,6 +87,24 @@ def train_step(
         average = _update_average(average, classifier.variables, step, game.ema_decay)
     metrics = metrics | classifier_metrics | {"classifier_gradient_norm": optax.tree.norm(gradient)}
     return TrainState(step + 1, root, classifier, adversary, average), metrics
+
+
+def _improve(game, adversary, classifier_fn, batches, key, step, axis_name):
+    """Updates the adversary with each of the batches, in every `update_every`-th step."""
+
+    def improve(adversary):
+        metrics: Metrics = {}
+        for index, batch in enumerate(batches):
+            keys = image_keys(jax.random.fold_in(key, index), len(batch.labels), axis_name)
+            adversary, metrics = game.adversary.improve(adversary, classifier_fn, batch, keys, axis_name=axis_name)
+        return adversary, metrics
+
+    if game.update_every == 1:
+        return improve(adversary)
+    # The last of every `update_every` steps, so that the lines of metrics are of steps with an update.
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(improve, adversary)[1])
+    due = (step + 1) % game.update_every == 0
+    return jax.lax.cond(due, improve, lambda adversary: (adversary, zeros), adversary)
 
 
 def init(game: Game, key: jax.Array, images: jax.Array) -> TrainState:

@@ -1,6 +1,7 @@
 """What was found belongs to what it depends on: models as they are now, and nothing of others."""
 
 import gc
+import tracemalloc
 import weakref
 
 import jax
@@ -269,3 +270,22 @@ def test_a_model_that_fails_while_it_is_identified_is_one_sentence():
 
     with pytest.raises(UserError, match=r"^a fails on the images: .*the camera is off$"):
         EvaluationState().differs([Model("a", fails)], IMAGES, LABELS, THREAT, 0)
+
+
+def test_an_evaluation_needs_memory_for_a_batch_and_not_for_all_images(tmp_path):
+    def peak(count):
+        np.save(tmp_path / "images.npy", RNG.integers(0, 256, (count, 32, 32, 3), np.uint8))
+        images = np.load(tmp_path / "images.npy", mmap_mode="r")
+        model, labels = Model("a", lambda x: x.mean((1, 2))), np.zeros(count, int)
+        tracemalloc.start()
+        try:
+            for evaluate in (evaluation.evaluate_transfer, evaluation.evaluate_sequential):
+                given = [model] if evaluate is evaluation.evaluate_transfer else model
+                evaluate(given, images, labels, THREAT, attacks=["fgsm"], batch_size=16, state=EvaluationState())
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    small = peak(64)  # First, so that what JAX keeps of a first call counts here.
+    images_as_floats = 1024 * 32 * 32 * 3 * 4
+    assert peak(1024) - small < images_as_floats / 4
