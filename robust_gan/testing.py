@@ -184,17 +184,20 @@ def check_network(
     _require(bool(jnp.isfinite(outputs).all()), "the outputs are not finite")
     _assert_trees_equal(same, stats, "with train=False the statistics change")
     for index in (0, _COUNT - 1):
-        alone = infer(params, stats, images[index : index + 1])[0]
-        _assert_close(alone[0], outputs[index], "with train=False an output depends on the other images of the batch",
-                      scale=float(jnp.abs(outputs).max()))  # fmt: skip
-    _, moved = jax.jit(lambda params, stats: network.apply(params, stats, images, train=True))(params, stats)
+        # In a batch of the same size, since each size is compiled.
+        alone = infer(params, stats, jnp.zeros_like(images).at[index].set(images[index]))[0]
+        _assert_close(alone[index], outputs[index], "with train=False an output depends on the other images of the "
+                      "batch", scale=float(jnp.abs(outputs).max()))  # fmt: skip
+
+    def loss(params):
+        outputs, moved = network.apply(params, stats, images, train=True)
+        return outputs.astype(jnp.float32).sum(), moved
+
+    gradients, moved = jax.jit(jax.grad(loss, has_aux=True))(params)
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (stats, moved)]
     _require(shapes[0] == shapes[1], f"with train=True the statistics become {shapes[1]}, not {shapes[0]}")
-    loss = lambda params: network.apply(params, stats, images, train=True)[0].astype(jnp.float32).sum()  # noqa: E731
-    gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
-    _require(
-        all(bool(jnp.isfinite(leaf).all()) for leaf in gradients), "the gradients in the parameters are not finite"
-    )
+    finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
+    _require(finite, "the gradients in the parameters are not finite")
 
 
 def _require(condition: object, sentence: str) -> None:

@@ -8,48 +8,49 @@ import pytest
 import tiny_networks
 
 from robust_gan import LinfThreat, adversaries, attacks, networks
+from robust_gan.attacks import registry
+from robust_gan.config import ADVERSARIES, AdversaryConfig, GeneratorConfig, PGDConfig
+from robust_gan.networks import CLASSIFIERS, GENERATORS
 from robust_gan.testing import check_adversary, check_attack, check_network
 
 THREAT = LinfThreat(0.1)
-ATTACKS = {
-    "fgsm": attacks.fgsm,
-    "pgd": functools.partial(attacks.pgd, num_steps=2, num_restarts=2),
-    "uniform_noise": attacks.uniform_noise,
-    "generator": functools.partial(attacks.generator, noise_fn=lambda x: jnp.tanh(9 * jnp.sin(9 * x))),
-    "apgd": functools.partial(attacks.apgd, num_steps=3),
-    "apgd_targeted": functools.partial(attacks.apgd_targeted, num_steps=3),
-    "fab": functools.partial(attacks.fab, num_steps=2),
-    "square": functools.partial(attacks.square, num_queries=5),
-    "spsa": functools.partial(attacks.spsa, num_steps=2),
-}
-SLOW = ("apgd", "apgd_targeted", "fab", "square", "spsa")
+COUNTS = {"apgd_ce": 3, "apgd_dlr": 3, "apgd_t": 3, "square": 5}
+"""Steps or queries of attacks for which two are too few."""
+ATTACKS = [*registry._PLAIN, "pgd2x2", "margin_pgd2", *(f"{name}{COUNTS.get(name, 2)}" for name in registry._ATTACKS)]
+FAST = ("uniform_noise", "fgsm", "pgd2x2", "none", "pgd", "ensemble", "digits_cnn", "digits_generator")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ATTACKS]
-)
+def each(names):
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in names]
+    )
+
+
+@each(ATTACKS)
 def test_every_attack_of_the_package_passes_the_check(name):
-    check_attack(ATTACKS[name], threats=[THREAT])
+    check_attack(attacks.by_name(name), threats=[THREAT])
 
 
-@pytest.mark.parametrize(
-    "adversary",
-    [adversaries.none(), adversaries.fgsm(THREAT), adversaries.pgd(THREAT, num_steps=2)],
-    ids=["none", "fgsm", "pgd"],
-)
-def test_every_adversary_of_the_package_passes_the_check(adversary):
-    check_adversary(adversary, THREAT, steps=2)
+def test_the_attack_by_a_generator_passes_the_check():
+    check_attack(
+        functools.partial(attacks.generator, noise_fn=lambda x: jnp.tanh(9 * jnp.sin(9 * x))), threats=[THREAT]
+    )
 
 
-def test_every_network_of_the_package_passes_the_check():
-    check_network(tiny_networks.build_classifier(10), (8, 8, 1), (10,))
-    check_network(tiny_networks.build_generator(1), (8, 8, 1), (8, 8, 1))
+@each(ADVERSARIES)
+def test_every_adversary_of_the_package_passes_the_check(name, tiny_names):
+    config = AdversaryConfig(name=name, pgd=PGDConfig(num_steps=2), generator=GeneratorConfig(network="tiny"))
+    source = [lambda images: jnp.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], -1)]
+    adversary = adversaries.from_config(config, THREAT, channels=1, num_classes=5, sources=source)
+    check_adversary(adversary, THREAT, steps=20 if name == "generator" else 2)
 
 
-@pytest.mark.slow
-def test_the_networks_of_the_digits_pass_the_check():
-    check_network(networks.build_classifier("digits_cnn", 10), (8, 8, 1), (10,))
-    check_network(networks.build_generator("digits_generator", 1), (8, 8, 1), (8, 8, 1))
+@each([*CLASSIFIERS, *GENERATORS])
+def test_every_network_of_the_package_passes_the_check(name):
+    if name in CLASSIFIERS:
+        check_network(networks.build_classifier(name, 10), (8, 8, 1), (10,))
+    else:
+        check_network(networks.build_generator(name, 1), (8, 8, 1), (8, 8, 1))
 
 
 def outside(logits_fn, key, images, labels, threat):

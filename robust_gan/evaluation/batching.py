@@ -1,4 +1,4 @@
-"""How a classifier is called: in batches that it can take, on copies of the images, its failures in a sentence."""
+"""Calls classifiers in batches of a limited size, on copies of the images."""
 
 import functools
 from collections.abc import Callable
@@ -12,26 +12,26 @@ from robust_gan.networks import inference
 from robust_gan.types import LogitsFn
 
 _UNROLLED = 2
-"""So many calls are written out where a function is compiled; more of them are a loop."""
+"""Largest number of calls that are unrolled in compiled code; more are a loop."""
 
 
 def in_batches(logits_fn: LogitsFn, most: int, *, exactly: bool = False, name: str = "") -> LogitsFn:
-    """Returns a classifier that takes any number of images, and hands on at most some at once.
+    """Returns a classifier for any number of images, which calls the given one with at most `most` images.
 
-    It can be compiled and differentiated as before. Outside compiled functions the images are copied, because a
-    classifier may donate its argument. Where the classifier fails, a sentence says so.
+    It can be compiled and differentiated. Outside compiled functions the images are copied, because a classifier may
+    donate its argument.
 
     Args:
         logits_fn: Images `[B, H, W, C]` to logits `[B, K]`.
-        most: Images that it is called with at most.
-        exactly: It is called with exactly so many: fewer are filled up with copies of the last one.
-        name: Of the model, for the sentence; empty to let its exceptions pass.
+        most: Largest number of images in one call.
+        exactly: Whether smaller batches are padded to this size, with copies of the last image.
+        name: Name of the model; its exceptions become a `UserError` with it. Empty to pass exceptions on.
 
     Returns:
         The classifier; the arrays that a `jax.tree_util.Partial` binds stay bound.
 
     Raises:
-        UserError: The classifier is randomised.
+        UserError: The classifier is randomised, or fails.
 
     >>> sizes = []
     >>> logits_fn = lambda x: sizes.append(len(x)) or x[:, 0, 0]
@@ -40,7 +40,7 @@ def in_batches(logits_fn: LogitsFn, most: int, *, exactly: bool = False, name: s
     >>> in_batches(logits_fn, 2, exactly=True)(jnp.zeros((3, 1, 1, 2))).shape, sizes
     ((3, 2), [2, 1, 2, 2])
     """
-    check_deterministic(name or "the classifier", logits_fn)  # The keys would not be handed on.
+    check_deterministic(name or "the classifier", logits_fn)  # Its keys would be lost.
     if not isinstance(logits_fn, jax.tree_util.Partial):
         call = _caller(most, exactly, name)
         return lambda images: call(logits_fn, images)
@@ -70,30 +70,30 @@ def _caller(most: int, exactly: bool, name: str) -> Callable[[LogitsFn, jax.Arra
     def call(logits_fn, images):
         count, compiled = len(images), isinstance(images, jax.core.Tracer)
 
-        def ask(part):
-            # A part of an array may share its memory; a copy is the classifier's own.
-            return _told(name, logits_fn, part if compiled else jnp.array(part, copy=True))
+        def predict(part):
+            # A part of an array may share its memory.
+            return _call(name, logits_fn, part if compiled else jnp.array(part, copy=True))
 
         if count == most or (count < most and not exactly):
-            return ask(images)
+            return predict(images)
         if exactly and count % most:
             filling = jnp.repeat(jnp.asarray(images)[-1:], -count % most, axis=0)
             images = jnp.concatenate([jnp.asarray(images), filling])
         whole = len(images) // most
         if compiled and whole > _UNROLLED:
-            # A backward pass keeps one batch at a time, as the classifier would need elsewhere.
+            # The backward pass keeps the activations of one batch at a time.
             parts = images[: whole * most].reshape(whole, most, *images.shape[1:])
-            logits = jax.lax.map(jax.checkpoint(ask), parts)
+            logits = jax.lax.map(jax.checkpoint(predict), parts)
             logits = [logits.reshape(-1, *logits.shape[2:])]
-            logits += [ask(images[whole * most :])] if whole * most < len(images) else []
+            logits += [predict(images[whole * most :])] if whole * most < len(images) else []
         else:
-            logits = [ask(images[start : start + most]) for start in range(0, len(images), most)]
+            logits = [predict(images[start : start + most]) for start in range(0, len(images), most)]
         return jnp.concatenate(logits)[:count]
 
     return call
 
 
-def _told(name, logits_fn, images):
+def _call(name, logits_fn, images):
     if not name:
         return logits_fn(images)
     try:

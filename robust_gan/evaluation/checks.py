@@ -1,4 +1,4 @@
-"""Tries a classifier on a few images before the first attack: what can fail on it fails here, with one sentence."""
+"""Checks models and attacks on a few images before an evaluation, so that errors are found before the first attack."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from robust_gan.evaluation.models import GENERATOR, RETRAINED, EvaluationData, M
 from robust_gan.types import Attack, LogitsFn, ThreatModel
 
 _FEW = 8
-"""Images on which an attack of the user's own is tried."""
+"""Number of images on which an attack of the user's own is run."""
 _QUERIES = ("square", "spsa", "uniform_noise")
 """Attacks that need no gradient of the classifier."""
 _IGNORED_BYTE = 255
@@ -27,7 +27,7 @@ _IGNORED_BYTE = 255
 
 
 def needs_gradient(attack: str) -> bool:
-    """Tells whether an attack needs the gradient of the classifier.
+    """Returns whether an attack uses the gradient of the classifier.
 
     >>> needs_gradient("pgd10"), needs_gradient("square300"), needs_gradient("retrained_generator")
     (True, False, True)
@@ -36,11 +36,11 @@ def needs_gradient(attack: str) -> bool:
 
 
 def find_missing_derivative(logits_fn: LogitsFn, images: np.ndarray) -> str:
-    """Returns why a classifier has no derivative, in a phrase; empty where it has one.
+    """Returns the reason why a classifier has no derivative; empty if it has one.
 
     Args:
         logits_fn: The classifier.
-        images: float32 `[B, H, W, C]` in [0, 1]; the gradient is computed once, at the first of them.
+        images: float32 `[B, H, W, C]` in [0, 1]; the gradient is computed at the first one.
 
     >>> images = np.zeros((1, 2, 2, 3), np.float32)
     >>> find_missing_derivative(lambda x: x.sum((1, 2)), images)
@@ -61,20 +61,19 @@ def find_missing_derivative(logits_fn: LogitsFn, images: np.ndarray) -> str:
 
 
 def prepare_model(model: Model, images: np.ndarray, most: int, num_classes: int) -> Model:
-    """Calls a classifier with one image, with two and with a whole batch, and returns it as it is to be called.
+    """Checks a classifier on one image, two images and a whole batch, and returns it for any number of images.
 
     Args:
-        model: Which.
+        model: The model.
         images: uint8 or float `[N, H, W, C]`.
-        most: Images of a whole batch on one device. A classifier that takes so many alone is filled up to them.
-        num_classes: At least so many classes.
+        most: Size of a whole batch on one device. Smaller batches are padded for a classifier that accepts no others.
+        num_classes: Least number of classes.
 
     Returns:
-        The model, whose `logits_fn` takes any number of images, outside compiled functions too, and leaves them whole.
+        The model, whose `logits_fn` accepts any number of images and does not change them.
 
     Raises:
-        UserError: It is randomised, it fails, or what it returns cannot be logits of the classes, or differs from
-            batch to batch.
+        UserError: The classifier is randomised, fails, or returns invalid logits.
 
     >>> tried = prepare_model(Model("mine", lambda x: x.sum((1, 2))), np.zeros((5, 4, 4, 3), np.uint8), 4, 3)
     >>> tried.logits_fn(np.zeros((9, 4, 4, 3), np.float32)).shape
@@ -93,7 +92,7 @@ def prepare_model(model: Model, images: np.ndarray, most: int, num_classes: int)
     found = {}
     for size in sizes:
         try:
-            # As one program: without, a whole batch may need more memory than it will.
+            # Compiled: uncompiled code may need more memory.
             logits = (jax.jit(logits_fn) if size == most else logits_fn)(jnp.asarray(whole[:size]))
             jax.block_until_ready(logits)
         except jax.errors.JaxRuntimeError as error:
@@ -108,23 +107,22 @@ def prepare_model(model: Model, images: np.ndarray, most: int, num_classes: int)
             )
         found[size] = f"{logits.shape[1]} logits of {logits.dtype}"
     if len(set(found.values())) > 1:
-        told = ", ".join(f"{what} for a batch of {size}" for size, what in found.items())
-        raise UserError(f"{model.name} returns {told}: return the same number and type for every batch")
+        outputs = ", ".join(f"{what} for a batch of {size}" for size, what in found.items())
+        raise UserError(f"{model.name} returns {outputs}: return the same number and type for every batch")
     return dataclasses.replace(model, logits_fn=logits_fn)
 
 
 def check_outputs(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int) -> None:
-    """Refuses a classifier whose outputs cannot be logits of the classes.
+    """Checks that the outputs of a classifier are logits.
 
     Args:
-        name: Of the model, for the sentence.
+        name: Name of the model, for the error.
         logits_fn: The classifier.
         images: float32 `[N, H, W, C]` in [0, 1], a few.
-        num_classes: At least so many classes.
+        num_classes: Least number of classes.
 
     Raises:
-        UserError: It fails on them, or its outputs have another shape, are NaN, or are infinite; a class at -inf is
-            masked out.
+        UserError: The classifier fails, or its outputs have another shape or are NaN or infinite; -inf masks a class.
 
     >>> check_outputs("mine", lambda x: x.sum((1, 2)), np.zeros((2, 4, 4, 3), np.float32), 3)
     """
@@ -177,18 +175,18 @@ def check_outputs(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classe
 def check_named_attacks(
     model: Model, images: np.ndarray, threat: ThreatModel, attacks: Sequence[str], most: int, missing: str
 ) -> None:
-    """Traces every attack on a model, which computes nothing.
+    """Checks that attacks can be made on a model, by tracing them.
 
     Args:
-        model: As `prepare_model` returned it.
+        model: The result of `prepare_model`.
         images: uint8 or float `[N, H, W, C]`.
         threat: The threat model.
-        attacks: Their names.
-        most: Images of a batch on one device.
-        missing: Why the model has no derivative, see `find_missing_derivative`; empty where it has one.
+        attacks: Names of attacks.
+        most: Size of a batch on one device.
+        missing: The result of `find_missing_derivative`.
 
     Raises:
-        UserError: One cannot be made.
+        UserError: An attack cannot be made.
 
     >>> from robust_gan import LinfThreat
     >>> model = Model("mine", lambda x: jnp.floor(x.sum((1, 2))))
@@ -225,18 +223,18 @@ by queries alone, with --attacks=square
 def check_attack_function(
     name: str, attack: Attack, model: Model, data: EvaluationData, threat: ThreatModel, most: int
 ) -> None:
-    """Runs an attack of the user's own on a few images, and checks that the images it returns are adversarial ones.
+    """Runs an attack of the user's own on a few images and checks that the results are in the ball and the range.
 
     Args:
-        name: Of the attack.
+        name: Name of the attack.
         attack: The function.
         model: The model under attack.
         data: The images.
         threat: The threat model.
-        most: Images of a batch on one device.
+        most: Size of a batch on one device.
 
     Raises:
-        UserError: It fails, returns something else than images, or leaves the ball or the range.
+        UserError: The attack fails, returns no images, or leaves the ball or the range.
 
     >>> from robust_gan import LinfThreat
     >>> data = EvaluationData.from_arrays(np.full((1, 2, 2, 1), 0.5, np.float32), np.zeros(1, int))
@@ -254,7 +252,7 @@ def check_attack_function(
     images, labels = to_unit(data.images[: min(most, _FEW)]), data.labels[: min(most, _FEW)].astype(np.int32)
     try:
         found = jax.eval_shape(run, *shapes)
-        # What has the wrong shape is not run: the sentence is about the shape.
+        # An attack of the wrong shape is not run: the error names the shape.
         right = getattr(found, "shape", None) == shapes[0].shape
         adversarial = jax.jit(run)(images, labels) if right else found
     except Exception as error:  # It is the user's own program, and may raise anything.

@@ -1,7 +1,4 @@
-"""The door of evaluations: what is refused before anything is computed, and pixels of other bounds moved to [0, 1].
-
-An evaluation in other units is the same evaluation: images, models and radius are moved to [0, 1] together.
-"""
+"""Checks the inputs of an evaluation, and rescales images, models and radius together to pixels in [0, 1]."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -21,17 +18,17 @@ from robust_gan.types import ThreatModel
 def rescale(
     models: Sequence[Any], images: Any, labels: Any, threat: ThreatModel
 ) -> tuple[list[Any], np.ndarray, np.ndarray, ThreatModel]:
-    """Returns models, images, labels and threat model with pixels in [0, 1], after a look at all of them.
+    """Returns checked models, images, labels and threat model for pixels in [0, 1].
 
     Args:
-        models: `Model`s for images of the bounds; others (`running.ShardedModel`) were checked when they were made.
-        images: Floats `[N, H, W, C]` within the bounds of the threat model, or uint8, of which 255 is the upper one.
+        models: `Model`s for images within the bounds; a `ShardedModel` is returned unchanged.
+        images: Floats `[N, H, W, C]` within the bounds of the threat model, or uint8.
         labels: Integers `[N]`.
         threat: The threat model.
 
     Raises:
-        UserError: Images, labels or threat model are none that can be scored, two models share a name, or a model's
-            outputs are no logits.
+        UserError: Images, labels or the threat model are invalid, two models share a name, or a model returns no
+            logits.
 
     >>> from robust_gan import LinfThreat
     >>> images, threat = np.full((1, 2, 2, 1), 51.0), LinfThreat(25.5, bounds=(0, 255))
@@ -49,9 +46,9 @@ def rescale(
         if np.issubdtype(images.dtype, np.floating):
             _check_range(images, low, high)
             images = np.clip((images - low) / (high - low), 0.0, 1.0).astype(np.float32)
-        models = [_moved(model, low, high) if isinstance(model, Model) else model for model in models]
+        models = [_rescale_model(model, low, high) if isinstance(model, Model) else model for model in models]
         epsilon = float(threat.epsilon) / (high - low)
-        # Of the L-infinity radii that allow everything, 1 is the least.
+        # A larger L-infinity radius than 1 allows no more.
         threat = LinfThreat(min(epsilon, 1.0)) if threat.norm == "linf" else L2Threat(epsilon)
     known = [model for model in models if isinstance(model, Model)]
     check_images(images, labels, min([_num_classes(model, images.shape[1:]) for model in known], default=2**15))
@@ -78,8 +75,8 @@ def _num_classes(model: Model, shape: tuple[int, ...]) -> int:
     return logits.shape[1]
 
 
-def _moved(model: Model, low: float, high: float) -> Model:
-    """The model for images in [0, 1]; where its functions bind arrays, the new ones bind the same."""
+def _rescale_model(model: Model, low: float, high: float) -> Model:
+    """Returns the model for images in [0, 1]; a `jax.tree_util.Partial` stays one, with the same arrays."""
     width = high - low
 
     def logits_fn(function, *arguments, **keywords):

@@ -1,4 +1,4 @@
-"""Models on devices: a batch of images to adversarial images, and to which of them held."""
+"""Models on devices: makes and scores adversarial images of a batch."""
 
 import functools
 import zlib
@@ -27,18 +27,17 @@ Shares = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Compiler:
-    """Compiles what is computed with models: once for each architecture, for functions of others once for each call.
+    """Compiles functions of models: once for each architecture, and for a user's function once for each `Compiler`.
 
-    What needs only the networks of this package is kept for the whole process, as their functions depend on their
-    arguments alone. A function that somebody brought may be an object that is trained in place, or close over arrays:
-    each `Compiler` traces it anew, and lets it go when it is let go itself.
+    Compiled code of this package's networks is kept for the whole process, since they depend on their arguments alone.
+    A user's function may change in place or close over arrays: each `Compiler` traces it anew and frees it at its end.
 
     Args:
-        devices: Where.
+        devices: The devices.
     """
 
     def __init__(self, devices: Sequence[jax.Device]) -> None:
-        """Has compiled nothing yet."""
+        """Stores the devices."""
         self._devices = tuple(devices)
         self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._held: list[Callable] = []
@@ -47,8 +46,8 @@ class Compiler:
         """Compiles `task(functions, replicated, share) -> rows` over the devices (`parallel.map_batch`).
 
         Args:
-            task: A function of this module, or one that its caches return: it is known by its identity.
-            functions: Those of the models; the arrays that a `jax.tree_util.Partial` binds are arguments.
+            task: A function of this module, or a cached one: its identity is the key.
+            functions: Functions of models; the arrays of a `jax.tree_util.Partial` are arguments.
 
         Returns:
             `((arguments, replicated), share) -> rows`, with the `arguments_of` each of the functions.
@@ -58,18 +57,18 @@ class Compiler:
             return _mapped(task, heads, self._devices)
         key = (task, *map(id, heads))
         if key not in self._made:
-            self._held += heads  # An identity is of one function only while that is alive.
+            self._held += heads  # An identity is unique only while the function is alive.
             self._made[key] = parallel.map_batch(_bound(task, heads), self._devices)
         return self._made[key]
 
 
 def compiled(task: Callable[..., Any], function: Callable, **static: Any) -> Callable[..., Any]:
-    """Compiles `task(function, ...)` on one device, with what is compiled kept as `Compiler` keeps it.
+    """Compiles `task(function, ...)` on one device; compiled code is kept as by `Compiler`.
 
     Args:
         task: A function of a module.
-        function: A model's.
-        **static: Keyword arguments of the task that are constants; hashable.
+        function: A function of a model.
+        **static: Constant keyword arguments of the task; hashable.
 
     >>> compiled(lambda function, x, *, times: times * function(x), lambda x: x + 1, times=2)(jnp.ones(())).item()
     4.0
@@ -80,7 +79,7 @@ def compiled(task: Callable[..., Any], function: Callable, **static: Any) -> Cal
 
 
 def arguments_of(function: Callable) -> PyTree:
-    """Returns the arrays that a `jax.tree_util.Partial` binds, as a pytree; of every other function, nothing.
+    """Returns the arrays that a `jax.tree_util.Partial` binds, as a pytree; nothing for another function.
 
     >>> arguments_of(jax.tree_util.Partial(max, 1, 2)), arguments_of(max)
     (((1, 2), {}), ((), {}))
@@ -89,7 +88,7 @@ def arguments_of(function: Callable) -> PyTree:
 
 
 def is_architecture(function: Callable) -> bool:
-    """Tells whether a function is a network of this package with its arrays bound: it computes what they say.
+    """Returns whether a function is a network of this package with its arrays bound.
 
     >>> is_architecture(jax.tree_util.Partial(inference.classify("digits_cnn", 10), {}, {})), is_architecture(len)
     (True, False)
@@ -102,7 +101,7 @@ def _head(function):
 
 
 def _rebuilt(head, arguments):
-    """Returns a function made of its parts, new at each trace, so that no cache of jax finds an older one's."""
+    """Returns a function of its parts, a new one at each trace, so that no cache of JAX has an entry for it."""
     fresh = functools.wraps(head, updated=())(lambda *args, **kwargs: head(*args, **kwargs))
     return functools.partial(fresh, *arguments[0], **arguments[1])
 
@@ -128,21 +127,21 @@ def _jitted(task, head, static):
 class ShardedModel:
     """A model on devices, ready to be attacked and scored in batches of one size.
 
-    It is evaluated as it was when it was first traced: changed in place since, it has to be placed anew.
+    Its functions are traced once: after a change in place, make a new one.
 
     Attributes:
-        model: Which.
+        model: The model.
         name: Its name.
         generator: Its generator.
-        attacks: Attacks that are functions of somebody's own, by name.
-        known: What it is known by, where that was asked (`identity.check_model`).
+        attacks: Attacks that are functions of the user's own, by name.
+        known: Its fingerprints (`identity.check_model`), where they were computed.
 
     Args:
-        model: Which.
-        images: All that are scored, uint8 or float `[N, H, W, C]`: what fresh generators learn from.
+        model: The model.
+        images: All images, uint8 or float `[N, H, W, C]`; retrained generators are trained on them.
         labels: `[N]`.
-        devices: Where.
-        compiler: One for all models that are evaluated together.
+        devices: The devices.
+        compiler: Shared by all models of an evaluation.
     """
 
     def __init__(
@@ -158,18 +157,18 @@ class ShardedModel:
         self._arguments = parallel.replicate(arguments_of(model.logits_fn), devices)
 
     def can(self, attack: str) -> bool:
-        """Tells whether an attack can be made on the model: its generator, only where it has one."""
+        """Returns whether an attack can be made on the model; `generator` needs a generator."""
         return attack != GENERATOR or attack in self.attacks or self.generator is not None
 
     def craft(self, attack: str, shares: Shares, threat: ThreatModel, seed: int) -> jax.Array:
-        """Makes adversarial images, left on the devices.
+        """Computes adversarial images, which stay on the devices.
 
         Args:
             attack: A name of `attacks.by_name` or of `ShardedModel.attacks`, `generator`, or one of `RETRAINED`, which
                 is trained first.
-            shares: Of `shard_batch`.
+            shares: The result of `shard_batch`.
             threat: The threat model.
-            seed: Of the attack's randomness; an image's key depends on it, the attack's name and its position alone.
+            seed: An image's key depends on the seed, the attack's name and the image's position alone.
         """
         key = attack_key(attack, seed)
         functions, arguments = self._with_attack(attack, key, threat)
@@ -195,14 +194,14 @@ class ShardedModel:
             made: Callable[..., Any] | None = self.attacks.get(attack, self.generator)
             if attack in RETRAINED and attack not in self.attacks:
                 made = self._trained(attack, jax.random.fold_in(key, 2**31 - 1), threat)
-            assert made is not None  # `can` was asked.
+            assert made is not None  # `can` is True.
             if id(made) not in self._generators:
                 self._generators[id(made)] = parallel.replicate(arguments_of(made), self._devices)
             functions, arguments = [*functions, made], [*arguments, self._generators[id(made)]]
         return functions, arguments
 
     def _trained(self, attack: str, key: jax.Array, threat: ThreatModel) -> Attack:
-        """Trains a generator against the model, once for each radius, on the first of the devices."""
+        """Trains a generator against the model on the first device, once for each radius."""
         found = (attack, threat.norm, float(threat.epsilon))
         if found not in self._fresh:
             name, channels = networks.generator_for(self._images.shape[1:]), self._images.shape[-1]
@@ -226,7 +225,7 @@ class ShardedModel:
         return parallel.gather(certify(([self._arguments], threat), shares))
 
     def score(self, images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Tells which images are classified right, and as what (-1 where logits are NaN): bool and int32 `[B]`."""
+        """Returns which images are classified correctly, and the classes (-1 for NaN logits): bool and int32 `[B]`."""
         score = self._compiler.map(_score, [self.model.logits_fn])
         right, predicted = score(([self._arguments], ()), (images, labels))
         return parallel.gather(right), parallel.gather(predicted)
@@ -239,14 +238,14 @@ def shard_models(
     devices: Sequence[jax.Device],
     attacks: Mapping[str, Attack] = MappingProxyType({}),
 ) -> list[ShardedModel]:
-    """Places models that are evaluated together; those that are placed already stay as they are.
+    """Copies the models of an evaluation to the devices; a `ShardedModel` stays as it is.
 
     Args:
-        models: Which.
-        images: All that are scored, uint8 or float `[N, H, W, C]`.
+        models: The models.
+        images: All images, uint8 or float `[N, H, W, C]`.
         labels: `[N]`.
-        devices: Where.
-        attacks: Functions that attack, by the names that they have in this evaluation.
+        devices: The devices.
+        attacks: Attacks that are functions, by name.
 
     >>> [model.name for model in shard_models([Model("a", len)], np.zeros((2, 1, 1, 1)), np.zeros(2), jax.devices())]
     ['a']
@@ -265,8 +264,8 @@ def attack_key(attack: str, seed: int) -> jax.Array:
     """Returns the key of an attack, from which each image's key is derived by its position (`prng.keys_at`).
 
     Args:
-        attack: Its name.
-        seed: Of the evaluation.
+        attack: Name of the attack.
+        seed: Seed of the evaluation.
 
     >>> bool(attack_key("fgsm", 0) == attack_key("pgd10", 0))
     False
@@ -284,7 +283,7 @@ def batch_width(batch_size: int, num_images: int, devices: Sequence[jax.Device])
     """Returns the size of the batches: no larger than there are images, and a multiple of the devices.
 
     Raises:
-        UserError: `batch_size` is no whole number of at least 1.
+        UserError: `batch_size` is not a whole number of at least 1.
 
     >>> batch_width(500, 7, [None] * 4)
     8
@@ -312,7 +311,7 @@ def _certifier(method: str) -> Callable[..., jax.Array]:
 
 @functools.cache
 def _crafter(name: str) -> Callable[..., jax.Array]:
-    """Returns the function of an attack; cached, so that what is compiled for it is found again."""
+    """Returns the function of an attack; cached, so that its compiled code is found again."""
 
     def craft(functions, rest, batch):
         (key, threat), (indices, images, labels) = rest, batch

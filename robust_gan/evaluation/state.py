@@ -1,4 +1,4 @@
-"""What an evaluation has found so far, kept on disk, so that a stopped one goes on where it was."""
+"""The saved state of an evaluation, with which a stopped one continues."""
 
 import copy
 import dataclasses
@@ -30,7 +30,7 @@ from robust_gan.types import ThreatModel
 from robust_gan.version import __version__
 
 SECONDS = 30.0
-"""Between two writings: what a kill can lose."""
+"""Seconds between two writes: what a kill can lose."""
 
 LAYOUT = 2
 """Number of the layout of state files; it grows when the names or the meaning of their arrays change."""
@@ -38,13 +38,13 @@ LAYOUT = 2
 _LAYOUT = "layout"
 _DONE = "done: "
 _RUNS, _IDENTITY = "the runs", "identity"
-_TOLD = "told: "
+_VALUE = "value: "
 _INDICES, _VALUES = "indices", "values: "
 
 
 @dataclasses.dataclass
 class _State:
-    """What all prefixes of one `EvaluationState` share: when it was written, and which run this is."""
+    """What all prefixes of one `EvaluationState` share: the time of the last write, and the run."""
 
     written: float = dataclasses.field(default_factory=time.monotonic)
     pending: bool = False
@@ -56,7 +56,7 @@ class _State:
 
 
 class Rows:
-    """A large array with a row for each image, of which those alone are written that were set since the last time.
+    """A large array with a row for each image; only rows that were set since the last write are written.
 
     Attributes:
         array: `[N, ...]`.
@@ -68,7 +68,7 @@ class Rows:
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        """Takes the array as it is."""
+        """Stores the array."""
         self.array = array
         self.changed: list[int] = []
 
@@ -78,13 +78,13 @@ class Rows:
         self.changed += np.asarray(indices).tolist()
 
     def packed(self, name: str) -> bytes:
-        """Returns the rows that were set since this was last asked, as an `.npz` file."""
+        """Returns the rows that were set since the last call, as an `.npz` file."""
         indices, self.changed = np.unique(np.array(self.changed, np.int64)), []
         return _packed({_INDICES: indices, _VALUES + name: self.array[indices]})
 
 
 def parts_of(path: epath.Path) -> epath.Path:
-    """Returns the folder in which a file of findings has the rows of its large arrays.
+    """Returns the folder with the rows of the large arrays of a state file.
 
     >>> parts_of(epath.Path("report/scores.npz")).name
     'scores.parts'
@@ -93,24 +93,24 @@ def parts_of(path: epath.Path) -> epath.Path:
 
 
 class EvaluationState:
-    """Findings image by image, under names, and of which images each is known already.
+    """Results image by image, under names, and for which images each is known.
 
     Args:
-        path: An `.npz` file, read if it is there; written every `SECONDS` and by `flush`. Large arrays lie beside it,
-            see `parts_of`. None to keep everything in memory.
+        path: An `.npz` file, read if it exists; written every `SECONDS` and by `flush`. Large arrays are beside it, see
+            `parts_of`. None to keep everything in memory.
 
     Raises:
-        UserError: The file is there but is not one of these.
+        UserError: The file is not a state file.
 
-    >>> kept = EvaluationState()
-    >>> stood, done = kept.part("pgd10", 3)
-    >>> stood[1], done[1] = True, True
-    >>> kept.part("pgd10", 3)[0].tolist()
+    >>> state = EvaluationState()
+    >>> robust, done = state.part("pgd10", 3)
+    >>> robust[1], done[1] = True, True
+    >>> state.part("pgd10", 3)[0].tolist()
     [False, True, False]
     """
 
     def __init__(self, path: epath.PathLike | None = None) -> None:
-        """Reads what is there."""
+        """Reads the file."""
         self._path = None if path is None else epath.Path(path)
         self._arrays: dict[str, np.ndarray] = {}
         self._rows: dict[str, Rows] = {}
@@ -133,14 +133,14 @@ class EvaluationState:
             self._state.files = max((int(file.stem) for file in self._files()), default=0)
 
     def part(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the findings of a name and of which images they are known, to be filled in place.
+        """Returns the results of a name and for which images they are known, to be filled in place.
 
         Args:
-            name: Whose.
+            name: The name.
             count: N, images.
 
         Returns:
-            bool `[N]` each; all False where nothing is known.
+            bool `[N]` each; all False at first.
         """
         return self.array(name, np.zeros(count, bool)), self.array(_DONE + name, np.zeros(count, bool))
 
@@ -148,8 +148,8 @@ class EvaluationState:
         """Returns the array of a name, to be filled in place.
 
         Args:
-            name: Which.
-            start: What it is where nothing is known; copied.
+            name: The name.
+            start: Its first value; copied.
 
         Raises:
             UserError: The one on disk has another shape.
@@ -160,14 +160,14 @@ class EvaluationState:
         return found
 
     def rows(self, name: str, start: np.ndarray) -> Rows:
-        """Returns a large array of a name, of which the rows that are set are written, and no others.
+        """Returns a large array of a name, of which only the rows that are set are written.
 
         Args:
-            name: Which; without the prefix of `under`.
-            start: What it is where nothing is known, a row for each image; copied.
+            name: The name, without the prefix of `under`.
+            start: Its first value, a row for each image; copied.
 
         Raises:
-            UserError: What lies on disk has another shape, or is damaged.
+            UserError: The rows on disk have another shape, or are damaged.
         """
         if name not in self._rows:
             found = Rows(np.array(start))
@@ -201,27 +201,26 @@ class EvaluationState:
         self, models: Sequence[Model | ShardedModel], images: np.ndarray, labels: np.ndarray, threat: ThreatModel,
         seed: int, *, attacks: Sequence[str] = (), batch_size: int = 500, devices: Sequence[jax.Device] | None = None,
     ) -> str:  # fmt: skip
-        """Says in what another evaluation was that found this; where nothing was found, remembers of which this is.
+        """Returns in what the evaluation of this state differs from another one; an empty state becomes that one's.
 
-        A model is known by all that `identity.check_model` says of it: under the same name it may have been trained on,
-        or mended.
+        Models are compared by their fingerprints (`identity.check_model`), since one of the same name may have changed.
 
         Args:
-            models: Whom to evaluate, and on whom attacks are made.
+            models: The models under attack and the surrogates.
             images: uint8 or float `[N, H, W, C]`.
             labels: `[N]`.
             threat: The threat model.
-            seed: Of the attacks.
-            attacks: Their names.
-            batch_size: Images at once; it counts where a model's logits depend on the batch.
-            devices: Where; None for all.
+            seed: Seed of the attacks.
+            attacks: Names of the attacks.
+            batch_size: Images at once; compared if a model's logits depend on the batch.
+            devices: The devices; None for all.
 
         Returns:
-            What is another; empty where nothing is.
+            The first difference; empty if there is none.
 
         >>> from robust_gan import LinfThreat
-        >>> kept, images, labels = EvaluationState(), np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int)
-        >>> kept.differs([], images, labels, LinfThreat(0.1), 0), kept.differs([], images, labels, LinfThreat(0.2), 0)
+        >>> state, images, labels = EvaluationState(), np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int)
+        >>> state.differs([], images, labels, LinfThreat(0.1), 0), state.differs([], images, labels, LinfThreat(0.2), 0)
         ('', 'another threat model')
         """
         if other := self._another_version():
@@ -254,20 +253,20 @@ class EvaluationState:
         return ""
 
     def belong(self, *evaluation: Any, **settings: Any) -> None:
-        """Refuses what was found in another evaluation; the arguments are those of `differs`.
+        """Checks that the state is of an evaluation; the arguments are those of `differs`.
 
         Raises:
-            UserError: The findings are of another.
+            UserError: It is of another one.
 
         >>> from robust_gan import LinfThreat
         >>> EvaluationState().belong([], np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, int), LinfThreat(0.1), 0)
         """
         if what := self.differs(*evaluation, **settings):
-            name = "what was kept" if self._path is None else self._path
+            name = "this state" if self._path is None else self._path
             raise UserError(f"{name} is of {what}: give a new file for this evaluation")
 
     def _another_version(self) -> str:
-        """Constants and algorithms change with the version, and so may figures: nobody asked for a mixture."""
+        """Returns the difference of the versions, with which constants, algorithms and results may change."""
         here = f"robust_gan {__version__}, jax {jax.__version__}"
         there = str(self._arrays.setdefault("of the versions", np.array(here)))
         return "" if there == here else f"another version ({there}; this is {here})"
@@ -276,25 +275,25 @@ class EvaluationState:
         return trait.agrees(self._arrays.setdefault(f"{self._prefix}of {what}", np.array(trait.value)))
 
     def under(self, prefix: str) -> "EvaluationState":
-        """Returns the same findings, with a prefix before every name: those of one evaluation of several."""
+        """Returns the same state with a prefix before every name, for one of several evaluations."""
         part = copy.copy(self)
         part._prefix = self._prefix + prefix
         return part
 
     def remember(self, name: str, value: Any) -> None:
-        """Keeps a JSON-able value under a name; it is written with the next `flush`.
+        """Stores a JSON-able value under a name.
 
-        >>> kept = EvaluationState()
-        >>> kept.remember("alarms", [["randomised", False]])
-        >>> kept.recall("alarms"), kept.recall("other")
+        >>> state = EvaluationState()
+        >>> state.remember("alarms", [["randomised", False]])
+        >>> state.recall("alarms"), state.recall("other")
         ([['randomised', False]], None)
         """
-        self._arrays[_TOLD + name] = np.array(json.dumps(value))
+        self._arrays[_VALUE + name] = np.array(json.dumps(value))
         self.save()
 
     def recall(self, name: str) -> Any:
-        """Returns what `remember` kept under a name; None where there is nothing."""
-        return json.loads(str(self._arrays.get(_TOLD + name, "null")))
+        """Returns the value that `remember` stored under a name; None if there is none."""
+        return json.loads(str(self._arrays.get(_VALUE + name, "null")))
 
     def identify(self, identity: dict[str, Any]) -> dict[str, Any]:
         """Returns the identity of the evaluation in this state; in an empty state, sets it first.
@@ -309,32 +308,32 @@ class EvaluationState:
         return json.loads(str(self._arrays.setdefault(_IDENTITY, np.array(json.dumps(identity)))))
 
     def start(self, run: dict[str, Any]) -> None:
-        """Begins a run, to which what is found from now on belongs, until `stop`.
+        """Starts a run; results until `stop` belong to it.
 
         Args:
-            run: What it is made with, JSON-able.
+            run: Its description, JSON-able.
         """
         self._state.run, self._state.began = run, time.perf_counter()
 
     def stop(self) -> None:
-        """Ends the run: what is found from now on does not count."""
+        """Ends the run."""
         self._state.run = None
 
     def runs(self) -> list[dict[str, Any]]:
-        """Returns the runs that found something, each with when its last finding was `created` and the `seconds` to it.
+        """Returns the runs with results, each with the time `created` of its last result and the `seconds` until it.
 
-        >>> kept = EvaluationState()
-        >>> kept.start({"device": "cpu"})
-        >>> kept.runs()
+        >>> state = EvaluationState()
+        >>> state.start({"device": "cpu"})
+        >>> state.runs()
         []
-        >>> kept.save()
-        >>> [run["device"] for run in kept.runs()]
+        >>> state.save()
+        >>> [run["device"] for run in state.runs()]
         ['cpu']
         """
         return json.loads(str(self._arrays.get(_RUNS, "[]")))
 
     def save(self) -> None:
-        """Says that something was found: writes it, where it is `SECONDS` ago that anything was written."""
+        """Notes new results; writes them if the last write is `SECONDS` ago."""
         state = self._state
         if state.run is not None:
             runs = self.runs()
@@ -349,16 +348,16 @@ class EvaluationState:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what was found since it was last written, if anything was, whole or not at all."""
+        """Writes new results, if there are any, atomically."""
         if not self._state.pending:
             return
         if self._path is not None:
             if self._state.anew and paths.exists(self._parts()):
-                self._parts().rmtree()  # Of findings that are gone.
+                self._parts().rmtree()  # Of an earlier state file, which was removed.
             self._state.anew = False
             for name, rows in self._rows.items():
                 if rows.changed:
-                    # Before the file that says that they are known.
+                    # Before the file that marks them as known.
                     self._parts().mkdir(exist_ok=True)
                     self._state.files += 1
                     workdir.write_bytes(self._parts() / f"{self._state.files:06d}.npz", rows.packed(name))
@@ -366,10 +365,10 @@ class EvaluationState:
         self._state.pending, self._state.written = False, time.monotonic()
 
     def shared(self) -> "EvaluationState":
-        """Returns, in every process, what the first has; it alone writes it.
+        """Returns the state of the primary process in every process; only the primary one writes it.
 
-        >>> kept = EvaluationState()
-        >>> kept.shared() is kept
+        >>> state = EvaluationState()
+        >>> state.shared() is state
         True
         """
         if parallel.process_index_and_count()[1] == 1:
@@ -385,7 +384,7 @@ class EvaluationState:
 
 
 def _described(name, functions):
-    """Says what an attack's name stands for here, its constants included."""
+    """Returns the function and the constants of an attack's name."""
     if name in functions:
         return _signature(functions[name])
     if name == GENERATOR:
