@@ -152,7 +152,7 @@ def _read_own(location: str, image_size: int) -> own.OwnData:
 def _separate(found: own.OwnData) -> tuple[np.ndarray, Arrays, np.ndarray, str]:
     """Returns the positions in `found.train` to train on, the arrays to test on with the positions there, and a note.
 
-    Where they are not told apart, a permutation chooses.
+    Where the files do not separate them, a permutation does.
     """
     total = len(found.train.labels)
     if found.test is not None:

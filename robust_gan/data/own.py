@@ -27,7 +27,7 @@ class OwnData(NamedTuple):
     Attributes:
         name: Of the file or folder.
         train: All images, or those to train on where there are others to test on.
-        test: The images to test on; None where they are not told apart.
+        test: The images to test on; None where the files do not separate them.
         label_names: Names of the K classes; of a file their numbers.
     """
 

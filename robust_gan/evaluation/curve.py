@@ -1,4 +1,4 @@
-"""Robust accuracy against epsilon, from 0 to where nothing stands."""
+"""Robust accuracy against epsilon, from 0 to where no image is robust."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -38,18 +38,18 @@ def trace_curve(
     attack: str, batch_size: int = 500, seed: int = 0, devices: Sequence[jax.Device] | None = None,
     state: EvaluationState | None = None, progress_fn: Callable[[int], Any] = lambda images: None,
 ) -> Curve:  # fmt: skip
-    """Attacks models at growing radii until nothing stands.
+    """Attacks models at growing radii until no image is robust.
 
     Args:
-        models: Under attack, white box.
+        models: The models under attack.
         images: uint8 or float `[N, H, W, C]`, within the bounds of the threat model.
         labels: `[N]`.
         threat: Its norm and bounds count, and its radius is the unit of `FACTORS`.
         attack: A name of `attacks.by_name`.
         batch_size: Images at once, over all devices.
-        seed: Of the attack.
-        devices: Where; None for all.
-        state: What a stopped evaluation had found.
+        seed: Seed of the attack.
+        devices: Devices to use; None for all.
+        state: Saved state of a stopped evaluation.
         progress_fn: Called with the number of images attacked.
 
     Returns:

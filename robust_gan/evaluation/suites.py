@@ -10,7 +10,7 @@ class Suite(NamedTuple):
 
     Attributes:
         matrix: Names separated by commas: each made on every model and tried on every target.
-        sequential: Names separated by commas: made on each target alone, one after the other, on what still stands.
+        sequential: Names separated by commas: made on each target, each on the images that are robust so far.
     """
 
     matrix: str
@@ -36,7 +36,7 @@ def get_suite(name: str, attacks: str | None, sequential: str | None) -> Suite:
     Args:
         name: Of `SUITES`, or empty.
         attacks: In place of the suite's matrix; None for that of the suite, or of `quick` without one.
-        sequential: In place of the suite's attacks in turn; None for those.
+        sequential: Instead of the suite's sequential attacks; None for those.
 
     Raises:
         UserError: The name is unknown.
