@@ -2,5 +2,6 @@
 
 from robust_gan.certification.bounds import METHODS, certify, input_box, interval_bounds, margin_bounds
 from robust_gan.certification.interval import Interval
+from robust_gan.certification.smoothing import Smoothed, smooth
 
-__all__ = ["METHODS", "Interval", "certify", "input_box", "interval_bounds", "margin_bounds"]
+__all__ = ["METHODS", "Interval", "Smoothed", "certify", "input_box", "interval_bounds", "margin_bounds", "smooth"]

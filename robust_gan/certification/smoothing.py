@@ -1,0 +1,108 @@
+"""Randomised smoothing: certified L2 radii of the majority vote of a classifier on images with Gaussian noise."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from robust_gan import prng
+from robust_gan.errors import UserError
+from robust_gan.losses import has_class
+from robust_gan.types import LogitsFn
+
+ABSTAINED = -1
+"""The prediction where the votes do not decide."""
+
+
+class Smoothed(NamedTuple):
+    """Predictions of the smoothed classifier.
+
+    Attributes:
+        predicted: int32 `[B]`, the class, or `ABSTAINED`.
+        radius: float64 `[B]`, the L2 radius within which the smoothed classifier predicts this class, in units of the
+            pixels; 0 where it abstains.
+    """
+
+    predicted: np.ndarray
+    radius: np.ndarray
+
+
+def smooth(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    sigma: float,
+    num_samples: int = 10_000,
+    num_selection: int = 100,
+    alpha: float = 0.001,
+) -> Smoothed:
+    """Predicts with the smoothed classifier and certifies an L2 radius for each image.
+
+    The smoothed classifier returns the class that `logits_fn` predicts most often under Gaussian noise. Its bounds hold
+    for each image with probability 1 - alpha over the noise that is drawn here; they say nothing about `logits_fn`
+    itself. The noisy images are not clipped to valid pixels.
+
+    Args:
+        logits_fn: The base classifier; it should be trained on such noise.
+        key: One key, or one for each image.
+        images: `[B, H, W, C]`.
+        sigma: Standard deviation of the noise, in units of the pixels.
+        num_samples: Noisy images from which the probability of the class is bounded.
+        num_selection: Further noisy images, which choose the class.
+        alpha: Probability of a wrong certificate.
+
+    Returns:
+        Classes and radii; 10,000 samples certify at most 3.2 sigma with alpha 0.001.
+
+    Raises:
+        UserError: Sigma is not positive, a number of samples is below 1, or alpha is not between 0 and 1.
+
+    Guarantees:
+        `test_the_radius_of_a_linear_classifier_is_its_distance`, `test_the_lower_bound_covers_the_probability`.
+
+    References:
+        Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019, section 3.2
+            (CERTIFY), https://arxiv.org/abs/1902.02918
+
+    >>> logits_fn = lambda x: jnp.stack([x[:, 0, 0, 0], 1 - x[:, 0, 0, 0]], axis=-1)
+    >>> found = smooth(logits_fn, jax.random.key(0), jnp.full((1, 1, 1, 1), 0.9), sigma=0.2, num_samples=1_000)
+    >>> found.predicted.tolist(), 0.3 < found.radius.item() < 0.4
+    ([0], True)
+    """
+    if not (np.isfinite(sigma) and sigma > 0):
+        raise UserError(f"sigma, the standard deviation of the noise, must be above 0, not {sigma}")
+    if min(num_samples, num_selection) < 1 or not 0 < alpha < 1:
+        raise UserError(
+            "smoothing needs at least 1 sample for each purpose and alpha between 0 and 1, not "
+            f"{num_samples} and {num_selection} samples and alpha {alpha}"
+        )
+    keys = prng.split_per_image(prng.per_image_keys(key, images.shape[0]), 2)
+    chosen = np.argmax(_votes(logits_fn, keys[0], images, sigma, num_selection), axis=-1)
+    votes = np.take_along_axis(_votes(logits_fn, keys[1], images, sigma, num_samples), chosen[:, None], axis=-1)[:, 0]
+    # The lower end of the Clopper-Pearson interval, one-sided.
+    probability = np.where(votes > 0, scipy.stats.beta.ppf(alpha, np.maximum(votes, 1), num_samples - votes + 1), 0.0)
+    decided = probability > 0.5
+    radius = np.where(decided, sigma * scipy.stats.norm.ppf(np.where(decided, probability, 0.5)), 0.0)
+    return Smoothed(np.where(decided, chosen, ABSTAINED).astype(np.int32), radius)
+
+
+def _votes(logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, sigma: float, count: int) -> np.ndarray:
+    """Returns how often each class is predicted, int `[B, K]`; a NaN among the logits votes for none."""
+    return np.asarray(_count(jax.tree_util.Partial(logits_fn), keys, images, sigma, count))
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _count(logits_fn, keys, images, sigma, count):
+    def vote(index, votes):
+        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+        noise = prng.normal_per_image(step_keys, images.shape[1:])
+        logits = logits_fn(images + sigma * noise)
+        classes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.int32)
+        return votes + jnp.where(has_class(logits)[:, None], classes, 0)
+
+    num_classes = jax.eval_shape(logits_fn, images).shape[-1]
+    return jax.lax.fori_loop(0, count, vote, jnp.zeros((len(images), num_classes), jnp.int32))
