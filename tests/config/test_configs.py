@@ -126,6 +126,18 @@ def test_the_short_budget_of_cifar10_is_one_schedule_for_all_methods():
     assert get_config("n_fgsm").num_steps == 200_000
 
 
+def test_budgets_of_mnist():
+    get_config = load(next(path for path in CONFIGS if path.stem == "mnist")).get_config
+    paper, short = get_config("released"), get_config("released/short")
+    short.num_steps, short.validation.every = paper.num_steps, paper.validation.every
+    short.classifier.optimizer.decay_steps = paper.classifier.optimizer.decay_steps
+    assert short == paper
+    short, long = get_config("pgd/short"), get_config("pgd/long")
+    assert (short.num_steps, short.adversary.epsilon_warmup_steps, short.validation.every) == (3_000, 750, 500)
+    assert (long.num_steps, long.adversary.epsilon_warmup_steps, long.validation.every) == (12_000, 3_000, 2_000)
+    config_lib.validate(long)
+
+
 def test_baselines_of_the_papers_configs_are_those_of_the_released_code():
     released = {path.stem: load(path).get_config for path in CONFIGS if path.stem in ("mnist", "cifar10", "svhn")}
     for get_config in released.values():

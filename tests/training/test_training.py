@@ -106,6 +106,8 @@ GROWN = {
     "num_refinements": 2,
     "latent_size": 2,
     "final_fgsm_step": 0.5,
+    "start": "uniform",
+    "update_every": 2,
 }
 
 
