@@ -353,33 +353,18 @@ def record(
         The record; accuracies are shares of all images, each with its 95 % interval. The white-box worst case includes
         the sequential attacks.
     """
-    targets: dict[str, Any] = {}
     sequential, alarms, robust = sequential or {}, alarms or {}, sequential_robust or {}
     count, seconds = scores.clean.shape[1], sum(run["seconds"] for run in runs)
-    for target in scores.targets:
-        by_attack: dict[str, dict[str, float | None]] = {}
-        for _, source, attack in (key for key in scores.robust if key[0] == target):
-            by_attack.setdefault(attack, {})[source] = scores.robust_accuracy(target, [source], [attack])
-        others = [source for source in scores.sources if source != target]
-        targets[target] = {
-            "clean_accuracy": scores.clean_accuracy(target),
-            "robust_accuracy": by_attack,
-            "worst_case": {
-                "white_box": scores.robust_accuracy(target, [target], also=robust.get(target)),
-                "black_box": scores.robust_accuracy(target, others),
-                "all": scores.robust_accuracy(target, scores.sources, also=robust.get(target)),
-            },
+    targets = {
+        target: _accuracies(scores, target, robust.get(target), (certified or {}).get(target)) | {
             "sequential": [
                 result._asdict() | {"interval": statistics.interval_of(result.robust_accuracy, count)}
                 for result in sequential.get(target, [])
             ],
             "alarms": [alarm._asdict() for alarm in alarms.get(target, [])],
         }
-        accuracies = ["clean_accuracy", "robust_accuracy", "worst_case"]
-        if certified:
-            targets[target]["certified_accuracy"] = float(certified[target].mean())
-            accuracies.append("certified_accuracy")
-        targets[target]["intervals"] = _intervals({name: targets[target][name] for name in accuracies}, count)
+        for target in scores.targets
+    }  # fmt: skip
     return {
         "schema": SCHEMA,
         "created": runs[-1]["created"],
@@ -398,6 +383,27 @@ def record(
         "device": "; ".join(dict.fromkeys(run["device"] for run in runs)),
         "versions": runs[-1]["versions"],
     }
+
+
+def _accuracies(
+    scores: Scores, target: str, also: np.ndarray | None, certified: np.ndarray | None
+) -> dict[str, Any]:  # fmt: skip
+    """Returns the accuracies of a target, and under `intervals` the interval of each."""
+    by_attack: dict[str, dict[str, float | None]] = {}
+    for _, source, attack in (key for key in scores.robust if key[0] == target):
+        by_attack.setdefault(attack, {})[source] = scores.robust_accuracy(target, [source], [attack])
+    shares: dict[str, Any] = {
+        "clean_accuracy": scores.clean_accuracy(target),
+        "robust_accuracy": by_attack,
+        "worst_case": {
+            "white_box": scores.robust_accuracy(target, [target], also=also),
+            "black_box": scores.robust_accuracy(target, [source for source in scores.sources if source != target]),
+            "all": scores.robust_accuracy(target, scores.sources, also=also),
+        },
+    }
+    if certified is not None:
+        shares["certified_accuracy"] = float(certified.mean())
+    return shares | {"intervals": _intervals(shares, scores.clean.shape[1])}
 
 
 def made_with(batch_size: int, num_devices: int) -> dict[str, Any]:
