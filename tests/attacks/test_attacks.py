@@ -6,27 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attack_problems import KEY, SHAPE, THREATS, assert_inside, flat, images_between
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robust_gan import L2Threat, LinfThreat, attacks, losses, prng, threat_model
+from robust_gan import LinfThreat, attacks, losses, prng, threat_model
 from robust_gan.errors import UserError
 
-THREATS = {"linf": LinfThreat, "l2": L2Threat}
-SHAPE = (4, 4, 1)
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(16, 2)).astype(np.float32)
 HIDDEN, OUT = RNG.normal(size=(16, 12)).astype(np.float32), RNG.normal(size=(12, 3)).astype(np.float32)
 LABELS = jnp.array([0, 1, 0, 1, 1, 0, 1, 0], jnp.int32)
-KEY = jax.random.key(0)
-
-
-def images_between(low, high, seed=0, count=8):
-    return jnp.asarray(np.random.default_rng(seed).uniform(low, high, (count, *SHAPE)), jnp.float32)
-
-
-def flat(images):
-    return images.reshape(len(images), -1)
 
 
 def linear(images):
@@ -44,17 +34,6 @@ def optimum_on_linear(images, labels, norm, epsilon):
     if norm == "linf":
         return np.clip(np.float64(images) + epsilon * np.sign(ascent), 0, 1)
     return np.float64(images) + epsilon * ascent / np.sqrt((ascent**2).sum((1, 2, 3), keepdims=True))
-
-
-def assert_inside(adversarial, images, norm, epsilon):
-    assert adversarial.dtype == images.dtype
-    assert adversarial.shape == images.shape
-    adversarial, images = np.asarray(adversarial, np.float64), np.asarray(images, np.float64)
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
-    delta = flat(adversarial - images)
-    size = np.abs(delta).max(1) if norm == "linf" else np.sqrt((delta**2).sum(1))
-    assert size.max() <= epsilon + 2.0**-24
 
 
 ALL = {
