@@ -1,6 +1,7 @@
 """A generator network as the adversary: the game of Wang and Yu, with later extensions."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,12 +104,13 @@ class _Generator:
                 others, batch_stats = self.adversarial_images(
                     params, batch_stats, classifier_fn, batch, draws[1], axis_name
                 )
-                latents = [draw_latent(keys, self.design) for keys in draws]
-                objective = loss - self.diversity * jnp.mean(mode_seeking_ratio(images, others, *latents, self.threat))
+                first, second = (draw_latent(keys, self.design) for keys in draws)
+                ratio = mode_seeking_ratio(images, others, first, second, self.threat)
+                objective = loss - self.diversity * jnp.mean(ratio)
             return objective, (loss, batch_stats)
 
         def step(state, index):
-            draws = [None]
+            draws: list[Any] = [None]
             if self.design.is_random:
                 step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
                 draws = list(prng.split_per_image(step_keys, 2)) if self.diversity else [step_keys]

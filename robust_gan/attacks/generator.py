@@ -227,6 +227,7 @@ def generate(
     """
     latent, point = None, images
     if design.is_random:
+        assert key is not None  # A random design needs keys.
         keys = prng.per_image_keys(key, images.shape[0])
         latent = draw_latent(keys, design) if design.latent_size else None
         point = draw_start(keys, images, threat, design)

@@ -142,7 +142,9 @@ def _dilated(sizes: Sequence[int], dilations: Sequence[int]) -> Pair:
     return _pair([(size - 1) * dilation + 1 for size, dilation in zip(sizes, dilations, strict=True)])
 
 
-def _check_arguments(images, kernel, dimension_numbers, feature_group_count, batch_group_count):
+def _check_arguments(
+    images: jax.Array, kernel: jax.Array, dimension_numbers: Any, feature_group_count: int, batch_group_count: int
+) -> None:
     if images.ndim != 4 or kernel.ndim != 4 or images.shape[3] != kernel.shape[2]:
         raise ValueError(
             f"expected images [B, H, W, C] and a kernel [h, w, C, features], got {images.shape} and {kernel.shape}"
@@ -156,7 +158,13 @@ def _check_arguments(images, kernel, dimension_numbers, feature_group_count, bat
             raise ValueError(f"the only layout is NHWC x HWIO -> NHWC, got {dimension_numbers}")
 
 
-def _pad_widths(padding, image_dilation, image_extents, kernel_extents, strides):
+def _pad_widths(
+    padding: str | Sequence[Sequence[int]],
+    image_dilation: Pair,
+    image_extents: Pair,
+    kernel_extents: Pair,
+    strides: Pair,
+) -> tuple[Pair, Pair]:
     """Returns the padding in numbers: ((top, bottom), (left, right))."""
     if isinstance(padding, str):
         if image_dilation != (1, 1):
