@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from robust_gan.attacks.pgd import fgsm, pgd
     from robust_gan.config import Config
     from robust_gan.errors import CheckpointError, DataError, UserError
+    from robust_gan.evaluation import autoattack, evaluate
     from robust_gan.game import Game, TrainState, train_step
     from robust_gan.losses import classifier_loss, cross_entropy, dlr, generator_loss, kl, margin
     from robust_gan.threat_model import L2Threat, LinfThreat, perturb, project
@@ -43,6 +44,8 @@ __all__ = [  # noqa: RUF022  # By group.
     "classifier_loss", "cross_entropy", "dlr", "generator_loss", "kl", "margin",
     # Attacks.
     "fgsm", "pgd",
+    # Evaluations.
+    "autoattack", "evaluate",
     # The game.
     "Game", "TrainState", "train_step",
     # Types.
@@ -56,6 +59,7 @@ _HOMES = {
     "attacks.pgd": ("fgsm", "pgd"),
     "config": ("Config",),
     "errors": ("CheckpointError", "DataError", "UserError"),
+    "evaluation": ("autoattack", "evaluate"),
     "game": ("Game", "TrainState", "train_step"),
     "losses": ("classifier_loss", "cross_entropy", "dlr", "generator_loss", "kl", "margin"),
     "threat_model": ("L2Threat", "LinfThreat", "perturb", "project"),

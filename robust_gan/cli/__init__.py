@@ -6,10 +6,11 @@ Imports nothing heavy, so that a mistake on the command line is reported before 
 from robust_gan.cli.app import arguments, run
 from robust_gan.cli.config_flags import read_config
 from robust_gan.cli.distributed import is_distributed
-from robust_gan.cli.errors import INTERRUPTED, MISTAKE, NOT_FINITE, complain, guard, required
+from robust_gan.cli.errors import INTERRUPTED, MISSED, MISTAKE, NOT_FINITE, complain, guard, required
 
 __all__ = [
     "INTERRUPTED",
+    "MISSED",
     "MISTAKE",
     "NOT_FINITE",
     "arguments",

@@ -16,6 +16,9 @@ NOT_FINITE = 3
 CERTIFICATE = 4
 """The exit code of an evaluation in which an attack breaks a certified image."""
 
+MISSED = 3
+"""The exit code of an evaluation that misses an accuracy of `--require`."""
+
 INTERRUPTED = 130
 """The exit code after Ctrl-C, where nothing was saved."""
 

@@ -53,6 +53,7 @@ flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 flags.DEFINE_bool("progress", None, "Show a bar; by default on a terminal, and lines in a file.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "With --topology: write nothing, and end.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Compile the attacks for absent TPUs, such as v5e:2x2.")
+flags.DEFINE_string("require", "", "Exit code 3 where an accuracy is lower: autoattack>=0.45,clean>=0.9.")
 
 _FLAGS = {"checkpoints": "checkpoint", "models": "model"}
 """Flags that have another name than their field of `EvaluationConfig`."""
@@ -62,7 +63,7 @@ _GROUPS = {
     "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "certify=NAME,..", "norm=linf|l2",
                 "epsilon=X", "seed=N"],
     "Images": ["data=NAME|FILE", "data_dir=DIR", "split=NAME", "num_examples=N", "image_size=N", "channels=last"],
-    "Report": ["output=DIR", "overwrite", "plots=NAME,..", "save_adversarial"],
+    "Report": ["output=DIR", "overwrite", "plots=NAME,..", "save_adversarial", "require=NAME>=X,.."],
     "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "use_batch_stats",
             "dry_run", "topology=CHIP:GRID"],
 }  # fmt: skip
@@ -113,11 +114,16 @@ def main(argv):
     print(f"\nAlarms:\n{tables.format_alarms(values)}")
     if notes := tables.format_notes(values):
         print(f"\nNot made:\n{notes}")
+    if requirements := tables.format_requirements(values):
+        print(f"\nRequirements:\n{requirements}")
     if unwritten:
         return cli.complain(unwritten)
     if config.output:
         print(f"\nReport: {config.output.rstrip('/')}/{tables.TABLES}, and the same as {tables.RECORD}")
-    return 0
+    missed = [row.partition(": ")[2] for row in requirements.splitlines() if row.startswith("- missed")]
+    if missed:
+        cli.complain("; ".join(missed))
+    return cli.MISSED if missed else 0
 
 
 def _compile_attacks(config):

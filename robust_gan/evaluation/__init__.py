@@ -6,6 +6,7 @@ any `logits_fn`: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
 
 from robust_gan.data.array_files import check_images, to_unit
 from robust_gan.evaluation import alarms
+from robust_gan.evaluation.autoattack import AutoAttackResult, autoattack
 from robust_gan.evaluation.config import PLOTS, EvaluationConfig
 from robust_gan.evaluation.curve import Curve, trace_curve
 from robust_gan.evaluation.evaluate import EvaluationResult, SequentialResult, evaluate
@@ -29,6 +30,7 @@ __all__ = [
     "RETRAINED",
     "SUITES",
     "AttackResult",
+    "AutoAttackResult",
     "Curve",
     "EvaluationConfig",
     "EvaluationData",
@@ -40,6 +42,7 @@ __all__ = [
     "Suite",
     "alarms",
     "attack_names",
+    "autoattack",
     "check_images",
     "evaluate",
     "evaluate_sequential",

@@ -10,7 +10,7 @@ PLOTS = ("examples", "curve", "transfer")
 """Plots of a report: adversarial examples, robust accuracy against epsilon, and the transfer matrix."""
 
 _LISTS = ("checkpoints", "models", "surrogates", "plots", "attacks", "sequential", "certify")
-_OUTPUTS = ("output", "overwrite", "plots", "progress", "platform", "num_devices", "batch_size")
+_OUTPUTS = ("output", "overwrite", "plots", "progress", "platform", "num_devices", "batch_size", "require")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class EvaluationConfig:
         platform: `cpu`, `gpu` or `tpu`; empty for the best available.
         num_devices: Number of devices; 0 for all.
         progress: Whether to show a progress bar; None for only where stderr is a terminal.
+        require: Least accuracies, such as `autoattack>=0.45,clean>=0.9`; see `requirements.parse_requirements`.
 
     >>> EvaluationConfig(["runs/digits"], attacks="fgsm,pgd10").attacks
     ('fgsm', 'pgd10')
@@ -82,6 +83,7 @@ class EvaluationConfig:
     platform: str = ""
     num_devices: int = 0
     progress: bool | None = None
+    require: str = ""
 
     def __post_init__(self) -> None:
         """Converts lists and paths, and refuses values that no model and no image could make valid."""

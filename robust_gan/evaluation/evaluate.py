@@ -27,6 +27,7 @@ from robust_gan.evaluation.models import (
     Model,
     attack_names,
 )
+from robust_gan.evaluation.requirements import AUTOATTACK, WORST_CASE, Requirement, parse_requirements
 from robust_gan.evaluation.sequential import AttackResult, evaluate_sequential
 from robust_gan.evaluation.sharded_model import ShardedModel, shard_models
 from robust_gan.evaluation.state import EvaluationState, Rows
@@ -45,12 +46,14 @@ class AttackPlan(NamedTuple):
         sequential: Made on each target, each on the images that the ones before left robust.
         functions: The attacks among them that are functions of the user's own, by name.
         plotted: The attack of the plots and the curve.
+        requirements: The accuracies that must be reached.
     """
 
     names: tuple[str, ...]
     sequential: tuple[str, ...]
     functions: dict[str, Attack]
     plotted: str
+    requirements: tuple[Requirement, ...] = ()
 
     def pick(self, names: Sequence[str]) -> list[str | tuple[str, Attack]]:
         """Returns attacks as `evaluate_transfer` and `evaluate_sequential` take them."""
@@ -92,7 +95,8 @@ def plan_attacks(config: EvaluationConfig, functions: Mapping[str, Attack] = Map
         )
     on_pixels = [name for name in names if name not in (GENERATOR, *RETRAINED, *functions)]
     used = {name: functions[name] for name in functions if name in (*names, *sequential)}
-    return AttackPlan(names, sequential, used, on_pixels[-1] if on_pixels else _PLOTTED)
+    requirements = parse_requirements(config.require, names, sequential)
+    return AttackPlan(names, sequential, used, on_pixels[-1] if on_pixels else _PLOTTED, tuple(requirements))
 
 
 class Subject(NamedTuple):
@@ -191,6 +195,25 @@ class EvaluationResult:
         also = self.sequential[target].robust if target in self.sequential else None
         found = self.scores.robust_accuracy(target, [target], also=also)
         return self.clean_accuracy(target) if found is None else found
+
+    def requirements(self) -> list[Requirement]:
+        """Returns what was measured of each accuracy that `config.require` names, for each target."""
+        return [
+            required._replace(target=target, found=self._find(target, required.accuracy))
+            for required in self.subject.attacks.requirements
+            for target in self.scores.targets
+        ]
+
+    def _find(self, target: str, accuracy: str) -> float | None:
+        if accuracy == CLEAN:
+            return self.clean_accuracy(target)
+        if accuracy == WORST_CASE:
+            return self.robust_accuracy(target)
+        if accuracy in self.subject.attacks.names:
+            return self.scores.robust_accuracy(target, [target], [accuracy])
+        results = self.sequential[target].attacks
+        found = [result for result in results if accuracy in (AUTOATTACK, result.attack)]
+        return found[-1].robust_accuracy if found else None
 
     def attempt(self, what: str, make: Callable[[], Any]) -> Any:
         """Returns the result of a function; where it fails, adds a note and returns None."""

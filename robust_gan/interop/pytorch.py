@@ -109,6 +109,11 @@ def describe(module: Any, logits_fn: LogitsFn) -> str:
     Args:
         module: The module.
         logits_fn: The classifier that `from_torch` made of it.
+
+    >>> import pytest
+    >>> module = pytest.importorskip("torch").nn.Linear(2, 2).eval()
+    >>> describe(module, from_torch(module, backend="callback"))[:36]
+    'a PyTorch module, in evaluation mode'
     """
     mode = "put into evaluation mode" if module.training else "in evaluation mode"
     how = "translated to JAX by torchax"

@@ -22,6 +22,7 @@ from robust_gan.attacks.autoattack import VERSIONS
 from robust_gan.evaluation import AttackResult, Curve, Scores, statistics
 from robust_gan.evaluation.alarms import Alarm
 from robust_gan.evaluation.certified import bracket
+from robust_gan.evaluation.requirements import Requirement
 from robust_gan.storage import workdir
 from robust_gan.types import ThreatModel
 from robust_gan.version import __version__, made_by
@@ -313,6 +314,24 @@ def format_alarms(values: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"- {sentence}" for sentence in skipped)])
 
 
+def format_requirements(values: dict[str, Any]) -> str:
+    """Returns a line for each accuracy that was required, and whether it is met.
+
+    Args:
+        values: The output of `record`.
+
+    >>> required = {"accuracy": "clean", "at_least": 0.9, "target": "a", "found": 0.95, "is_met": True}
+    >>> format_requirements({"requirements": [required]})
+    '- met: clean of a is 0.9500 (at least 0.9)'
+    """
+    rows = values.get("requirements", [])
+    return "\n".join(
+        f"- {'met' if row['is_met'] else 'missed'}: "
+        + str(Requirement(**{name: row[name] for name in Requirement._fields}))
+        for row in rows
+    )
+
+
 def format_notes(values: dict[str, Any]) -> str:
     """Returns the notes on outputs that could not be written, a line each.
 
@@ -458,6 +477,8 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
         text += ["## Certification", CERTIFIED, table]
     if table := paired_comparisons(values):
         text += ["## Paired comparisons", statistics.PAIRED, table]
+    if requirements := format_requirements(values):
+        text += ["## Requirements", requirements]
     text += ["## Alarms", format_alarms(values)]
     if notes := format_notes(values):
         text += ["## Not written", notes]

@@ -32,7 +32,7 @@ def record(result: EvaluationResult, runs: Sequence[dict[str, Any]]) -> dict[str
         runs: Of `EvaluationState.runs`.
     """
     data, config = result.subject.data, result.config
-    return tables.record(
+    values = tables.record(
         result.scores,
         result.subject.threat,
         data={"name": data.name, "split": data.split, "count": len(data.labels)},
@@ -47,6 +47,9 @@ def record(result: EvaluationResult, runs: Sequence[dict[str, Any]]) -> dict[str
         curve=result.curve,
         notes=result.notes,
     )
+    if requirements := result.requirements():
+        values["requirements"] = [found._asdict() | {"is_met": found.is_met} for found in requirements]
+    return values
 
 
 def check_files(folder: epath.Path) -> None:
