@@ -116,15 +116,17 @@ def test_what_was_compiled_is_told_by_its_bound():
 
 @NO_LIBTPU
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_a_step_compiles_for_tpus(name):
+@pytest.mark.parametrize(
+    ("name", "grid", "num_devices"), [("digits", "v5e:2x2", 4), ("digits", "v5e:4x4", 16), ("mnist", "v5e:2x2", 4)]
+)
+def test_a_step_compiles_for_tpus(name, grid, num_devices):
     config = Config()
     if name == "mnist":
         config = Config(data=DataConfig(name="mnist", validation_size=1_000))
         config.classifier.network, config.adversary.generator.network = "mnist_cnn", "mnist_generator"
-    found = compile_step(config, "v5e:2x2")
+    found = compile_step(config, grid)
     assert found.fits
-    assert found.num_devices == 4
+    assert found.num_devices == num_devices
     assert dict((kind, count) for kind, count, _ in found.collectives)["all-reduce"] < 100
     assert 0 < found.seconds < 0.1
 
