@@ -33,6 +33,7 @@ from robust_gan.checkpoint.models import (
     load_classifier,
     load_generator,
 )
+from robust_gan.checkpoint.program import PROGRAM_SUFFIX, export_program
 
 if TYPE_CHECKING:
     from robust_gan.checkpoint.manager import Writer
@@ -40,12 +41,14 @@ if TYPE_CHECKING:
 __all__ = [
     "FOLDER",
     "FORMAT",
+    "PROGRAM_SUFFIX",
     "SELECTION",
     "SUFFIX",
     "DataInfo",
     "Record",
     "Writer",
     "export",
+    "export_program",
     "get_attack",
     "get_classifier",
     "get_generator",

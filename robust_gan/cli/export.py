@@ -1,5 +1,7 @@
 """Exports the networks of a checkpoint to one safetensors file, which `--checkpoint` takes wherever it takes a workdir.
 
+A file that ends in .jaxexport becomes a program of the classifier, which runs with JAX alone.
+
 robust-gan-export --checkpoint=runs/digits --output=digits.safetensors
 """
 
@@ -11,9 +13,9 @@ from absl import flags
 from robust_gan import cli
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run; @STEP for another step than the best.")
-_OUTPUT = flags.DEFINE_string("output", None, "The file to write, or to replace; it ends in .safetensors.")
+_OUTPUT = flags.DEFINE_string("output", None, "The file to write or to replace; it ends in .safetensors or .jaxexport.")
 
-_GROUPS = {"What": ["checkpoint=DIR[@STEP]", "output=FILE.safetensors"]}
+_GROUPS = {"What": ["checkpoint=DIR[@STEP]", "output=FILE.safetensors|FILE.jaxexport"]}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,7 +27,8 @@ def main(argv: Sequence[str]) -> None:
     from robust_gan import checkpoint  # After the flags: a mistake is reported before jax is loaded.
 
     directory, step = checkpoint.parse_location(location)
-    path = checkpoint.export(directory, output, step)
+    is_program = output.endswith(checkpoint.PROGRAM_SUFFIX)
+    path = (checkpoint.export_program if is_program else checkpoint.export)(directory, output, step)
     print(f"{path} ({path.stat().length:,} bytes)")
 
 

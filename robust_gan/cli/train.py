@@ -41,6 +41,9 @@ _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Empty 
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default on a terminal, and lines in a file.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write for TensorBoard too (needs the extra tensorboard).")
+_METRIC_WRITERS = flags.DEFINE_list(
+    "metric_writer", [], "Functions of yours that return writers of metrics, such as for W&B: package.module:function."
+)
 _ON_NAN = flags.DEFINE_enum(
     "on_nan", "stop", ["stop", "skip"], "At a NaN or infinite loss or gradient: end with code 3, or leave the step out."
 )
@@ -63,7 +66,7 @@ _GROUPS = {
     ],
     "Where": ["platform=cpu|gpu|tpu", "num_devices=N"],
     "Before it runs": ["print_config", "dry_run", "topology=CHIP:GRID"],
-    "While it runs": ["[no]progress", "tensorboard", "on_nan=stop|skip"],
+    "While it runs": ["[no]progress", "tensorboard", "metric_writer=MODULE:FUNCTION,..", "on_nan=stop|skip"],
 }
 
 
@@ -111,6 +114,7 @@ def main(argv):
         devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
         progress=_PROGRESS.value,
         tensorboard=_TENSORBOARD.value,
+        metric_writers=training.load_writers(_METRIC_WRITERS.value, config, directory),
         on_nan=_ON_NAN.value,
     )
     if result.finished and result.validation and parallel.is_primary():
@@ -121,6 +125,7 @@ def main(argv):
 
 def _fit(config):
     """Returns the config for the data of `--data`, and prints what was chosen."""
+    from robust_gan import parallel
     from robust_gan.training import fitting
 
     argv = cli.arguments()
@@ -131,7 +136,7 @@ def _fit(config):
         fixed=config_flags_lib.fields(argv),
         adapts=config_flags_lib.is_built_in(argv),
     )
-    if sentence and not _PRINT_CONFIG.value:
+    if sentence and not _PRINT_CONFIG.value and parallel.is_primary():
         print(sentence, flush=True)
     return config
 

@@ -48,6 +48,7 @@ def train(
     devices: Sequence[jax.Device] | None = None,
     progress: bool | None = None,
     tensorboard: bool = False,
+    metric_writers: Sequence[writers.MetricWriter] = (),
     on_nan: str = "stop",
     log_fn: Callable[[str], Any] = print,
 ) -> Result:
@@ -66,6 +67,7 @@ def train(
         progress: Whether to show a progress bar; None shows it if stderr is a terminal, and if stdout is none prints a
             line there at each validation, and otherwise at most every 30 seconds.
         tensorboard: Write for TensorBoard too (needs the extra `tensorboard`).
+        metric_writers: Receive the lines of `metrics.jsonl` too, in the primary process; closed at the end of the run.
         on_nan: The policy for a step at which a loss or a gradient is NaN or infinite, which is always discarded:
             `stop` ends the run by the next line of metrics and saves the state before that step in `not_finite/`;
             `skip` continues, counts it in `train/skipped_steps`, and ends the run only after
@@ -103,7 +105,7 @@ def train(
         start = start._replace(state=state)
         log_fn(said)
     with contextlib.ExitStack() as stack:
-        writer = writers.RunWriter(stack, directory, start, log_fn)
+        writer = writers.RunWriter(stack, directory, start, log_fn, metric_writers)
         return _Loop(stack, start, writer, on_nan, log_fn, progress, tensorboard).run()
 
 

@@ -4,14 +4,14 @@ import contextlib
 import datetime
 import json
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
 
 from robust_gan import checkpoint, evaluation, parallel
-from robust_gan.config import Config, to_dict
+from robust_gan.config import Config, imports, to_dict
 from robust_gan.errors import UserError
 from robust_gan.game import TrainState
 from robust_gan.parallel import interruption
@@ -24,6 +24,48 @@ TENSORBOARD = "tensorboard"
 _SKIPPED = "skipped_steps"
 
 
+class MetricWriter(Protocol):
+    """Receives the metrics of a run, to send them to a server or to write them to a file."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes metrics by name, `train/...` every `log_every` steps, `validation/...` and others at validations.
+
+        Args:
+            step: Steps taken. A resumed run repeats the steps after its checkpoint.
+            values: Finite numbers.
+        """
+
+    def close(self) -> None:
+        """Ends writing, also after an error."""
+
+
+def load_writers(names: Sequence[str], config: Config, directory: epath.PathLike) -> list[MetricWriter]:
+    """Imports functions that return a `MetricWriter` each, and calls them in the primary process.
+
+    Args:
+        names: `package.module:function`; the function takes any of `config`, as nested dictionaries, and `workdir`.
+        config: The run.
+        directory: Its workdir.
+
+    Raises:
+        UserError: A function cannot be imported or fails, or returns something else.
+
+    >>> load_writers([], Config(), "runs/digits")
+    []
+    """
+    found = []
+    for name in names if parallel.is_primary() else ():
+        arguments = {"config": to_dict(config), "workdir": os.fspath(directory)}
+        writer = imports.call_function(name, "metric writer", "a writer of metrics", arguments)
+        if not all(callable(getattr(writer, method, None)) for method in ("write", "close")):
+            raise UserError(
+                f"{name} must return an object with the methods write(step, values) and close(), not "
+                f"{type(writer).__name__}"
+            )
+        found.append(writer)
+    return found
+
+
 class RunWriter:
     """Writes the workdir of a run; in all processes but the primary one the same methods write nothing.
 
@@ -32,6 +74,7 @@ class RunWriter:
         directory: The workdir.
         setup: The run.
         log_fn: Called with a sentence.
+        metric_writers: Receive the metrics too.
 
     Attributes:
         folder: The workdir, absolute.
@@ -44,12 +87,13 @@ class RunWriter:
     """
 
     def __init__(
-        self, stack: contextlib.ExitStack, directory: epath.PathLike, setup: Setup, log_fn: Callable[[str], Any]
-    ) -> None:
+        self, stack: contextlib.ExitStack, directory: epath.PathLike, setup: Setup, log_fn: Callable[[str], Any],
+        metric_writers: Sequence[MetricWriter] = (),
+    ) -> None:  # fmt: skip
         self._stack, self._config, self._info, self._log_fn = stack, setup.config, setup.info, log_fn
         self._lock: workdir.WorkdirLock | None = None
         self._checkpoints: checkpoint.Writer | None = None
-        self._metrics: workdir.JsonlWriter | None = None
+        self._metric_writers: list[MetricWriter] = []
         self._timing: workdir.JsonlWriter | None = None
         self._tensorboard: TensorBoardWriter | None = None
         self.best_step: int | None = None
@@ -60,6 +104,8 @@ class RunWriter:
             self._lock = stack.enter_context(workdir.lock(directory, setup.config))
             self._checkpoints = checkpoint.Writer(self._lock.path, setup.config, setup.info)
             self._close_at_end(self._checkpoints)
+            for writer in metric_writers:
+                self._add(writer)
             return os.fspath(self._lock.path)
 
         self.folder = epath.Path(parallel.broadcast_from_primary(lock))
@@ -88,9 +134,8 @@ class RunWriter:
 
         state, start = parallel.broadcast_state_from_primary(read, state)
         if self._lock is not None:
-            self._metrics = workdir.JsonlWriter(self.folder / workdir.METRICS, start)
+            self._add(workdir.JsonlWriter(self.folder / workdir.METRICS, start))
             self._timing = workdir.JsonlWriter(self.folder / workdir.TIMING, start)
-            self._close_at_end(self._metrics)
             self._close_at_end(self._timing)
             starts = workdir.JsonlWriter(self.folder / workdir.STARTS, start)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -98,7 +143,7 @@ class RunWriter:
             starts.close()
             if tensorboard:
                 self._tensorboard = TensorBoardWriter(self.folder, self._config)
-                self._close_at_end(self._tensorboard)
+                self._add(self._tensorboard)
         self.skipped = parallel.broadcast_from_primary(lambda: self.skipped)
         self._update_best()
         return state, start
@@ -113,10 +158,8 @@ class RunWriter:
 
     def write_metrics(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of metrics."""
-        if self._metrics is not None:
-            self._metrics.write(step, values)
-        if self._tensorboard is not None:
-            self._tensorboard.write_scalars(step, values)
+        for writer in self._metric_writers:
+            writer.write(step, values)
 
     def write_timing(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of timing."""
@@ -155,6 +198,10 @@ class RunWriter:
             self._checkpoints.save(step, state, metrics | {_SKIPPED: float(skipped)})
         self._update_best()
 
+    def _add(self, writer: MetricWriter) -> None:
+        self._metric_writers.append(writer)
+        self._close_at_end(writer)
+
     def _close_at_end(self, writer: Any) -> None:
         self._stack.enter_context(interruption.closed(writer.close))
 
@@ -180,7 +227,7 @@ class TensorBoardWriter:
         text = json.dumps(to_dict(config), indent=2)
         self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
 
-    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)

@@ -52,7 +52,7 @@ def events(folder):
 
 def test_tensorboard_shows_scalars_images_histograms_and_the_config(tmp_path):
     writer = TensorBoardWriter(workdir.epath.Path(tmp_path), Config(seed=37))
-    writer.write_scalars(5, {"train/clean_loss": 0.5})
+    writer.write(5, {"train/clean_loss": 0.5})
     images = np.full((2, 4, 4, 1), 0.5)
     writer.write_perturbations(5, images, {"generator": np.linspace(-1, 1, 32).reshape(images.shape)})
     writer.close()
