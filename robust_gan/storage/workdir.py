@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import filelock
@@ -234,7 +234,7 @@ class JsonlWriter:
         # Open as long as the run.
         self._file = None if paths.is_remote(path) else open(path, "a")  # noqa: SIM115
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends a line and flushes it; in an object store, within `SECONDS`.
 
         Args:
