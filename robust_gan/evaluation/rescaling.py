@@ -9,7 +9,7 @@ import numpy as np
 
 from robust_gan import threat_model
 from robust_gan.data.array_files import check_images
-from robust_gan.errors import DataError, UserError
+from robust_gan.errors import UserError
 from robust_gan.evaluation.models import Model, check_deterministic
 from robust_gan.threat_model import L2Threat, LinfThreat
 from robust_gan.types import ThreatModel
@@ -44,7 +44,7 @@ def rescale(
     threat_model.check_threat(threat, int(np.prod(images.shape[1:])) if images.ndim == 4 else 0)
     if (low, high) != (0.0, 1.0):
         if np.issubdtype(images.dtype, np.floating):
-            _check_range(images, low, high)
+            threat_model.check_images(images, threat)
             images = np.clip((images - low) / (high - low), 0.0, 1.0).astype(np.float32)
         models = [_rescale_model(model, low, high) if isinstance(model, Model) else model for model in models]
         epsilon = float(threat.epsilon) / (high - low)
@@ -53,17 +53,6 @@ def rescale(
     known = [model for model in models if isinstance(model, Model)]
     check_images(images, labels, min([_num_classes(model, images.shape[1:]) for model in known], default=2**15))
     return list(models), images, labels, threat
-
-
-def _check_range(images: np.ndarray, low: float, high: float) -> None:
-    if not np.isfinite(images).all():
-        raise DataError("images must be finite, but hold NaN or infinite pixels")
-    slack = 1e-6 * (high - low)
-    if images.size and (images.min() < low - slack or images.max() > high + slack):
-        raise DataError(
-            f"pixels must be in [{low:g}, {high:g}], but range from {images.min():g} to {images.max():g}: give the "
-            "threat model their bounds"
-        )
 
 
 def _num_classes(model: Model, shape: tuple[int, ...]) -> int:
