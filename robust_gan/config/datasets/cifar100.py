@@ -3,36 +3,18 @@
     robust-gan-train --config=cifar100 --workdir=runs/cifar100
     robust-gan-train --config=cifar100:pgd --workdir=runs/cifar100_pgd
 
-The paper names this data set, but its released code does not have it: the constants are the ones of CIFAR-10. 1,000
-training images are held out to choose the best checkpoint.
-
-The method `released` has the gradient penalty of the released code; the default, `generator`, has an exact one with the
-sign that damps the game. docs/method.md lists the remaining differences from the released code.
+The paper names this data set, but its released code does not have it: all other settings, methods and budgets are those
+of the config `cifar10`.
 
 Measured: not run.
 """
 
-from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, methods
+from robust_gan.config import Config
+from robust_gan.config.datasets import cifar10
 
 
 def get_config(choice: str = "generator") -> Config:
     """Returns the config of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods.parse_choice`."""
-    return methods.resnet_game(
-        choice,
-        data=DataConfig(name="cifar100", validation_size=1_000, augmentation="crop_flip", padding=2),
-        epsilon=8 / 256,
-        classifier="resnet20",
-        classifier_optimizer=OptimizerConfig(
-            name="sgd",
-            learning_rate=0.1,
-            momentum=0.9,
-            weight_decay=1e-5,
-            decay_steps=(100_000,),
-            restart_momentum=True,
-        ),
-        generator_optimizer=OptimizerConfig(name="adam", learning_rate=0.002, b1=0.5, b2=0.999, weight_decay=1e-5),
-        penalty=PenaltyConfig(coefficient=0.01, step=0.01),
-        batch_size=64,
-        num_steps=200_000,
-        released=True,
-    )
+    config = cifar10.get_config(choice)
+    config.data.name = "cifar100"
+    return config
