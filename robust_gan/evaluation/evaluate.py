@@ -287,19 +287,16 @@ def evaluate(
     return result
 
 
-def get_threat(norm: str, epsilon: float, image_shape: tuple[int, ...] | None = None) -> ThreatModel:
+def get_threat(norm: str, epsilon: float, image_shape: tuple[int, ...] = ()) -> ThreatModel:
     """Returns the threat model of a norm and a radius in units of [0, 1].
 
     Raises:
-        UserError: The radius is none of this norm, or so large that it allows every image.
+        UserError: The radius is invalid for this norm, or so large that it allows every image.
 
     >>> get_threat("linf", 0.1)
     LinfThreat(epsilon=0.1, bounds=(0.0, 1.0))
     """
-    if image_shape is None:
-        check_epsilon(epsilon, norm=norm)
-    else:
-        check_epsilon(epsilon, norm=norm, image_shape=image_shape)
+    check_epsilon(epsilon, norm=norm, image_shape=image_shape)
     return threat_model.from_config(ThreatConfig(norm, float(epsilon)))
 
 
