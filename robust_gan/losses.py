@@ -39,8 +39,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
     return (1 - label_smoothing) * at_label - label_smoothing * jnp.mean(log_probabilities, axis=-1)
 
 
-def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Computes the largest logit of a wrong class minus the logit of the label.
+def margin(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+    """Computes the largest logit of a wrong class, or the logit of a target class, minus the logit of the label.
 
     Positive only where the image is misclassified, negative only where it is classified correctly; 0 on a tie, where
     the class of the lower number is the prediction.
@@ -48,6 +48,7 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Args:
         logits: `[B, K]`, K at least 2.
         labels: int32 `[B]`.
+        targets: int32 `[B]`, the target classes; without them the largest wrong logit counts.
 
     Returns:
         `[B]`.
@@ -64,6 +65,8 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     logits, labels = check_logits(logits), check_labels(labels, logits.shape)
     if logits.shape[1] < 2:
         raise UserError("the margin loss needs 2 classes, not 1")
+    if targets is not None:
+        return _at(logits, check_labels(targets, logits.shape, "targets")) - _at(logits, labels)
     return jnp.max(_mask_label(logits, labels), axis=-1) - _at(logits, labels)
 
 
@@ -97,9 +100,7 @@ def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) 
     ordered = jnp.sort(logits, axis=-1)
     if targets is None:
         return margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
-    targets = check_labels(targets, logits.shape, "targets")
-    gap = _at(logits, targets) - _at(logits, labels)
-    return gap / (ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12)
+    return margin(logits, labels, targets) / (ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12)
 
 
 def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:

@@ -444,6 +444,21 @@ def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> 
     return jnp.where(jnp.any(jnp.isnan(delta), axis=axes), jnp.nan, size)
 
 
+def dual_norm(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
+    """Computes how much a linear function grows over a step of unit size: `[B, ...]` to `[B]`.
+
+    Args:
+        gradient: Of the function.
+        threat: The threat model, for its norm.
+
+    >>> dual_norm(jnp.array([[3.0, -4.0]]), LinfThreat(0.1)).tolist()
+    [7.0]
+    """
+    if threat.norm == "linf":
+        return jnp.sum(jnp.abs(gradient), axis=tuple(range(1, gradient.ndim)))
+    return l2_norm(gradient)
+
+
 def l2_norm(delta: jax.Array) -> jax.Array:
     """Computes the Euclidean norm of each row, with gradient 0 (not NaN) at 0: `[B, ...]` to `[B]`.
 

@@ -16,7 +16,16 @@ from robust_gan.testing import check_adversary, check_attack, check_network
 THREAT = LinfThreat(0.1)
 COUNTS = {"apgd_ce": 3, "apgd_dlr": 3, "apgd_t": 3, "square": 5}
 """Steps or queries of attacks for which two are too few."""
-ATTACKS = [*registry._PLAIN, "pgd2x2", "margin_pgd2", *(f"{name}{COUNTS.get(name, 2)}" for name in registry._ATTACKS)]
+ATTACKS = [
+    *registry._PLAIN,
+    "pgd2x2",
+    "margin_pgd2",
+    "pgd2_odi",
+    "mt_pgd2",
+    "apgd_ce3_odi",
+    "pgd2_to1",
+    *(f"{name}{COUNTS.get(name, 2)}" for name in registry._ATTACKS),
+]
 FAST = ("uniform_noise", "fgsm", "pgd2x2", "none", "pgd", "ensemble", "digits_cnn", "digits_generator")
 
 

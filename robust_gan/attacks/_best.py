@@ -16,7 +16,7 @@ class Best(NamedTuple):
     Attributes:
         images: `[B, H, W, C]`, inside the ball and the range.
         losses: `[B]`, of these images; -inf before the first.
-        fooled: bool `[B]`, whether they are misclassified.
+        fooled: bool `[B]`, whether they are misclassified; with a target, whether they are classified as that.
     """
 
     images: jax.Array
@@ -39,7 +39,9 @@ def init_best(images: jax.Array, losses: jax.Array) -> Best:
     return Best(images, losses, losses == jnp.inf)
 
 
-def update_best(best: Best, images: jax.Array, losses: jax.Array, logits: jax.Array, labels: jax.Array) -> Best:
+def update_best(
+    best: Best, images: jax.Array, losses: jax.Array, logits: jax.Array, labels: jax.Array, *, targeted: bool = False
+) -> Best:
     """Returns the better one of the best and the new point of each image.
 
     Args:
@@ -48,13 +50,14 @@ def update_best(best: Best, images: jax.Array, losses: jax.Array, logits: jax.Ar
         losses: Their losses, `[B]`; NaN is never better.
         logits: Their logits, `[B, K]`.
         labels: int32 `[B]`.
+        targeted: Whether the labels are target classes: then `fooled` means that the target is reached.
 
     >>> best = Best(jnp.zeros((1, 1, 1, 1)), jnp.array([3.0]), jnp.array([False]))
     >>> best = update_best(best, jnp.ones((1, 1, 1, 1)), jnp.array([1.0]), jnp.array([[0.0, 1.0]]), jnp.array([0]))
     >>> best.images.item(), best.fooled.item()
     (1.0, True)
     """
-    fooled = ~is_correct(logits, labels)
+    fooled = is_correct(logits, labels) == targeted
     better = (fooled & ~best.fooled) | ((fooled == best.fooled) & (losses > best.losses))
     return Best(where(better, images, best.images), jnp.where(better, losses, best.losses), best.fooled | fooled)
 

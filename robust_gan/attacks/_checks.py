@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import prng, threat_model
-from robust_gan.attacks._eot import is_randomised, needs_keys
+from robust_gan.attacks._eot import apply_logits, is_randomised, needs_keys
 from robust_gan.errors import UserError
 from robust_gan.losses import check_labels, check_logits
 from robust_gan.types import LogitsFn, LossFn, PyTree
@@ -60,6 +60,8 @@ def checked(
             if not randomised and is_randomised(logits_fn):
                 raise UserError(f"{name} takes no randomised classifier: take apgd or apgd_targeted")
             logits_fn = checked_logits(logits_fn, labels)
+        if settings.get("target") is not None:
+            settings["target"] = check_target(settings["target"], labels, count_classes(logits_fn, images, key))
         return attack(logits_fn, key, images, labels, threat, **settings)
 
     return wrapper
@@ -123,6 +125,61 @@ def checked_logits(logits_fn: LogitsFn, labels: jax.Array | None = None) -> Logi
 
     checked_fn.takes_keys = is_randomised(logits_fn)  # type: ignore[attr-defined]
     return checked_fn
+
+
+def count_classes(logits_fn: LogitsFn, images: jax.Array, key: jax.Array | None) -> int:
+    """Returns the number of classes of a classifier, which is traced but not run.
+
+    >>> count_classes(lambda x: x.reshape(len(x), -1), jnp.zeros((1, 1, 1, 3)), None)
+    3
+    """
+    if not is_randomised(logits_fn):
+        return jax.eval_shape(logits_fn, images).shape[-1]
+    keys = prng.per_image_keys(key, images.shape[0])
+    return jax.eval_shape(functools.partial(apply_logits, logits_fn), images, keys).shape[-1]
+
+
+def check_target(target: Any, labels: jax.Array, num_classes: int) -> jax.Array:
+    """Returns the target class of each image, int32 `[B]`.
+
+    Args:
+        target: A class, or integers `[B]`.
+        labels: int32 `[B]`.
+        num_classes: K.
+
+    Raises:
+        UserError: A target is not in 0..K-1, or known to be the label of its image.
+
+    >>> check_target(2, jnp.array([0, 2]), 3)
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: target must differ from the label of each image, but is 2 for an image of class 2
+    """
+    target = jnp.broadcast_to(jnp.asarray(target), labels.shape) if jnp.ndim(target) == 0 else target
+    target = check_labels(target, (labels.shape[0], num_classes), "target")
+    classes, aims = threat_model.known(labels), threat_model.known(target)
+    if classes is not None and aims is not None and (same := classes == aims).any():
+        equal = int(classes[same][0])
+        raise UserError(
+            f"target must differ from the label of each image, but is {equal} for an image of class {equal}"
+        )
+    return target
+
+
+def aim(labels: jax.Array, target: jax.Array | None, loss_fn: LossFn) -> tuple[jax.Array, LossFn, bool]:
+    """Returns the classes that the loss is computed for, the loss to be maximised, and whether they are targets.
+
+    Args:
+        labels: int32 `[B]`.
+        target: int32 `[B]`, or None; with targets the loss of the target class is minimised.
+        loss_fn: `(logits, labels, *loss_args) -> losses [B]`.
+
+    >>> classes, loss_fn, targeted = aim(jnp.array([0]), jnp.array([1]), lambda logits, labels: logits[:, 0])
+    >>> classes.tolist(), loss_fn(jnp.array([[2.0]]), classes).tolist(), targeted
+    ([1], [-2.0], True)
+    """
+    if target is None:
+        return labels, loss_fn, False
+    return target, lambda logits, labels, *loss_args: -loss_fn(logits, labels, *loss_args), True
 
 
 def check_counts(**counts: Any) -> None:

@@ -17,10 +17,12 @@ import numpy as np
 
 from robust_gan import prng, threat_model
 from robust_gan.attacks._best import Best, init_best, project_input, update_best, where
-from robust_gan.attacks._checks import check_counts, checked, checked_loss
+from robust_gan.attacks._checks import aim, check_counts, checked, checked_loss
 from robust_gan.attacks._compaction import run_restarts
 from robust_gan.attacks._eot import apply_logits, loss_gradient
+from robust_gan.attacks._start import check_start, likely_wrong, odi_start, round_keys
 from robust_gan.attacks.noise import sphere_noise
+from robust_gan.attacks.trace import check_record, row_of, run_steps
 from robust_gan.errors import UserError
 from robust_gan.losses import check_labels, cross_entropy, dlr, is_correct
 from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, get_compute_dtype
@@ -45,6 +47,9 @@ def apgd(
     num_restarts: int = 1,
     loss_fn: LossFn = cross_entropy,
     loss_args: tuple[PyTree, ...] = (),
+    start: str = "sphere",
+    target: int | jax.Array | None = None,
+    record_fn: Callable[[tuple[jax.Array, ...]], None] | None = None,
     num_samples: int = 1,
 ) -> jax.Array:
     """Auto-PGD without targets; returns the best iterate.
@@ -56,18 +61,18 @@ def apgd(
         logits_fn: Differentiable; this and the four arguments after it as in `types.Attack`.
         num_steps: Gradient steps of each restart.
         num_restarts: Independent runs, each on the images that are still classified correctly.
-        loss_fn: The unreduced loss, `losses.cross_entropy`, `losses.dlr`, ..., called as
-            `loss_fn(logits, labels, *loss_args)`.
+        loss_fn: The unreduced loss: `loss_fn(logits, labels, *loss_args)`.
         loss_args: Further arguments of the loss, arrays `[B, ...]`; gathered with the images.
+        start: On the `sphere` of radius epsilon, or `odi`: output-diversified, see `_start.odi_start`.
+        target: A class, or int32 `[B]`, to be reached, as in `pgd`.
+        record_fn: Called with what each step does, for `trace`.
         num_samples: Passes through a randomised classifier for each gradient.
 
     Returns:
-        Adversarial images `[B, H, W, C]`: of all iterates a misclassified one before a correctly classified one, then
-        the one of the highest loss.
+        Adversarial images `[B, H, W, C]`: a misclassified iterate before a correct one, then that of the highest loss.
 
     Raises:
-        UserError: A count is below 1, the loss needs more classes or (with restarts) closes over an array of all
-            images, or another argument is invalid, see `_checks`.
+        UserError: An argument is invalid (`_checks`), or the loss needs more classes or (with restarts) is a closure.
 
     Guarantees:
         `test_apgd_reaches_the_optimum_on_a_linear_classifier`, `test_apgd_follows_the_authors_rules`,
@@ -83,18 +88,19 @@ def apgd(
     [0.25, 0.25, 0.25, 0.25]
     """
     check_counts(num_steps=num_steps, num_restarts=num_restarts, num_samples=num_samples)
-    keys = _round_keys(key, images, num_restarts)
+    check_start(start, ("sphere", "odi"))
+    check_record(record_fn, num_restarts)
+    keys = round_keys(key, images, num_restarts)
+    labels, loss_fn, targeted = aim(labels, target, loss_fn)  # type: ignore[arg-type]
     logits = apply_logits(logits_fn, images, keys[:, 0])
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=num_restarts > 1)
     best = init_best(images, loss_fn(logits, labels, *loss_args))
 
     def restart(index, best, keys, images, labels, loss_args):
-        def loss(logits):
-            return loss_fn(logits, labels, *loss_args)
-
         return _search(
-            logits_fn, loss, keys[:, index], images, labels, threat, best, num_steps=num_steps, num_samples=num_samples
-        )
+            logits_fn, lambda logits: loss_fn(logits, labels, *loss_args), keys[:, index], images, labels, threat, best,
+            num_steps=num_steps, num_samples=num_samples, start=start, targeted=targeted, record_fn=record_fn,
+        )  # fmt: skip
 
     if num_restarts == 1:
         return restart(0, best, keys, images, labels, loss_args).images
@@ -150,7 +156,7 @@ def apgd_targeted(
     else:
         targets = jnp.stack([check_labels(column, logits.shape, "targets") for column in targets.T], axis=1)
     rounds = targets.shape[1] * num_restarts
-    keys = _round_keys(key, images, rounds)
+    keys = round_keys(key, images, rounds)
     best = init_best(images, dlr(logits, labels, targets[:, 0]))._replace(fooled=~is_correct(logits, labels))
 
     def one_round(index, best, keys, images, labels, targets):
@@ -180,13 +186,11 @@ class _State(NamedTuple):
     checkpoint_losses: jax.Array
 
 
-def _init_state(keys, centre, threat, losses):
-    """Returns the state of a run before the first step: a random start on the surface of the ball."""
-    start = centre + jnp.asarray(threat.epsilon, centre.dtype) * sphere_noise(keys, centre, threat)
-    start = threat_model.project(start, centre, threat)
+def _init_state(start, threat, losses):
+    """Returns the state of a run before the first step."""
     none = jnp.full_like(losses, -jnp.inf)
-    size = jnp.full_like(none, FIRST_STEP, centre.dtype) * jnp.asarray(threat.epsilon, centre.dtype)
-    size = size.reshape(size.shape + (1,) * (centre.ndim - 1))
+    size = jnp.full_like(none, FIRST_STEP, start.dtype) * jnp.asarray(threat.epsilon, start.dtype)
+    size = size.reshape(size.shape + (1,) * (start.ndim - 1))
     rises, halved, flat = jnp.zeros_like(none, jnp.int32), none < 0, jnp.zeros_like(start)
     return _State(start, start, flat, none, size, start, flat, none, rises, halved, none)
 
@@ -202,6 +206,9 @@ def _search(
     *,
     num_steps: int,
     num_samples: int,
+    start: str = "sphere",
+    targeted: bool = False,
+    record_fn: Callable[[tuple[jax.Array, ...]], None] | None = None,
 ) -> Best:
     """Runs Auto-PGD once, from a random start, and returns the best points of this run and of those before it.
 
@@ -211,6 +218,9 @@ def _search(
         best: The best points of the runs before.
         num_steps: Gradient steps.
         num_samples: Passes through a randomised classifier for each gradient.
+        start: As `apgd`.
+        targeted: Whether the labels are target classes.
+        record_fn: As `apgd`.
 
     References:
         Croce and Hein 2020, algorithm 1.
@@ -227,7 +237,7 @@ def _search(
         inputs = project_input(points, images, threat)
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(sample_keys)
         gradient, losses, logits = loss_gradient(logits_fn, loss_fn, inputs, step_keys, num_samples=num_samples)
-        best = update_best(best, inputs, losses, logits, labels)
+        best = update_best(best, inputs, losses, logits, labels, targeted=targeted)
         return gradient.astype(compute_dtype), jnp.where(jnp.isnan(losses), -jnp.inf, losses), best
 
     def step(index, carry):
@@ -240,10 +250,15 @@ def _search(
         points = threat_model.project(moved, centre, threat)
         gradient, losses, best = evaluate(points, index, best)
 
-        return _next_state(state, points, gradient, losses, index, intervals[index]), best
+        state = _next_state(state, points, gradient, losses, index, intervals[index])
+        return (state, best), row_of(losses, best, state.size)
 
-    state = _init_state(start_keys, centre, threat, best.losses)
-    return jax.lax.fori_loop(0, num_steps + 1, step, (state, best))[1]
+    if start == "odi":
+        points = odi_start(logits_fn, start_keys, images, threat)
+    else:
+        points = centre + jnp.asarray(threat.epsilon, compute_dtype) * sphere_noise(start_keys, centre, threat)
+    state = _init_state(threat_model.project(points, centre, threat), threat, best.losses)
+    return run_steps(num_steps + 1, step, (state, best), record_fn)[1]
 
 
 def _next_state(state, points, gradient, losses, index, interval):
@@ -291,20 +306,3 @@ def checkpoints(num_steps: int) -> tuple[int, ...]:
         if found[-1] + interval > num_steps:
             return tuple(found)
         found.append(found[-1] + interval)
-
-
-def likely_wrong(logits: jax.Array, labels: jax.Array, num_targets: int) -> jax.Array:
-    """Returns the most likely wrong classes of each image, the most likely first: `[B, min(num_targets, K - 1)]`.
-
-    >>> likely_wrong(jnp.array([[1.0, 5.0, 3.0, 2.0]]), jnp.array([1]), 2).tolist()
-    [[2, 3]]
-    """
-    count = logits.shape[-1]
-    # NaN would come first; the label comes last in any case.
-    ranked = jnp.where(jax.nn.one_hot(labels, count, dtype=bool), -jnp.inf, jnp.nan_to_num(logits))
-    return jnp.argsort(ranked, axis=-1, descending=True)[:, : min(num_targets, count - 1)]
-
-
-def _round_keys(key, images, num_rounds):
-    """Returns keys `[B, rounds]`: the first axis is gathered with the images."""
-    return jnp.swapaxes(prng.split_per_image(prng.per_image_keys(key, images.shape[0]), num_rounds), 0, 1)

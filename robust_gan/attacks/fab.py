@@ -14,7 +14,7 @@ from robust_gan import prng, threat_model
 from robust_gan.attacks._best import Best, update_best, where
 from robust_gan.attacks._checks import check_counts, checked
 from robust_gan.attacks._compaction import run_restarts
-from robust_gan.attacks.apgd import likely_wrong
+from robust_gan.attacks._start import likely_wrong
 from robust_gan.attacks.noise import sphere_noise
 from robust_gan.losses import is_correct, margin
 from robust_gan.types import LogitsFn, ThreatModel, get_compute_dtype
@@ -125,7 +125,7 @@ def fab(
             towards = jax.nn.one_hot(index, logits.shape[1], dtype=logits.dtype)
             normals = pull_back(towards[None] - jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype))[0]
             gaps = logits[:, index] - _at(logits, labels)
-            far = jnp.where(index == labels, jnp.inf, jnp.abs(gaps) / (1e-12 + _dual_norm(normals, threat.norm)))
+            far = jnp.where(index == labels, jnp.inf, jnp.abs(gaps) / (1e-12 + threat_model.dual_norm(normals, threat)))
             better = far < nearest[0]
             return tuple(where(better, new, old) for new, old in zip((far, gaps, normals), nearest, strict=True))
 
@@ -281,10 +281,3 @@ def _at(logits, classes):
 
 def _size(steps, threat):
     return threat_model.distance(steps, jnp.zeros_like(steps), threat)
-
-
-def _dual_norm(normals, norm):
-    """Returns how much a linear function grows over a step of unit size."""
-    if norm == "linf":
-        return jnp.sum(jnp.abs(normals), axis=tuple(range(1, normals.ndim)))
-    return threat_model.l2_norm(normals)

@@ -1,15 +1,23 @@
 """FGSM and PGD, in L-infinity and L2."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from robust_gan import prng, threat_model
+from robust_gan import threat_model
 from robust_gan.attacks._best import init_best, project_input, update_best
-from robust_gan.attacks._checks import check_counts, check_size, checked, checked_logits, checked_loss
+from robust_gan.attacks._checks import aim, check_counts, check_size, checked, checked_logits, checked_loss
 from robust_gan.attacks._compaction import run_restarts
+from robust_gan.attacks._start import check_start, likely_wrong, odi_start, round_keys
+from robust_gan.attacks.trace import check_record, row_of, run_steps
 from robust_gan.errors import UserError
-from robust_gan.losses import check_labels, cross_entropy
+from robust_gan.losses import check_labels, cross_entropy, is_correct, margin
 from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, get_compute_dtype
+
+STARTS = ("uniform", "clean", "odi")
+"""Kinds of starting points of PGD."""
 
 
 def input_gradient(
@@ -62,6 +70,7 @@ def fgsm(
     *,
     loss_fn: LossFn = cross_entropy,
     loss_args: tuple[PyTree, ...] = (),
+    target: int | jax.Array | None = None,
 ) -> jax.Array:
     """Fast gradient sign method: one step of length epsilon along the steepest ascent of the loss.
 
@@ -70,6 +79,7 @@ def fgsm(
             the step is along g / ||g||.
         loss_fn: The unreduced loss: `loss_fn(logits, labels, *loss_args)`.
         loss_args: Further arguments of the loss, arrays `[B, ...]`.
+        target: A class, or int32 `[B]`; then the step descends the loss of the target.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
@@ -90,6 +100,7 @@ def fgsm(
     [0.25, 0.25, 0.25, 0.25]
     """
     del key
+    labels, loss_fn, _ = aim(labels, target, loss_fn)  # type: ignore[arg-type]  # Checked: an array or None.
     gradient = input_gradient(logits_fn, images, labels, loss_fn=loss_fn, loss_args=loss_args)
     direction = threat_model.steepest_ascent(gradient, threat)
     return threat_model.project(images + jnp.asarray(threat.epsilon, direction.dtype) * direction, images, threat)
@@ -106,10 +117,12 @@ def pgd(
     num_steps: int = 10,
     step_size: float | None = None,
     num_restarts: int = 1,
-    random_start: bool = True,
+    start: str = "uniform",
     keep_best: bool = True,
     loss_fn: LossFn = cross_entropy,
     loss_args: tuple[PyTree, ...] = (),
+    target: int | jax.Array | None = None,
+    record_fn: Callable[[tuple[jax.Array, ...]], None] | None = None,
 ) -> jax.Array:
     """Projected gradient descent with random starts; returns the best iterate.
 
@@ -121,11 +134,12 @@ def pgd(
         num_steps: Gradient steps of each restart.
         step_size: In the unit of epsilon; by default 2.5 epsilon / num_steps: epsilon / 4 for 10 steps.
         num_restarts: Independent runs. With more than one the logits of an image must not depend on its batch.
-        random_start: Start uniformly in the ball, otherwise at the image.
+        start: `uniform` in the ball, at the `clean` image, or `odi`: output-diversified, see `_start.odi_start`.
         keep_best: Return the best iterate; otherwise the last, as Madry et al. do (one restart only).
         loss_fn: The unreduced loss: `loss_fn(logits, labels, *loss_args)`.
-        loss_args: Further arguments of the loss, arrays `[B, ...]`; restarts gather them with the images, which a
-            closure over them would not do.
+        loss_args: Further arguments of the loss, arrays `[B, ...]`; restarts gather them, and no closure.
+        target: A class, or int32 `[B]`, to be reached: the loss of the target is minimised.
+        record_fn: Called with what each step does, for `trace`.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
@@ -147,50 +161,121 @@ def pgd(
     [0.25, 0.25, 0.25, 0.25]
     """
     check_counts(num_steps=num_steps, num_restarts=num_restarts)
-    if step_size is not None:
-        check_size("step_size", step_size)
+    check_start(start, STARTS)
+    check_record(record_fn, num_restarts)
     if num_restarts > 1 and not keep_best:
         raise UserError(f"of {num_restarts} restarts the best point is returned: set keep_best, or num_restarts to 1")
-    # `[B, restarts]`: a restart gathers them with the images.
-    keys = jax.vmap(lambda key: jax.random.split(key, num_restarts))(prng.per_image_keys(key, images.shape[0]))
+    labels, loss_fn, targeted = aim(labels, target, loss_fn)  # type: ignore[arg-type]
     logits = logits_fn(images)
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=num_restarts > 1)
-
-    def restart(index, best, keys, images, labels, loss_args):
-        return _ascend(
-            logits_fn, lambda logits: loss_fn(logits, labels, *loss_args), keys[:, index] if random_start else None,
-            images, labels, threat, best, num_steps, step_size, keep_best,
-        )  # fmt: skip
-
+    ascend = functools.partial(
+        _ascend, logits_fn, loss_fn, threat, size=_step_size(step_size, threat, num_steps, images.dtype),
+        num_steps=num_steps, start=start, keep_best=keep_best, targeted=targeted, record_fn=record_fn,
+    )  # fmt: skip
     best = init_best(images, loss_fn(logits, labels, *loss_args))
+    inputs = round_keys(key, images, num_restarts), images, labels, loss_args
     if num_restarts == 1:
-        return restart(0, best, keys, images, labels, loss_args).images
-    return run_restarts(restart, num_restarts, best, (keys, images, labels, loss_args)).images
+        return ascend(0, best, *inputs).images
+    return run_restarts(ascend, num_restarts, best, inputs).images
 
 
-def _ascend(logits_fn, loss_fn, keys, images, labels, threat, best, num_steps, step_size, keep_best):
-    """Returns the best iterates of one run, or its last ones; without keys it starts at the images."""
-    compute_dtype = get_compute_dtype(images.dtype)
-    epsilon, centre = jnp.asarray(threat.epsilon, compute_dtype), images.astype(compute_dtype)
-    size = 2.5 * epsilon / num_steps if step_size is None else jnp.asarray(step_size, compute_dtype)
+@checked
+def pgd_multi_targeted(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    *,
+    num_steps: int = 50,
+    step_size: float | None = None,
+    num_restarts: int = 1,
+    num_targets: int = 9,
+    start: str = "uniform",
+) -> jax.Array:
+    """Multi-targeted PGD: ascends the margin of each of the most likely wrong classes in turn.
+
+    Args:
+        logits_fn: As `pgd`; this and the four arguments after it as in `types.Attack`.
+        num_steps: Gradient steps of each run.
+        step_size: As `pgd`.
+        num_restarts: Runs for each target, each on the images that are still classified correctly; an image that is
+            misclassified from the start is returned as it is.
+        num_targets: Number of target classes, the most likely first; at most K - 1.
+        start: As `pgd`.
+
+    Returns:
+        Adversarial images `[B, H, W, C]`: of all iterates a misclassified one before a correctly classified one, then
+        the one whose margin of its target is the highest.
+
+    Raises:
+        UserError: A count is below 1, or another argument is invalid, see `_checks`.
+
+    Guarantees:
+        `test_multi_targeted_pgd_tries_every_class`.
+
+    References:
+        Gowal, Uesato, Qin, Huang, Mann and Kohli, "An Alternative Surrogate Loss for PGD-based Adversarial Testing",
+        2019, https://arxiv.org/abs/1910.09338
+
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> x = jnp.full((1, 2, 1, 1), 0.125)
+    >>> pgd_multi_targeted(logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25)).ravel().tolist()
+    [0.0, 0.0]
+    """
+    check_counts(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
+    check_start(start, STARTS)
+    logits = logits_fn(images)
+    targets = likely_wrong(logits, labels, num_targets)
+    rounds = targets.shape[1] * num_restarts
+    ascend = functools.partial(
+        _ascend, logits_fn, margin, threat, size=_step_size(step_size, threat, num_steps, images.dtype),
+        num_steps=num_steps, start=start,
+    )  # fmt: skip
+
+    def one_round(index, best, keys, images, labels, targets):
+        return ascend(index, best, keys, images, labels, (targets[:, index // num_restarts],))
+
+    best = init_best(images, margin(logits, labels))._replace(fooled=~is_correct(logits, labels))
+    return run_restarts(one_round, rounds, best, (round_keys(key, images, rounds), images, labels, targets)).images
+
+
+def _step_size(step_size, threat, num_steps, dtype):
+    if step_size is None:
+        return 2.5 * jnp.asarray(threat.epsilon, get_compute_dtype(dtype)) / num_steps
+    check_size("step_size", step_size)
+    return jnp.asarray(step_size, get_compute_dtype(dtype))
+
+
+def _ascend(
+    logits_fn, loss_fn, threat, index, best, keys, images, labels, loss_args, *, size, num_steps, start, keep_best=True,
+    targeted=False, record_fn=None,
+):  # fmt: skip
+    """Runs PGD once, with column `index` of `keys` `[B, runs]`; returns the best points of this run and of others."""
+    centre = images.astype(get_compute_dtype(images.dtype))
 
     def loss_and_logits(points):
         logits = logits_fn(points)
-        losses = loss_fn(logits)
+        losses = loss_fn(logits, labels, *loss_args)
         return jnp.sum(losses), (losses, logits)
 
     def step(_, carry):
         points, best = carry
         inputs = project_input(points, images, threat)
         gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(inputs)
-        best = update_best(best, inputs, losses, logits, labels)
+        best = update_best(best, inputs, losses, logits, labels, targeted=targeted)
         moved = points + size * threat_model.steepest_ascent(gradient, threat)
-        return threat_model.project(moved, centre, threat), best
+        return (threat_model.project(moved, centre, threat), best), row_of(losses, best, size)
 
-    start = centre if keys is None else threat_model.random_start(keys, centre, threat)
-    points, best = jax.lax.fori_loop(0, num_steps, step, (start, best))
+    points = centre
+    if start == "uniform":
+        points = threat_model.random_start(keys[:, index], centre, threat)
+    elif start == "odi":
+        points = odi_start(logits_fn, keys[:, index], images, threat)
+    points, best = run_steps(num_steps, step, (points, best), record_fn)
     inputs = project_input(points, images, threat)
     if not keep_best:
         return best._replace(images=inputs)
-    logits = logits_fn(inputs)
-    return update_best(best, inputs, loss_fn(logits), logits, labels)
+    _, (losses, logits) = loss_and_logits(inputs)
+    return update_best(best, inputs, losses, logits, labels, targeted=targeted)

@@ -1,5 +1,7 @@
 """Square attack: a black-box random search that uses logits only.
 
+The first query adds stripes (in L2 tiles) of random sign; the next change squares that shrink by a schedule.
+
 Unlike in the authors' implementation every image has squares of its own, and a square can touch the last row and the
 last column: on images of 8 x 8 pixels three in a hundred more are misclassified; `all_places=False` gives theirs.
 """
@@ -14,7 +16,7 @@ import numpy as np
 
 from robust_gan import prng, threat_model
 from robust_gan.attacks._best import where
-from robust_gan.attacks._checks import check_counts, checked
+from robust_gan.attacks._checks import aim, check_counts, checked
 from robust_gan.attacks._compaction import update_remaining
 from robust_gan.errors import UserError
 from robust_gan.losses import is_correct, margin
@@ -52,6 +54,7 @@ def square(
     num_queries: int = 5000,
     p_init: float = 0.8,
     all_places: bool = True,
+    target: int | jax.Array | None = None,
 ) -> jax.Array:
     """Square attack with the margin loss: a random search over squares of the perturbation.
 
@@ -60,6 +63,7 @@ def square(
         num_queries: Queries of an image at most.
         p_init: Share of the pixels that the first squares cover.
         all_places: As `count_queries`, which also returns the number of queries.
+        target: As `count_queries`.
 
     Returns:
         Adversarial images `[B, H, W, C]`.
@@ -71,7 +75,7 @@ def square(
     >>> bool(found.sum() < 0.75)
     True
     """
-    settings = {"num_queries": num_queries, "p_init": p_init, "all_places": all_places}
+    settings = {"num_queries": num_queries, "p_init": p_init, "all_places": all_places, "target": target}
     return count_queries(logits_fn, key, images, labels, threat, **settings).images
 
 
@@ -86,16 +90,16 @@ def count_queries(
     num_queries: int = 5000,
     p_init: float = 0.8,
     all_places: bool = True,
+    target: int | jax.Array | None = None,
 ) -> SquareResult:
     """Square attack with the margin loss; an image that is misclassified is not queried again.
-
-    The first query adds stripes (in L2 tiles) of random sign; the next change squares that shrink by a schedule.
 
     Args:
         logits_fn: Only its values are used; this and the four arguments after it as in `types.Attack`.
         num_queries: Queries of an image at most.
         p_init: Share of the pixels that the first squares cover.
         all_places: Squares lie anywhere; False keeps them off the last row and column, as the authors' code does.
+        target: A class, or int32 `[B]`, to be reached, as in `pgd`; `fooled` tells where it is.
 
     Returns:
         The adversarial images and the number of queries.
@@ -119,6 +123,7 @@ def count_queries(
         raise UserError(f"p_init must be above 0 and at most 1, not {p_init}")
     if images.ndim != 4:
         raise UserError(f"square needs images [B, H, W, C], not of shape {images.shape}")
+    labels, loss_fn, targeted = aim(labels, target, margin)  # type: ignore[arg-type]
     start_keys, keys = prng.split_per_image(prng.per_image_keys(key, images.shape[0]), 2)
     begin, change = {"linf": (_stripes, _change_linf), "l2": (_tiles, _change_l2)}[threat.norm]
     height, width = images.shape[1:3]
@@ -128,7 +133,7 @@ def count_queries(
     def apply_logits(points, images, labels):
         points = threat_model.project(points, images, threat)
         logits = logits_fn(points)
-        return points, margin(logits, labels), ~is_correct(logits, labels)
+        return points, loss_fn(logits, labels), is_correct(logits, labels) == targeted
 
     def one_query(index, best, keys, images, labels):
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 
 from robust_gan import parallel, threat_model
+from robust_gan.data.array_files import to_unit
 from robust_gan.errors import UserError
 from robust_gan.evaluation.models import GENERATOR, Model
 from robust_gan.evaluation.rescaling import rescale
+from robust_gan.evaluation.sequential import evaluate_sequential
 from robust_gan.evaluation.sharded_model import ShardedModel, shard_models
 from robust_gan.evaluation.state import EvaluationState
 from robust_gan.evaluation.transfer import score
@@ -26,11 +28,14 @@ class Curve(NamedTuple):
         attack: Made on each model at each radius.
         epsilons: The radii, from 0.
         robust_accuracy: For each model a share of all images at each radius.
+        distances: For each model the size of the smallest perturbation of each image, where the attack searches it: 0
+            where the clean image is misclassified, infinite where none was found.
     """
 
     attack: str
     epsilons: tuple[float, ...]
     robust_accuracy: dict[str, tuple[float, ...]]
+    distances: dict[str, np.ndarray] = {}  # noqa: RUF012  # Never changed.
 
 
 def trace_curve(
@@ -38,7 +43,7 @@ def trace_curve(
     attack: str, batch_size: int = 500, seed: int = 0, devices: Sequence[jax.Device] | None = None,
     state: EvaluationState | None = None, progress_fn: Callable[[int], Any] = lambda images: None,
 ) -> Curve:  # fmt: skip
-    """Attacks models at growing radii until no image is robust.
+    """Attacks models at growing radii until no image is robust; `fmn` is run once, and gives all radii.
 
     Args:
         models: The models under attack.
@@ -72,6 +77,13 @@ def trace_curve(
     if not models or not float(threat.epsilon) > 0:
         raise UserError(f"a curve needs a model and a radius above 0, its unit, not epsilon {float(threat.epsilon):g}")
     sharded = shard_models(models, images, labels, devices)
+    largest = threat_model.whole_range(threat, images.shape[1:]).epsilon / float(threat.epsilon)
+    if attack.startswith("fmn"):
+        given = {"batch_size": batch_size, "seed": seed, "devices": devices, "progress_fn": progress_fn}
+        distances = {model.name: (high - low) * _measure_distances(model, images, labels, threat, attack, state, given)
+                     for model in sharded}  # fmt: skip
+        radii = [0.0, *((high - low) * float(threat.epsilon) * factor for factor in FACTORS if factor <= largest)]
+        return _from_distances(attack, radii, distances)
     if state is not None:
         # The radius is in the names of the parts.
         unit = type(threat)(1.0, bounds=threat.bounds)  # type: ignore[call-arg]
@@ -79,7 +91,6 @@ def trace_curve(
             sharded, images, labels, unit, seed, attacks=[attack], batch_size=batch_size, devices=devices
         )
     state = EvaluationState() if state is None else state.under("curve, ")
-    largest = threat_model.whole_range(threat, images.shape[1:]).epsilon / float(threat.epsilon)
     if attack == GENERATOR and (without := [model.name for model in models if model.generator is None]):
         raise UserError(f"{without[0]} has no generator: trace its curve under another attack")
     epsilons: list[float] = [0.0]
@@ -101,3 +112,26 @@ def trace_curve(
         if not any(row[-1] for row in shares.values()):
             break
     return Curve(attack, tuple(epsilons), {name: tuple(row) for name, row in shares.items()})
+
+
+def _measure_distances(model, images, labels, threat, attack, state, given):
+    """Returns the sizes of the smallest perturbations, `[N]`: the attack is run in a ball that holds every image."""
+    state = EvaluationState() if state is None else state
+    everywhere = threat_model.whole_range(threat, images.shape[1:])
+    clean = to_unit(images)
+    nearest = state.rows(f"nearest: {model.name}", clean)
+    broken_by = np.full(len(labels), -1, np.int16)
+    evaluate_sequential(
+        model, images, labels, everywhere, attacks=[attack], state=state.under("smallest perturbations, "),
+        adversarial=nearest, broken_by=broken_by, **given,
+    )  # fmt: skip
+    order = np.inf if threat.norm == "linf" else 2
+    sizes = np.linalg.norm((np.float64(nearest.array) - clean).reshape(len(labels), -1), ord=order, axis=1)
+    return np.where(broken_by < 0, np.inf, np.where(broken_by == 0, 0.0, sizes))
+
+
+def _from_distances(attack, radii, distances):
+    rows = {name: [float(np.mean(found > radius)) for radius in radii] for name, found in distances.items()}
+    last = next((index for index in range(1, len(radii)) if not any(row[index] for row in rows.values())), len(radii))
+    curves = {name: tuple(row[: last + 1]) for name, row in rows.items()}
+    return Curve(attack, tuple(radii[: last + 1]), curves, distances)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import prng
-from robust_gan.attacks import input_gradient, pgd
+from robust_gan.attacks import input_gradient, pgd, trace
 from robust_gan.data import batching
 from robust_gan.data.array_files import take
 from robust_gan.errors import one_line
@@ -112,10 +112,11 @@ class Probe:
         """Returns the gradients of the cross-entropy at the images or others with their labels, `[N, H, W, C]`."""
         return self._batched(lambda x, rows: self._gradient(x, jnp.array(self.labels[rows])), images)
 
-    def attack(self, threat: ThreatModel, seed: int, **settings: int) -> tuple[np.ndarray, np.ndarray]:
+    def attack(self, threat: ThreatModel, seed: int, **settings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the images after PGD, `[N, H, W, C]`, and which are classified correctly before and after it, `[N]`.
 
-        The keys are the same as in an evaluation of all images with this attack and seed.
+        And of these the ones whose best loss rose by more than 1 % in the last quarter of the steps, `[N]`; with
+        restarts none. The keys are the same as in an evaluation of all images with this attack and seed.
 
         Args:
             threat: The threat model.
@@ -189,5 +190,12 @@ def _predict(logits_fn, images):
 
 
 def _robust(logits_fn, keys, images, labels, threat, *, num_steps, num_restarts=1):
-    attacked = pgd(logits_fn, keys, images, labels, threat, num_steps=num_steps, num_restarts=num_restarts)
-    return attacked, is_correct(logits_fn(attacked), labels) & is_correct(logits_fn(images), labels)
+    given = logits_fn, keys, images, labels, threat
+    if num_restarts > 1:
+        attacked = pgd(*given, num_steps=num_steps, num_restarts=num_restarts)
+        rising = jnp.zeros(labels.shape, bool)
+    else:
+        steps = trace(pgd, *given, num_steps=num_steps)
+        attacked, rising = steps.images, steps.best_losses[-1] > 1.01 * steps.best_losses[3 * num_steps // 4]
+    robust = is_correct(logits_fn(attacked), labels) & is_correct(logits_fn(images), labels)
+    return attacked, robust, rising & robust

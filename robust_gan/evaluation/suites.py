@@ -24,10 +24,13 @@ SUITES = {
     "quick": Suite("fgsm,pgd10,generator", ""),
     "paper": Suite(_PAPER, ""),
     "autoattack": Suite("", _AUTOATTACK),
-    "full": Suite(f"{_PAPER},retrained_generator,retrained_generator_refined", f"{_AUTOATTACK},spsa"),
+    "full": Suite(
+        f"{_PAPER},margin_pgd50x10_odi,mt_pgd50,retrained_generator,retrained_generator_refined", f"{_AUTOATTACK},spsa"
+    ),
 }
 """`quick`; `paper`: FGSM, PGD and the generator, with longer forms of PGD; `autoattack`: the standard version;
-`full`: all of it, fresh generators, and SPSA as the gradient-free cross-check."""
+`full`: all of it, PGD from output-diversified starts and towards every class, fresh generators, and SPSA as the
+gradient-free cross-check."""
 
 
 def get_suite(name: str, attacks: str | None, sequential: str | None) -> Suite:

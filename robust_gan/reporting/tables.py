@@ -9,6 +9,7 @@ import importlib.resources
 import io
 import itertools
 import json
+import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,10 @@ CERTIFIED = "The true robust accuracy lies between the share of certified images
 
 _FEW_CLASSES = (
     "AutoAttack for fewer than 4 classes: the targeted DLR loss (`apgd_t`) needs 4, so `margin_pgd100x5` was run."
+)
+_SMALLEST = (
+    "`{attack}` searches the nearest misclassified image, whatever epsilon: the median distance over the images that "
+    "are classified correctly, and the share of all images with none within epsilon."
 )
 _MAX_PAIRED = 16
 """Number of models compared pair by pair: 120 pairs."""
@@ -257,6 +262,30 @@ def certification(values: dict[str, Any]) -> str:
     return markdown(["model", "certified", "attacked"], rows) if rows else ""
 
 
+def smallest_perturbations(values: dict[str, Any]) -> str:
+    """Returns median distances, and robust accuracies beside those of the sequential attacks, as a Markdown table.
+
+    Args:
+        values: The output of `record`; the table is empty where no smallest perturbations were searched.
+
+    >>> curve = {"attack": "fmn", "distances": {"a": [0.0, 0.1, 0.3, None]}}
+    >>> print(smallest_perturbations({"curve": curve, "threat": {"epsilon": 0.2}, "data": {"count": 4},
+    ...                               "targets": {"a": {"sequential": []}}}))
+    | model | median distance |                 fmn | sequential attacks |
+    |-------|----------------:|--------------------:|-------------------:|
+    | a     |             0.3 | 50.0 (15.0 to 85.0) |                  - |
+    """
+    rows = []
+    for name, found in ((values["curve"] or {}).get("distances") or {}).items():
+        distances = np.array([math.inf if distance is None else distance for distance in found])
+        last = [result["robust_accuracy"] for result in values["targets"][name]["sequential"][-1:]]
+        shares = [float(np.mean(distances > values["threat"]["epsilon"])), *(last or [None])]
+        median = np.median(distances[distances > 0]) if (distances > 0).any() else math.nan
+        cells = (statistics.format_accuracy(share, values["data"]["count"]) for share in shares)
+        rows.append([name, f"{median:.3g}", *cells])
+    return markdown(["model", "median distance", values["curve"]["attack"], "sequential attacks"], rows) if rows else ""
+
+
 def paired_comparisons(values: dict[str, Any]) -> str:
     """Returns the paired comparisons of models as a Markdown table; empty for a single model.
 
@@ -393,7 +422,7 @@ def record(
         "models": models,
         "targets": targets,
         "paired": _paired(scores, robust),
-        "curve": None if curve is None else curve._asdict() | {"intervals": _intervals(curve.robust_accuracy, count)},
+        "curve": None if curve is None else _curve(curve, count),
         "notes": list(notes),
         "config": config or {},
         "settings": settings | runs[-1]["settings"],
@@ -479,6 +508,8 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
         text += ["## Paired comparisons", statistics.PAIRED, table]
     if requirements := format_requirements(values):
         text += ["## Requirements", requirements]
+    if table := smallest_perturbations(values):
+        text += ["## Smallest perturbations", _SMALLEST.format(**values["curve"]), table]
     text += ["## Alarms", format_alarms(values)]
     if notes := format_notes(values):
         text += ["## Not written", notes]
@@ -577,6 +608,14 @@ def card(values: dict[str, Any], target: str) -> dict[str, Any]:
         "trained_with": model.get("trained_with"),
         "alarms": [alarm["name"] for alarm in found["alarms"] if alarm["fired"]],
     }
+
+
+def _curve(curve, count):
+    found = curve._asdict() | {"intervals": _intervals(curve.robust_accuracy, count)}
+    # JSON has no infinity.
+    found["distances"] = {name: [float(f"{distance:.6g}") if np.isfinite(distance) else None for distance in distances]
+                          for name, distances in curve.distances.items()}  # fmt: skip
+    return found
 
 
 def _count_attacked(scores, sequential):

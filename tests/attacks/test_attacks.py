@@ -39,7 +39,7 @@ def optimum_on_linear(images, labels, norm, epsilon):
 ALL = {
     "fgsm": attacks.by_name("fgsm"),
     "margin_pgd2x2": attacks.by_name("margin_pgd2x2"),
-    "pgd_from_clean": functools.partial(attacks.pgd, num_steps=3, step_size=1.0, random_start=False),
+    "pgd_from_clean": functools.partial(attacks.pgd, num_steps=3, step_size=1.0, start="clean"),
     "generator": functools.partial(attacks.generator, noise_fn=lambda x: jnp.tanh(9 * jnp.sin(9 * x))),
 }
 
@@ -65,12 +65,14 @@ def test_fgsm_is_the_optimum_on_a_linear_classifier_where_the_range_cuts_the_bal
     np.testing.assert_allclose(adversarial, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("loss_fn", "random_start"), [(losses.cross_entropy, True), (losses.margin, False)])
+@pytest.mark.parametrize(
+    ("loss_fn", "start"), [(losses.cross_entropy, "uniform"), (losses.margin, "clean"), (losses.margin, "odi")]
+)
 @pytest.mark.parametrize("norm", THREATS)
-def test_pgd_reaches_the_optimum_on_a_linear_classifier(norm, loss_fn, random_start):
+def test_pgd_reaches_the_optimum_on_a_linear_classifier(norm, loss_fn, start):
     images = images_between(0.3, 0.7)
     adversarial = attacks.pgd(
-        linear, KEY, images, LABELS, THREATS[norm](0.1), num_steps=20, loss_fn=loss_fn, random_start=random_start
+        linear, KEY, images, LABELS, THREATS[norm](0.1), num_steps=20, loss_fn=loss_fn, start=start
     )
     optimum = optimum_on_linear(images, LABELS, norm, 0.1)
     reached = losses.margin(linear(adversarial), LABELS)
@@ -89,7 +91,7 @@ def test_pgd_reaches_the_optimum_on_a_linear_classifier_where_the_range_cuts_the
 @pytest.mark.parametrize("norm", THREATS)
 def test_short_steps_are_not_lost_in_bfloat16(norm):
     images = images_between(0.5, 0.8).astype(jnp.bfloat16)
-    adversarial = attacks.pgd(linear, KEY, images, LABELS, THREATS[norm](8 / 255), num_steps=100, random_start=False)
+    adversarial = attacks.pgd(linear, KEY, images, LABELS, THREATS[norm](8 / 255), num_steps=100, start="clean")
     assert_inside(adversarial, images, norm, 8 / 255)
     wide = images.astype(jnp.float32)
     gain = losses.margin(linear(adversarial), LABELS) - losses.margin(linear(images), LABELS)
@@ -193,7 +195,7 @@ def test_a_misclassified_iterate_goes_before_one_of_higher_loss():
         LinfThreat(0.3),
         num_steps=4,
         step_size=0.05,
-        random_start=False,
+        start="clean",
         loss_fn=rising,
     )
     assert float(adversarial[0, 0, 0, 0]) == pytest.approx(0.56)
@@ -335,7 +337,7 @@ def test_the_default_step_is_two_and_a_half_epsilon_over_the_number_of_steps():
 
     images, labels = jnp.full((1, *SHAPE), 0.5), jnp.array([0])
     for num_steps in (2, 10):
-        pgd = functools.partial(attacks.pgd, rising, KEY, images, labels, LinfThreat(0.2), random_start=False)
+        pgd = functools.partial(attacks.pgd, rising, KEY, images, labels, LinfThreat(0.2), start="clean")
         np.testing.assert_allclose(pgd(num_steps=num_steps) - images, 0.2, atol=1e-6)
         short = pgd(num_steps=num_steps, step_size=0.1 / num_steps)
         np.testing.assert_allclose(short - images, 0.1, atol=1e-6)
@@ -346,7 +348,7 @@ def test_the_default_step_is_two_and_a_half_epsilon_over_the_number_of_steps():
         jax.debug.callback(lambda value: visited.append(float(value)), x[0, 0, 0, 0], ordered=True)
         return rising(x)
 
-    jax.block_until_ready(attacks.pgd(spy, KEY, images, labels, LinfThreat(0.2), num_steps=10, random_start=False))
+    jax.block_until_ready(attacks.pgd(spy, KEY, images, labels, LinfThreat(0.2), num_steps=10, start="clean"))
     jax.effects_barrier()
     assert {round(value, 4) for value in visited} == {0.5, 0.55, 0.6, 0.65, 0.7}
 
@@ -359,16 +361,35 @@ def test_names_of_the_command_line_are_attacks():
         ("pgd50x10", 50, 10, losses.cross_entropy),
         ("margin_pgd7", 7, 1, losses.margin),
         ("margin_pgd7x3", 7, 3, losses.margin),
+        ("margin_pgd7x3_odi", 7, 3, losses.margin),
     ):
         attack = attacks.by_name(name)
         assert attack.func is attacks.pgd
-        assert attack.keywords == {"num_steps": steps, "num_restarts": restarts, "loss_fn": loss_fn}
+        odi = {"start": "odi"} if name.endswith("_odi") else {}
+        assert attack.keywords == {"num_steps": steps, "num_restarts": restarts, "loss_fn": loss_fn} | odi
         assert attacks.by_name(name) is attack
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "pgd", "pgd0", "pgd10x0", "pgd10x", "pgdx3", "pgd-1", "pgd010", "PGD10", "pgd10 ", "margin_fgsm", "bogus"],
+    [
+        "",
+        "pgd",
+        "pgd0",
+        "pgd10x0",
+        "pgd10x",
+        "pgdx3",
+        "pgd-1",
+        "pgd010",
+        "PGD10",
+        "pgd10 ",
+        "margin_fgsm",
+        "bogus",
+        "pgd10_od",
+        "mt_fgsm",
+        "square_odi",
+        "apgd_t_odi",
+    ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(name):
     with pytest.raises(UserError, match=rf"^unknown attack '{name}': the attacks are clean, uniform_noise, fgsm, pgdN"):

@@ -103,7 +103,7 @@ def test_names_with_numbers_are_attacks_and_always_the_same_object():
 
 @pytest.mark.parametrize("name", ["apgd", "apgd_t0", "apgd_cex5", "square10x2", "spsa5x2", "fab_t05", "autoattack"])
 def test_other_names_are_refused_with_the_known_ones(name):
-    listed = "apgd_ce, apgd_dlr, apgd_t, fab, fab_t, square, spsa"
+    listed = "apgd_ce, apgd_dlr, apgd_t, fab, fab_t, square, spsa, fmn"
     with pytest.raises(UserError, match=rf"^unknown attack '{name}': the attacks are clean, .*{listed} \("):
         attacks.by_name(name)
     with pytest.raises(UserError, match="unknown attack"):

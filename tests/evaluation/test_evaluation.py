@@ -5,10 +5,11 @@ import json
 
 import jax
 import jax.numpy as jnp
+import jsonschema
 import numpy as np
 import pytest
 
-from robust_gan import LinfThreat, attacks, evaluation, losses, parallel
+from robust_gan import L2Threat, LinfThreat, attacks, evaluation, losses, parallel
 from robust_gan.data import batching
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import Model, statistics
@@ -333,3 +334,35 @@ def test_autoattack_for_few_classes_takes_the_place_of_the_standard_one(classes,
     targets = {"mine": {"sequential": [result | {"attack": name} for name in ("clean", *fitted.sequential)]}}
     text = tables.sequential({"data": {"count": 9}, "targets": targets})
     assert ("AutoAttack for fewer than 4 classes" in text) == (classes < 4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_one_run_of_fmn_gives_the_distances_and_the_curve_of_a_linear_classifier(norm, tmp_path):
+    model, count = linear(0), 12
+    images = np.random.default_rng(2).integers(64, 192, (count, 4, 4, 1), np.uint8)
+    labels = labelled_by(model, images)
+    labels[0] = (labels[0] + 1) % 3
+    threat = {"linf": LinfThreat(0.02), "l2": L2Threat(0.08)}[norm]
+    curve = evaluation.trace_curve([model], images, labels, threat, attack="fmn100")
+    weights = np.float64(model.logits_fn.args[0]).T
+    logits = np.float64(evaluation.to_unit(images)).reshape(count, -1) @ weights.T
+    steps = weights[None] - weights[labels][:, None]
+    sizes = np.abs(steps).sum(2) if norm == "linf" else np.linalg.norm(steps, axis=2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = np.nanmin(np.abs(logits - logits[np.arange(count), labels][:, None]) / sizes, axis=1)
+    expected[0] = 0.0
+    np.testing.assert_allclose(curve.distances[model.name], expected, rtol=0.03)
+    assert curve.robust_accuracy[model.name][0] == 11 / 12
+    assert curve.robust_accuracy[model.name][-1] == 0
+    assert all(
+        share == np.mean(curve.distances[model.name] > radius)
+        for radius, share in zip(curve.epsilons, curve.robust_accuracy[model.name], strict=True)
+    )
+    scores = evaluation.evaluate_transfer([model], images, labels, threat, attacks=["fgsm"])
+    values = tables.record(scores, threat, data={"name": "x", "split": "test", "count": count}, models={},
+                           settings={"seed": 0, "batch_norm": "running"}, runs=[tables.made_with(12, 1)],
+                           curve=curve)  # fmt: skip
+    written = json.loads(json.dumps(values["curve"]))
+    jsonschema.validate(written, tables.schema()["properties"]["curve"] | {"$defs": tables.schema()["$defs"]})
+    tables.write(tmp_path, scores, values)
+    assert f"| {model.name} | " in (tmp_path / "report.md").read_text().split("## Smallest perturbations")[1]

@@ -333,3 +333,18 @@ def test_a_query_attack_in_turn_that_breaks_what_gradients_left_is_an_alarm(atta
     found = alarms.fired(alarms.check_scores(scores, "a", broke))
     assert [alarm.name for alarm in found] == ["black_box_beats_white"] * fires
     assert all(alarm.finding.startswith("square") and " breaks 0.3 points" in alarm.finding for alarm in found)
+
+
+@pytest.mark.parametrize(
+    ("odi_breaks", "fires", "verdict"),
+    [(0, True, "gradients are masked"), (3, False, "these were weak"), (None, True, "")],
+)
+def test_the_alarm_on_black_box_attacks_tells_masked_gradients_from_weak_attacks(odi_breaks, fires, verdict):
+    robust = {("a", "a", "pgd10"): np.ones(1000, bool)}
+    if odi_breaks is not None:
+        robust["a", "a", "pgd10_odi"] = np.arange(1000) >= odi_breaks
+    scores = Scores(("a",), ("a",), tuple(name for _, _, name in robust), np.ones((1, 1000), bool), robust)
+    broke = {"apgd_ce": np.zeros(1000, bool), "square": np.arange(1000) < 3}
+    [alarm] = [alarm for alarm in alarms.check_scores(scores, "a", broke) if alarm.name == "black_box_beats_white"]
+    assert alarm.fired == fires
+    assert alarm.finding.endswith(verdict or "under the white-box attacks")

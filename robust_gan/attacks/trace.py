@@ -1,0 +1,121 @@
+"""What an attack does in each of its steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robust_gan.attacks._best import Best
+from robust_gan.errors import UserError
+from robust_gan.types import LogitsFn, PyTree, ThreatModel
+
+
+class Trace(NamedTuple):
+    """The steps of an attack, S of them.
+
+    Attributes:
+        images: `[B, H, W, C]`, the attack's result.
+        losses: `[S, B]`, the losses of the points that the steps evaluate.
+        best_losses: `[S, B]`, the losses of the best points so far.
+        fooled: bool `[S, B]`, which images have been misclassified so far (with a target: have reached it).
+        step_sizes: `[S, B]`, in the unit of epsilon.
+    """
+
+    images: jax.Array
+    losses: jax.Array
+    best_losses: jax.Array
+    fooled: jax.Array
+    step_sizes: jax.Array
+
+
+def trace(
+    attack: Callable[..., jax.Array],
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: ThreatModel,
+    **settings: Any,
+) -> Trace:
+    """Runs an attack and returns what it does in each step, from the attack's own loop.
+
+    Args:
+        attack: `pgd` or `apgd`, itself or with settings bound by `functools.partial` (as `by_name` returns them), with
+            one restart; not compiled by `jax.jit`, inside which `trace` may be called.
+        logits_fn: This and the four arguments after it as in `types.Attack`.
+        **settings: Further settings of the attack.
+
+    Returns:
+        The trace; its images are those of the attack alone.
+
+    Raises:
+        UserError: The attack records no steps, has several restarts, or an argument is invalid.
+
+    Guarantees:
+        `test_a_trace_is_of_the_attack_itself`.
+
+    >>> from robust_gan import LinfThreat, attacks
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> x = jnp.full((1, 1, 1, 1), 0.125)
+    >>> steps = trace(attacks.pgd, logits_fn, jax.random.key(0), x, jnp.array([0]), LinfThreat(0.25), num_steps=4,
+    ...               start="clean")
+    >>> steps.step_sizes.ravel().tolist(), steps.fooled.ravel().tolist()
+    ([0.15625, 0.15625, 0.15625, 0.15625], [False, False, False, False])
+    """
+    recorded: list[tuple[jax.Array, ...]] = []
+    try:
+        found = attack(logits_fn, key, images, labels, threat, record_fn=recorded.append, **settings)
+    except TypeError as error:
+        if "record_fn" not in str(error):
+            raise
+        raise UserError("this attack records no steps: trace attacks.pgd or attacks.apgd, not compiled") from error
+    return Trace(found, *recorded[0])
+
+
+def check_record(record_fn: Any, num_restarts: int) -> None:
+    """Raises `UserError` where the steps of several restarts would be recorded.
+
+    >>> check_record(None, 2)
+    """
+    if record_fn is not None and num_restarts > 1:
+        raise UserError(f"the steps of one run are traced, not of {num_restarts}: set num_restarts to 1")
+
+
+def run_steps(
+    num_steps: int,
+    step: Callable[[jax.Array, PyTree], tuple[PyTree, tuple[jax.Array, ...]]],
+    carry: PyTree,
+    record_fn: Callable[[tuple[jax.Array, ...]], None] | None,
+) -> PyTree:
+    """Runs the steps of an attack, and records their rows only where that is asked for.
+
+    Args:
+        num_steps: The number of steps.
+        step: `(index, carry) -> (carry, row)`.
+        carry: The state before the first step.
+        record_fn: Called with the rows of all steps; None where they are not needed: then they are not computed.
+
+    Returns:
+        The state after the last step.
+
+    >>> rows = []
+    >>> run_steps(3, lambda index, total: (total + index, (total,)), jnp.zeros((), int), rows.append).item()
+    3
+    >>> rows[0][0].tolist()
+    [0, 0, 1]
+    """
+    if record_fn is None:
+        return jax.lax.fori_loop(0, num_steps, lambda index, carry: step(index, carry)[0], carry)
+    carry, rows = jax.lax.scan(lambda carry, index: step(index, carry), carry, jnp.arange(num_steps))
+    record_fn(rows)
+    return carry
+
+
+def row_of(losses: jax.Array, best: Best, size: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the row of a step: the attributes of `Trace` after the images.
+
+    >>> [part.shape for part in row_of(jnp.zeros(2), Best(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2)), jnp.ones(()))]
+    [(2,), (2,), (2,), (2,)]
+    """
+    return losses, best.losses, best.fooled, jnp.broadcast_to(size.reshape(-1), losses.shape)

@@ -1,0 +1,68 @@
+"""FMN: the nearest points of linear classifiers, and distances that bound those of other attacks."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_problems import KEY, SHAPE, THREATS, WEIGHTS, assert_inside, compiled, curved, flat, images_between, linear
+
+from attack_problems import predicted, two  # isort: skip
+
+from robust_gan import attacks, losses
+
+
+def closed_form(images, labels, norm):
+    """The distances to the nearest of the hyperplanes where two linear logits tie, in float64."""
+    logits, index = np.float64(flat(images)) @ np.float64(WEIGHTS), np.arange(len(labels))
+    gaps = np.abs(logits - logits[index, labels][:, None])
+    ascent = np.float64(WEIGHTS).T[None] - np.float64(WEIGHTS).T[labels][:, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nanmin(gaps / (np.abs(ascent).sum(2) if norm == "linf" else np.linalg.norm(ascent, axis=2)), axis=1)
+
+
+@pytest.mark.parametrize("norm", THREATS)
+def test_fmn_finds_the_nearest_point_of_a_linear_classifier(norm):
+    images = images_between(0.4, 0.6, seed=2, count=16)
+    labels = np.asarray(predicted(linear, images))
+    search = functools.partial(attacks.smallest_perturbations, num_steps=100)
+    found = compiled(search, linear)(None, images, jnp.asarray(labels), THREATS[norm](0.1))
+    expected = closed_form(images, labels, norm)
+    np.testing.assert_array_less(expected - 1e-6, found.distances)
+    np.testing.assert_allclose(found.distances, expected, rtol=0.03)
+    assert not losses.is_correct(linear(found.images), labels).any()
+    delta = flat(np.float64(found.images) - np.float64(images))
+    sizes = np.abs(delta).max(1) if norm == "linf" else np.linalg.norm(delta, axis=1)
+    np.testing.assert_allclose(sizes, found.distances, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", THREATS)
+def test_the_attack_is_the_smallest_perturbation_where_that_is_in_the_ball(norm):
+    images = images_between(0, 1, seed=3, count=32)
+    labels = predicted(curved, images)
+    search = functools.partial(attacks.smallest_perturbations, num_steps=10, num_targets=2)
+    smallest = compiled(search, curved)(None, images, labels, THREATS[norm](0.1))
+    epsilon = float(np.median(smallest.distances))
+    adversarial = compiled(functools.partial(attacks.fmn, num_steps=10, num_targets=2), curved)(
+        KEY, images, labels, THREATS[norm](epsilon)
+    )
+    assert_inside(adversarial, images, norm, epsilon)
+    inside = np.asarray(smallest.distances) < epsilon * (1 - 1e-5)
+    assert 0 < inside.sum() < 32
+    assert np.array_equal(adversarial[inside], smallest.images[inside])
+    assert not losses.is_correct(curved(adversarial[inside]), labels[inside]).any()
+
+
+def test_an_image_that_is_misclassified_already_has_distance_0_and_a_constant_classifier_has_none():
+    images = images_between(0.3, 0.7)
+    labels = predicted(two, images)
+    threat = THREATS["l2"](0.1)
+    wrong = attacks.smallest_perturbations(two, None, images, 1 - labels, threat, num_steps=2)
+    assert wrong.distances.tolist() == [0.0] * 8
+    assert np.array_equal(wrong.images, images)
+    constant = attacks.smallest_perturbations(
+        lambda x: jnp.zeros((len(x), 3)).at[:, 1].set(1.0), None, images, jnp.ones(8, jnp.int32), threat, num_steps=3
+    )
+    assert np.isinf(constant.distances).all()
+    assert constant.images.shape == (8, *SHAPE)
+    assert np.array_equal(constant.images, images)
