@@ -189,17 +189,18 @@ def _reproduction(values: dict[str, Any]) -> dict[str, Any]:
 def _evaluation(one: Evaluation, colours: Mapping[str, int]) -> dict[str, Any]:
     report, found = one.report, one.details
     evaluated, fired, skipped = tables.sort_alarms(report)
-    marks = {}
+    marked, marks = {name: comparison.mark(report, name) for name in report["targets"]}, {}
     for name, target in report["targets"].items():
-        marks[name] = {"clean": [target["clean_accuracy"]]}
-        marks[name] |= {attack: [by.get(name)] for attack, by in target["robust_accuracy"].items()}
-        marks[name] |= {f"after {result['attack']}": [result["robust_accuracy"]] for result in target["sequential"][1:]}
-        marks[name] |= {f"worst case, {kind.replace('_', ' ')}": [target["worst_case"][kind]]
-                        for kind in ("white_box", "black_box")}  # fmt: skip
+        row = {"clean": [target["clean_accuracy"]]}
+        row |= {attack: [by.get(name)] for attack, by in target["robust_accuracy"].items()}
+        row |= {f"after {result['attack']}": [result["robust_accuracy"]] for result in target["sequential"][1:]}
+        row |= {f"worst case, {kind.replace('_', ' ')}": [target["worst_case"][kind]]
+                for kind in ("white_box", "black_box")}  # fmt: skip
+        marks[marked[name]] = row
     title = "Accuracy: clean, under each white-box attack, and in the worst cases"
     note = "Robust: classified correctly clean and under attack; lines are 95 % intervals."
-    figures = [_figure(title, plots.accuracies, marks, colours, report["data"]["count"], note=note)]
-    marked = {name: comparison.mark(report, name) for name in report["targets"]}
+    rows = {label: colours[name] for name, label in marked.items()}
+    figures = [_figure(title, plots.accuracies, marks, rows, report["data"]["count"], note=note)]
     pairs = [row | {end: marked[row[end]] for end in ("first", "second")} for row in report["paired"]]
     context: dict[str, Any] = {
         "report": report, "evaluated": evaluated, "fired": fired, "skipped": skipped, "figures": figures,
@@ -213,8 +214,9 @@ def _evaluation(one: Evaluation, colours: Mapping[str, int]) -> dict[str, Any]:
             under[in_order] = {target: found.predicted[target, in_order] == found.labels for target in marked
                                if (target, in_order) in found.predicted}  # fmt: skip
         made = [attack for attack in (found.attack, *reversed(report["attacks"]))
-                if any((target, attack) in found.predicted for target in marked)]  # fmt: skip
-        attacks = [attack for attack in (*made[:1], in_order) if any(attack == name for _, name in found.predicted)]
+                if any(attack == name for _, name in found.predicted)]  # fmt: skip
+        attacks = [attack for attack in dict.fromkeys((*made[:1], in_order))
+                   if any(attack == name for _, name in found.predicted)]  # fmt: skip
         context |= {
             "classes": [_classes(found, name, robust, marked) for name, robust in under.items()],
             "confusions": [table for attack in attacks for table in _confusions(found, attack, marked)],

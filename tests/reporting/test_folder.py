@@ -262,6 +262,21 @@ def test_a_mended_model_is_another_and_overwrite_leaves_nothing_of_the_one_befor
 
 
 @pytest.mark.slow
+def test_saved_images_of_sequential_attacks_are_the_examples(brought, tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (24, 4, 4, 1), np.uint8)
+    weights = np.random.default_rng(0).normal(size=(16, 3))
+    labels = np.argmax((evaluation.to_unit(images).reshape(24, -1) - 0.5) @ weights, -1)
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    brought(attacks="clean", save_adversarial=True)
+    found = details.read(tmp_path / "out")
+    name = "brought_model:classifier"
+    assert found.attack == details.SEQUENTIAL
+    logits = sys.modules["brought_model"].classifier()(found.adversarial[name])
+    assert (np.argmax(logits, -1) == found.predicted[name, details.SEQUENTIAL][found.positions]).all()
+    assert 0 < np.abs(found.adversarial[name] - found.images).max() <= 0.1 + 1e-6
+
+
+@pytest.mark.slow
 def test_the_record_is_that_of_the_run_that_attacked(brought, monkeypatch):
     first = brought()
     again = brought(batch_size=7)

@@ -75,6 +75,11 @@ def draw(folder: epath.Path, result: EvaluationResult) -> None:
     shown = details.choose(data.labels)
     images = evaluation.to_unit(data.images[shown])
     adversarial = {name: made for (name, attack), made in scores.shown.items() if attack == plotted}
+    attack = plotted
+    if not adversarial:
+        adversarial = {name: one.adversarial.array[shown] for name, one in result.sequential.items()
+                       if one.adversarial is not None}  # fmt: skip
+        attack = details.SEQUENTIAL if adversarial else plotted
     if "examples" in plots and not adversarial:
         adversarial = result.attempt(tables.EXAMPLES, lambda: _craft(result, images, shown)) or {}
     found = details.Details(
@@ -85,7 +90,7 @@ def draw(folder: epath.Path, result: EvaluationResult) -> None:
         images=images,
         positions=shown,
         adversarial=adversarial,
-        attack=plotted if adversarial else "",
+        attack=attack if adversarial else "",
     )
     result.attempt(details.FILE, lambda: details.write(folder, found))
     if "examples" in plots and adversarial:
