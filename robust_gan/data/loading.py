@@ -2,6 +2,7 @@
 
 import functools
 import os
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from robust_gan.storage.paths import is_remote
 _VALIDATION, _EXTRA, _TEST = 2, 3, 4
 _TEST_SHARE, _MAX_TEST = 5, 10_000
 """Of a set of the user's own without images to test on: a fifth is held out, at most so many."""
+_NUM_SUMMED = 1_000
+"""Images of a mapped file that its checksum covers."""
 
 
 class Dataset(NamedTuple):
@@ -268,6 +271,29 @@ def from_config(config: DataConfig) -> Dataset:
         train_size=config.train_size or None,
         image_size=config.image_size,
     )
+
+
+def checksums(dataset: Dataset) -> dict[str, int]:
+    """Returns a CRC-32 of each split, to compare them across processes and with those of an earlier run.
+
+    Of images that are read from a file batch by batch, `_NUM_SUMMED` count: a whole file may take minutes to read.
+    """
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    sums = {}
+    for name, (images, labels) in splits.items():
+        if isinstance(images, MappedRows):
+            images = images[np.linspace(0, len(images) - 1, _NUM_SUMMED).astype(int)]
+        sums[name] = zlib.crc32(np.ascontiguousarray(labels).data, zlib.crc32(np.ascontiguousarray(images).data))
+    return sums
+
+
+def digest(sums: dict[str, int]) -> str:
+    """Returns `checksums` as one text.
+
+    >>> digest({"train": 1, "test": 255})
+    '00000001-000000ff'
+    """
+    return "-".join(f"{value:08x}" for value in sums.values())
 
 
 def describe(config: DataConfig) -> tuple[tuple[int, ...], int]:

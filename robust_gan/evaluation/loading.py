@@ -1,6 +1,7 @@
 """Loads the models, attacks and images of an evaluation, and checks that they fit."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from robust_gan.checkpoint import Record
 from robust_gan.config import DataConfig, imports
 from robust_gan.data import own
 from robust_gan.data.array_files import check_images
-from robust_gan.errors import UserError
+from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation.config import EvaluationConfig
 from robust_gan.evaluation.models import EvaluatedModel, EvaluationData, Model
 from robust_gan.storage import paths
@@ -146,7 +147,7 @@ def load_data(models: Sequence[EvaluatedModel], config: EvaluationConfig) -> Eva
 def _load_files(config: EvaluationConfig, first: Record | None) -> EvaluationData | None:
     """Loads files of the user's own that no model was trained on; None where `--data` names a data set."""
     location = own.locate(config.data) if config.data or first is None else ""
-    if not location or (first is not None and location == first.config.data.name):
+    if not location or (first is not None and _was_trained_on(location, first)):
         return None
     found = own.read(location, image_size=config.image_size, channels=config.channels)
     arrays = found.train if found.test is None or config.split != "test" else found.test
@@ -154,10 +155,25 @@ def _load_files(config: EvaluationConfig, first: Record | None) -> EvaluationDat
     return EvaluationData(found.name, "all" if found.test is None else config.split, *arrays, names)
 
 
+def _was_trained_on(location: str, record: Record) -> bool:
+    """Returns whether files are those of the training, there or elsewhere."""
+    if location == record.config.data.name:
+        return True
+    if os.path.basename(location.split(",")[0]) != record.data.name or not record.data.digest:
+        return False
+    try:
+        found = data.from_config(dataclasses.replace(record.config.data, name=location))
+    except DataError:  # It cannot be split as that of the training was.
+        return False
+    return data.digest(data.checksums(found)) == record.data.digest
+
+
 def _load_split(config: EvaluationConfig, first: Record | None) -> EvaluationData:
-    same = first is not None and (config.data in ("", first.data.name) or own.locate(config.data) != "")
+    location = own.locate(config.data) if config.data else ""
+    same = first is not None and (config.data in ("", first.data.name) or location != "")
     chosen = first.config.data if first is not None and same else DataConfig(config.data)
-    chosen = dataclasses.replace(chosen, data_dir=config.data_dir or chosen.data_dir)
+    name, data_dir = location or chosen.name, config.data_dir or chosen.data_dir
+    chosen = dataclasses.replace(chosen, name=name, data_dir=data_dir)
     loaded = data.load_split(chosen, config.split, count=config.num_examples, was_trained_on=same)
     return EvaluationData(loaded.name, config.split, loaded.images, loaded.labels, loaded.label_names)
 

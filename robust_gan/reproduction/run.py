@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from robust_gan import checkpoint, training
+from robust_gan import checkpoint, data, training
 from robust_gan.errors import CheckpointError, UserError
 from robust_gan.evaluation import EvaluationConfig
 from robust_gan.reporting import folder as folder_lib
@@ -102,7 +102,7 @@ def run(
 
 def _check_data(folder, dataset):
     """Refuses to go on where runs were trained on other data: images of one shape have the same configuration."""
-    here = {"checksums": setup.checksums(dataset)}
+    here = {"checksums": data.checksums(dataset)}
     if (folder / _DATA).exists() and not _is_at(folder / _DATA, here):
         raise UserError(
             f"{folder} holds an experiment on other images or labels of {dataset.name}: give another folder"

@@ -1,7 +1,6 @@
 """The start of a run: its data, its frozen ensemble members, and the state at step 0."""
 
 import functools
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,8 +15,6 @@ from robust_gan.config.imports import is_function_name
 from robust_gan.errors import DataError, UserError, one_line
 from robust_gan.game import Game, TrainState
 from robust_gan.types import LogitsFn
-
-_NUM_SUMMED = 1_000
 
 
 class Setup(NamedTuple):
@@ -128,11 +125,10 @@ def build(config: Config, devices: Sequence[jax.Device]) -> Setup:
     """
     parallel.run_on_all_processes(lambda: check(config, devices))
     dataset = parallel.run_on_all_processes(lambda: load_data(config))
-    sums = checksums(dataset)
+    sums = data.checksums(dataset)
     parallel.assert_equal_across_processes({"data": sums})
     shape = dataset.train.images.shape[1:]
-    digest = "-".join(f"{value:08x}" for value in sums.values())
-    info = checkpoint.DataInfo(dataset.name, shape, dataset.num_classes, tuple(dataset.label_names), digest)
+    info = checkpoint.DataInfo(dataset.name, shape, dataset.num_classes, tuple(dataset.label_names), data.digest(sums))
     sources = load_sources(config, info)
     game = game_lib.from_config(config, num_classes=info.num_classes, channels=shape[-1], sources=sources)
     check_functions(config, game, info)
@@ -156,20 +152,6 @@ def load_data(config: Config) -> data.Dataset:
             f"{len(dataset.validation.labels)} images: lower the one or raise the other"
         )
     return dataset
-
-
-def checksums(dataset: data.Dataset) -> dict[str, int]:
-    """Returns a CRC-32 of each split, to compare them across processes and with those of an earlier run.
-
-    Of images that are read from a file batch by batch, `_NUM_SUMMED` count: a whole file may take minutes to read.
-    """
-    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    sums = {}
-    for name, (images, labels) in splits.items():
-        if isinstance(images, data.MappedRows):
-            images = images[np.linspace(0, len(images) - 1, _NUM_SUMMED).astype(int)]
-        sums[name] = zlib.crc32(np.ascontiguousarray(labels).data, zlib.crc32(np.ascontiguousarray(images).data))
-    return sums
 
 
 def load_sources(config: Config, info: checkpoint.DataInfo) -> list[LogitsFn]:

@@ -11,6 +11,7 @@ from robust_gan import data, parallel, training
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, DataConfig, ValidationConfig
 from robust_gan.data import array_files, own
 from robust_gan.errors import DataError, UserError
+from robust_gan.evaluation import EvaluationConfig, loading
 from robust_gan.training import fitting, multi_step, setup
 
 pytestmark = pytest.mark.usefixtures("tiny_names")
@@ -192,6 +193,20 @@ def test_a_config_is_fitted_to_the_images(tmp_path):
     data.loading._describe_own.cache_clear()
     with pytest.raises(UserError, match="divisible by 4, not 15 x 16"):
         fitting.fit(config, odd)
+
+
+@pytest.mark.slow
+def test_a_file_that_was_moved_is_still_that_of_the_training(tmp_path):
+    (tmp_path / "there").mkdir()
+    path = save(tmp_path)
+    train(tiny(path, num_steps=1), tmp_path / "run")
+    models = loading.from_checkpoints([str(tmp_path / "run")])
+    moved = (tmp_path / "a.npz").rename(tmp_path / "there" / "a.npz")
+    found = loading.load_data(models, EvaluationConfig(data=str(moved)))
+    assert (found.split, len(found.labels)) == ("test", 12)
+    save(tmp_path / "there", images=255 - make()[0])
+    found = loading.load_data(models, EvaluationConfig(data=str(moved)))
+    assert (found.split, len(found.labels)) == ("all", 60)
 
 
 @pytest.mark.slow
