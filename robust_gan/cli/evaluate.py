@@ -53,6 +53,7 @@ flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 flags.DEFINE_bool("progress", None, "Show a bar; by default on a terminal, and lines in a file.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "With --topology: write nothing, and end.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Compile the attacks for absent TPUs, such as v5e:2x2.")
+flags.DEFINE_string("adversarial", "", "FILE.npz of adversarial images of the evaluated ones, scored as an attack.")
 flags.DEFINE_string("require", "", "Exit code 3 where an accuracy is lower: autoattack>=0.45,clean>=0.9.")
 
 _FLAGS = {"checkpoints": "checkpoint", "models": "model"}
@@ -62,7 +63,8 @@ _GROUPS = {
     "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "surrogates=DIR[@STEP],.."],
     "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "certify=NAME,..", "norm=linf|l2",
                 "epsilon=X", "seed=N"],
-    "Images": ["data=NAME|FILE", "data_dir=DIR", "split=NAME", "num_examples=N", "image_size=N", "channels=last"],
+    "Images": ["data=NAME|FILE", "data_dir=DIR", "split=NAME", "num_examples=N", "image_size=N", "channels=last",
+               "adversarial=FILE"],
     "Report": ["output=DIR", "overwrite", "plots=NAME,..", "save_adversarial", "require=NAME>=X,.."],
     "How": ["batch_size=N", "platform=cpu|gpu|tpu", "num_devices=N", "[no]progress", "use_batch_stats",
             "dry_run", "topology=CHIP:GRID"],

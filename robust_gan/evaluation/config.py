@@ -52,6 +52,8 @@ class EvaluationConfig:
         platform: `cpu`, `gpu` or `tpu`; empty for the best available.
         num_devices: Number of devices; 0 for all.
         progress: Whether to show a progress bar; None for only where stderr is a terminal.
+        adversarial: `FILE.npz` of adversarial images that another program made of the evaluated ones, in their order;
+            scored as an attack of the file's name. Without `suite` and `attacks`, no others are made.
         require: Least accuracies, such as `autoattack>=0.45,clean>=0.9`; see `requirements.parse_requirements`.
 
     >>> EvaluationConfig(["runs/digits"], attacks="fgsm,pgd10").attacks
@@ -84,6 +86,7 @@ class EvaluationConfig:
     num_devices: int = 0
     progress: bool | None = None
     require: str = ""
+    adversarial: str = ""
 
     def __post_init__(self) -> None:
         """Converts lists and paths, and refuses values that no model and no image could make valid."""

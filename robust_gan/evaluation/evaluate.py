@@ -18,6 +18,7 @@ from robust_gan.evaluation.alarms import Alarm
 from robust_gan.evaluation.certified import certify_images, check_attacks, check_methods
 from robust_gan.evaluation.config import EvaluationConfig
 from robust_gan.evaluation.curve import Curve, trace_curve
+from robust_gan.evaluation.external import ExternalImages, check_external
 from robust_gan.evaluation.models import (
     CLEAN,
     GENERATOR,
@@ -323,6 +324,9 @@ def prepare(
             raise UserError("a PyTorch module that is called through a callback is evaluated by one process")
         devices = devices[:1]
     images, per_device = data.images, -(-batch_size // len(devices))
+    external = {name: made for name, made in attacks.functions.items() if isinstance(made, ExternalImages)}
+    for made in external.values():
+        check_external(made, images, data.labels, threat)
     if set(attacks.names + attacks.sequential) & set(RETRAINED):
         networks.generator_for(images.shape[1:])
     num_classes = max(2, int(data.labels.max()) + 1, len(data.label_names))
@@ -344,7 +348,7 @@ def prepare(
         if own:
             known = [name for name in names if name not in attacks.functions]
             checks.check_named_attacks(model, images, threat, known, width, missing.get(model.name, ""))
-        for name in dict.fromkeys(name for name in names if name in attacks.functions):
+        for name in dict.fromkeys(name for name in names if name in attacks.functions and name not in external):
             checks.check_attack_function(name, attacks.functions[name], model, data, threat, width)
         tried.append(evaluated._replace(model=model))
     # The labels of a file may lack classes that a model knows.

@@ -9,6 +9,7 @@ import numpy as np
 from robust_gan import prng
 from robust_gan.data.array_files import take
 from robust_gan.errors import UserError, one_line
+from robust_gan.evaluation.external import ExternalImages
 from robust_gan.evaluation.probes import draw
 from robust_gan.evaluation.sharded_model import ShardedModel, arguments_of, compiled, is_architecture
 from robust_gan.storage import leaves
@@ -155,6 +156,8 @@ def check_attack(
         labels: `[N]`.
         threat: The threat model.
     """
+    if isinstance(attack, ExternalImages):
+        return [Trait("images of the attack", np.array(leaves.digest(attack.images)))]
     made = _crafted(sharded, attack, images, labels, threat)
     return [*_arrays("arrays of the attack", attack), _rows("generator", made)]
 

@@ -17,6 +17,7 @@ from robust_gan.attacks.generator import trained as attack_of_network
 from robust_gan.attacks.retrained_generator import DESIGNS
 from robust_gan.data.array_files import take, to_unit
 from robust_gan.errors import UserError
+from robust_gan.evaluation.external import ExternalImages
 from robust_gan.evaluation.models import GENERATOR, RETRAINED, Model
 from robust_gan.losses import has_class, is_correct
 from robust_gan.networks import inference
@@ -160,7 +161,7 @@ class ShardedModel:
         """Returns whether an attack can be made on the model; `generator` needs a generator."""
         return attack != GENERATOR or attack in self.attacks or self.generator is not None
 
-    def craft(self, attack: str, shares: Shares, threat: ThreatModel, seed: int) -> jax.Array:
+    def craft(self, attack: str, shares: Shares, threat: ThreatModel, seed: int) -> jax.Array | np.ndarray:
         """Computes adversarial images, which stay on the devices.
 
         Args:
@@ -170,6 +171,9 @@ class ShardedModel:
             threat: The threat model.
             seed: An image's key depends on the seed, the attack's name and the image's position alone.
         """
+        external = self.attacks.get(attack)
+        if isinstance(external, ExternalImages):
+            return external.at(shares[0])
         key = attack_key(attack, seed)
         functions, arguments = self._with_attack(attack, key, threat)
         made_images = self._compiler.map(_crafter(attack), functions)((arguments, (key, threat)), shares)

@@ -24,6 +24,7 @@ from robust_gan.evaluation.evaluate import (
     prepare,
     run_attacks,
 )
+from robust_gan.evaluation.external import load_external
 from robust_gan.evaluation.loading import load_attack
 from robust_gan.parallel import interruption
 from robust_gan.reporting import details, tables
@@ -121,6 +122,11 @@ def _plan(config: EvaluationConfig) -> AttackPlan:
     functions = {
         name: parallel.run_on_all_processes(functools.partial(load_attack, name)) for name in named if ":" in name
     }
+    if config.adversarial:
+        external = parallel.run_on_all_processes(lambda: load_external(config.adversarial))
+        if external.name in (evaluation.CLEAN, *named):
+            raise UserError(f"{config.adversarial} has the name of the attack {external.name}: give it another one")
+        functions[external.name] = external
     if config.plots:
         plots_lib.check_plot()
     return plan_attacks(config, functions)
