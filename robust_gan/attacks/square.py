@@ -148,8 +148,8 @@ def count_queries(
 
         return update_remaining(update, ~best.fooled, best, (keys, images, labels))
 
-    start = apply_logits(begin(start_keys, images, threat), images, labels)
-    best = SquareResult(*start, queries=jnp.ones_like(labels, jnp.int32))
+    points, margins, fooled = apply_logits(begin(start_keys, images, threat), images, labels)
+    best = SquareResult(points, margins, fooled, jnp.ones_like(labels, jnp.int32))
     return jax.lax.fori_loop(0, -(-(num_queries - 1) // _QUERIES_AT_ONCE), some_queries, best)
 
 
