@@ -126,9 +126,8 @@ def count_queries(
     labels, loss_fn, targeted = aim(labels, target, margin)  # type: ignore[arg-type]
     start_keys, keys = prng.split_per_image(prng.per_image_keys(key, images.shape[0]), 2)
     begin, change = {"linf": (_stripes, _change_linf), "l2": (_tiles, _change_l2)}[threat.norm]
-    height, width = images.shape[1:3]
-    sides = get_squares((height, width), threat.norm, num_queries - 1, p_init)
-    window = functools.partial(_window, (height, width), int(all_places))
+    sides = get_squares(images.shape[1:3], threat.norm, num_queries - 1, p_init)  # type: ignore[arg-type]
+    window = functools.partial(_window, images.shape[1:3], int(all_places))
 
     def apply_logits(points, images, labels):
         points = threat_model.project(points, images, threat)
@@ -137,8 +136,8 @@ def count_queries(
 
     def one_query(index, best, keys, images, labels):
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        changed = change(keys, best.images, images, threat, sides, index, window)
-        return _keep_better(best, *apply_logits(changed, images, labels))
+        points = change(keys, best.images, images, threat, sides, index, window)
+        return _keep_better(best, *apply_logits(points, images, labels))
 
     def some_queries(round_index, best):
         first, last = _QUERIES_AT_ONCE * round_index, jnp.minimum(_QUERIES_AT_ONCE * (round_index + 1), num_queries - 1)

@@ -78,37 +78,33 @@ def trace_curve(
         raise UserError(f"a curve needs a model and a radius above 0, its unit, not epsilon {float(threat.epsilon):g}")
     sharded = shard_models(models, images, labels, devices)
     largest = threat_model.whole_range(threat, images.shape[1:]).epsilon / float(threat.epsilon)
+    factors = [factor for factor in FACTORS if factor <= largest]
+    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "devices": devices, "progress_fn": progress_fn}
     if attack.startswith("fmn"):
-        given = {"batch_size": batch_size, "seed": seed, "devices": devices, "progress_fn": progress_fn}
         distances = {model.name: (high - low) * _measure_distances(model, images, labels, threat, attack, state, given)
                      for model in sharded}  # fmt: skip
-        radii = [0.0, *((high - low) * float(threat.epsilon) * factor for factor in FACTORS if factor <= largest)]
+        radii = [0.0, *((high - low) * float(threat.epsilon) * factor for factor in factors)]
         return _from_distances(attack, radii, distances)
     if state is not None:
         # The radius is in the names of the parts.
-        unit = type(threat)(1.0, bounds=threat.bounds)  # type: ignore[call-arg]
-        state.under("curve, ").belong(
-            sharded, images, labels, unit, seed, attacks=[attack], batch_size=batch_size, devices=devices
-        )
+        unit: Any = type(threat)(1.0, bounds=threat.bounds)  # type: ignore[call-arg]
+        identity = {"attacks": [attack], "batch_size": batch_size, "devices": devices}
+        state.under("curve, ").belong(sharded, images, labels, unit, seed, **identity)
     state = EvaluationState() if state is None else state.under("curve, ")
     if attack == GENERATOR and (without := [model.name for model in models if model.generator is None]):
         raise UserError(f"{without[0]} has no generator: trace its curve under another attack")
-    epsilons: list[float] = [0.0]
-    shares: dict[str, list[float]] = {model.name: [] for model in models}
-    for factor in (factor for factor in FACTORS if factor <= largest):
-        scaled = threat_model.scaled(threat, factor)
+    epsilons, shares = [0.0], {model.name: list[float]() for model in models}
+    for scaled in (threat_model.scaled(threat, factor) for factor in factors):
         epsilon = float(scaled.epsilon)
         scores = score(
-            sharded, images, labels, scaled, attacks=[attack], surrogates=[], transfers=False, batch_size=batch_size,
-            seed=seed, devices=devices, state=state.under(f"epsilon {epsilon!r}: "), shown=(), progress_fn=progress_fn,
+            sharded, images, labels, scaled, attacks=[attack], surrogates=[], transfers=False,
+            state=state.under(f"epsilon {epsilon!r}: "), shown=(), **given,
         )  # fmt: skip
         epsilons.append(epsilon * (high - low))
         for model in models:
-            if len(epsilons) == 2:
-                shares[model.name].append(scores.clean_accuracy(model.name))
             robust = scores.robust_accuracy(model.name, [model.name])
             assert robust is not None  # The attack was made on every model.
-            shares[model.name].append(robust)
+            shares[model.name] += [robust] if shares[model.name] else [scores.clean_accuracy(model.name), robust]
         if not any(row[-1] for row in shares.values()):
             break
     return Curve(attack, tuple(epsilons), {name: tuple(row) for name, row in shares.items()})
