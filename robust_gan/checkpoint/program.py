@@ -59,7 +59,7 @@ def export_program(
     path = paths.locate(file)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write_bytes(path, exported.serialize(vjp_order=1))
+        workdir.write_bytes(path, bytes(exported.serialize(vjp_order=1)))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({(error.strerror or str(error)).lower()}): give another") from error
     return path

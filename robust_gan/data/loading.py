@@ -276,7 +276,14 @@ def from_config(config: DataConfig) -> Dataset:
 def checksums(dataset: Dataset) -> dict[str, int]:
     """Returns a CRC-32 of each split, to compare them across processes and with those of an earlier run.
 
-    Of images that are read from a file batch by batch, `_NUM_SUMMED` count: a whole file may take minutes to read.
+    Of images that are read from a file batch by batch, 1,000 count: a whole file may take minutes to read.
+
+    Args:
+        dataset: The data set.
+
+    >>> split = Split(np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, np.int32))
+    >>> list(checksums(Dataset("mine", split, split, split, 2, ("0", "1"))))
+    ['train', 'validation', 'test']
     """
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     sums = {}
@@ -290,6 +297,9 @@ def checksums(dataset: Dataset) -> dict[str, int]:
 def digest(sums: dict[str, int]) -> str:
     """Returns `checksums` as one text.
 
+    Args:
+        sums: The checksums by split.
+
     >>> digest({"train": 1, "test": 255})
     '00000001-000000ff'
     """
@@ -298,6 +308,9 @@ def digest(sums: dict[str, int]) -> str:
 
 def describe(config: DataConfig) -> tuple[tuple[int, ...], int]:
     """Returns the shape of an image, and how many images there are to train and validate on.
+
+    Args:
+        config: The data set.
 
     Raises:
         DataError: As for `load`.
