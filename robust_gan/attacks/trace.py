@@ -43,7 +43,7 @@ def trace(
     Args:
         attack: `pgd` or `apgd`, itself or with settings bound by `functools.partial` (as `by_name` returns them), with
             one restart; not compiled by `jax.jit`, inside which `trace` may be called.
-        logits_fn: This and the four arguments after it as in `types.Attack`.
+        logits_fn: This and the four arguments after it as in `types.Attack`; images are `[B, H, W, C]`.
         **settings: Further settings of the attack.
 
     Returns:
