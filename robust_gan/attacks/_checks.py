@@ -135,6 +135,7 @@ def count_classes(logits_fn: LogitsFn, images: jax.Array, key: jax.Array | None)
     """
     if not is_randomised(logits_fn):
         return jax.eval_shape(logits_fn, images).shape[-1]
+    assert key is not None  # Randomised classifiers need keys.
     keys = prng.per_image_keys(key, images.shape[0])
     return jax.eval_shape(functools.partial(apply_logits, logits_fn), images, keys).shape[-1]
 
