@@ -29,7 +29,10 @@ def add(name, run, report, command, commit):
     (target,) = values["targets"].values()
     count, sequential = values["data"]["count"], target["sequential"]
     measured = [result["attack"] for result in sequential] == ["clean", *attacks.VERSIONS["standard"]]
-    config = record.config
+    config, limit = record.config, values["config"].get("num_examples")
+    command_of_evaluation = f"robust-gan-evaluate --checkpoint=zoo:{name} --" + (
+        "suite=autoattack" if measured else "attacks=clean"
+    )
     card = {
         "data": values["data"]["name"],
         "split": values["data"]["split"],
@@ -39,9 +42,9 @@ def add(name, run, report, command, commit):
         "threat": {"norm": values["threat"]["norm"], "epsilon": values["threat"]["epsilon"]},
         "clean": accuracy(target["clean_accuracy"], count),
         "autoattack": accuracy(sequential[-1]["robust_accuracy"], count) if measured else None,
-        "alarms": [alarm["name"] for alarm in target["alarms"] if alarm["fired"]],
+        "alarms": [alarm["name"] for alarm in target["alarms"] if alarm["fired"]] if target["alarms"] else None,
         "command": command,
-        "evaluation": f"robust-gan-evaluate --checkpoint=zoo:{name}" + (" --suite=autoattack" if measured else ""),
+        "evaluation": command_of_evaluation + (f" --num_examples={limit}" if limit else ""),
         "commit": commit,
         "hardware": HARDWARE,
         "versions": values["versions"],
@@ -70,7 +73,8 @@ def table():
 def _row(name, card):
     threat = f"{card['threat']['norm']}, {card['threat']['epsilon']:.4g}"
     cells = [f"`{name}`", f"`{card['network']}`", threat, _cell(card["clean"]), _cell(card["autoattack"])]
-    return f"| {' | '.join([*cells, ', '.join(f'`{alarm}`' for alarm in card['alarms']) or '-'])} |\n"
+    fired = ", ".join(f"`{alarm}`" for alarm in card["alarms"] or []) or "-"
+    return f"| {' | '.join([*cells, 'not checked' if card['alarms'] is None else fired])} |\n"
 
 
 def _cell(accuracy):
