@@ -30,7 +30,7 @@ def test_help_fits_a_screen_groups_every_flag_and_shows_an_example(launch, scrip
     ended = launch(script, "--help")
     assert (ended.code, ended.err) == (0, "")
     source = (ROOT / "robust_gan" / "cli" / f"{script}.py").read_text()
-    assert len(ended.out.splitlines()) <= (54 if "pod=True" in source else 45)
+    assert len(ended.out.splitlines()) <= (60 if "pod=True" in source else 45)
     assert f"robust-gan-{script.replace('_', '-')} " in ended.out
     if "pod=True" in source:
         source += (ROOT / "robust_gan" / "cli" / "distributed.py").read_text()
@@ -262,13 +262,13 @@ def test_a_field_in_a_file_of_flags_is_checked_like_one_on_the_command_line(laun
 @pytest.mark.parametrize(
     ("field", "end"),
     [
-        ("epsilon", "max_to_keep; is it threat.epsilon?"),
-        ("threat.epsilno", "norm, epsilon; is it threat.epsilon?"),
+        ("epsilon", "init_players; is it threat.epsilon or classifier.ibp.epsilon?"),
+        ("threat.epsilno", "norm, epsilon; is it threat.epsilon or classifier.ibp.epsilon?"),
         (
             "classifier.learning_rate",
             "is it classifier.optimizer.learning_rate or adversary.generator.optimizer.learning_rate?",
         ),
-        ("nosuch", "max_to_keep"),
+        ("nosuch", "init_players"),
     ],
 )
 def test_a_field_that_is_elsewhere_is_named(launch, field, end):
