@@ -17,6 +17,7 @@ NEEDS = {
     "equinox": "equinox",
     "haiku": "haiku",
     "flax.nnx": "flax",
+    "Keras": "keras",
     "BatchNorm in a training loop of your own": "flax",
     "Foolbox": "foolbox",
     "RobustBench": "robust_gan",
