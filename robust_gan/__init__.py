@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from robust_gan.attacks.pgd import fgsm, pgd
     from robust_gan.config import Config
     from robust_gan.errors import CheckpointError, DataError, UserError
-    from robust_gan.evaluation import autoattack, evaluate
+    from robust_gan.evaluation.autoattack import autoattack
+    from robust_gan.evaluation.evaluate import evaluate
     from robust_gan.game import Game, TrainState, train_step
     from robust_gan.losses import classifier_loss, cross_entropy, dlr, generator_loss, kl, margin
     from robust_gan.threat_model import L2Threat, LinfThreat, perturb, project

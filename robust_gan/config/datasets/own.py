@@ -5,7 +5,7 @@
 
 Networks, number of steps and size of the validation split follow the images (`robust_gan.training.fitting`).
 
-Measured: see docs/data.md.
+Measured: 20 steps, as a test of the installation; a whole run: not run.
 """
 
 from robust_gan.config import (
