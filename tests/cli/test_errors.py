@@ -42,7 +42,13 @@ def test_a_mistake_says_what_the_page_says(launch, capfd, names, row):
 
 def test_the_page_has_every_launcher_and_a_mistake_of_every_kind():
     assert len(ROWS) > 100
-    assert {row.command.split()[0] for row in ROWS} == {"train.py", "evaluate.py", "prepare_data.py"}
+    assert {row.command.split()[0] for row in ROWS} == {
+        "train.py",
+        "evaluate.py",
+        "prepare_data.py",
+        "report.py",
+        "export.py",
+    }
     assert {row.code for row in ROWS} == {2}
     assert len(set(ROWS)) == len(ROWS)
 
