@@ -55,7 +55,8 @@ def test_every_adversary_of_the_package_passes_the_check(name, tiny_names):
     check_adversary(adversary, THREAT, steps=20 if name == "generator" else 2)
 
 
-@each([*CLASSIFIERS, *GENERATORS])
+# resnet20_wide is the module of resnet20, with a hundred times its arithmetic.
+@each([name for name in (*CLASSIFIERS, *GENERATORS) if name != "resnet20_wide"])
 def test_every_network_of_the_package_passes_the_check(name):
     if name in CLASSIFIERS:
         check_network(networks.build_classifier(name, 10), (8, 8, 1), (10,))
