@@ -362,7 +362,7 @@ def test_freed_memory_is_returned_after_a_long_compilation(monkeypatch):
         assert trimmed == []
         monkeypatch.setattr(memory, "_LONG", 0.0)
         jax.jit(lambda x: x + 2)(1.0)
-        assert trimmed == [0]
+        assert set(trimmed) == {0}  # A command run by another test may have registered a listener, too.
     finally:
         jax.monitoring.unregister_event_duration_listener(*listeners)
 
