@@ -17,7 +17,7 @@ from robust_gan.checkpoint import exported
 from robust_gan.evaluation import statistics
 
 PAGE = pathlib.Path(__file__).parent / "zoo.md"
-HEADER = "| model | network | threat model | clean | AutoAttack | alarms |\n|---|---|---|--:|--:|---|\n"
+HEADER = "| model | network | threat model | clean | certified | AutoAttack | alarms |\n|---|---|---|--:|--:|--:|---|\n"
 HARDWARE = "two AMD EPYC cores"
 
 
@@ -33,6 +33,8 @@ def add(name, run, report, command, commit):
     command_of_evaluation = f"robust-gan-evaluate --checkpoint=zoo:{name} --" + (
         "suite=autoattack" if measured else "attacks=clean"
     )
+    if certify := values["config"].get("certify"):
+        command_of_evaluation += f" --certify={','.join(certify)}"
     card = {
         "data": values["data"]["name"],
         "split": values["data"]["split"],
@@ -42,6 +44,7 @@ def add(name, run, report, command, commit):
         "threat": {"norm": values["threat"]["norm"], "epsilon": values["threat"]["epsilon"]},
         "clean": accuracy(target["clean_accuracy"], count),
         "autoattack": accuracy(sequential[-1]["robust_accuracy"], count) if measured else None,
+        "certified": accuracy(target["certified_accuracy"], count) if "certified_accuracy" in target else None,
         "alarms": [alarm["name"] for alarm in target["alarms"] if alarm["fired"]] if target["alarms"] else None,
         "command": command,
         "evaluation": command_of_evaluation + (f" --num_examples={limit}" if limit else ""),
@@ -72,7 +75,14 @@ def table():
 
 def _row(name, card):
     threat = f"{card['threat']['norm']}, {card['threat']['epsilon']:.4g}"
-    cells = [f"`{name}`", f"`{card['network']}`", threat, _cell(card["clean"]), _cell(card["autoattack"])]
+    cells = [
+        f"`{name}`",
+        f"`{card['network']}`",
+        threat,
+        _cell(card["clean"]),
+        _cell(card["certified"]),
+        _cell(card["autoattack"]),
+    ]
     fired = ", ".join(f"`{alarm}`" for alarm in card["alarms"] or []) or "-"
     return f"| {' | '.join([*cells, 'not checked' if card['alarms'] is None else fired])} |\n"
 

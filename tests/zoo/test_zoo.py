@@ -19,8 +19,8 @@ from robust_gan.training import setup
 
 NAMES = zoo.names()
 FIELDS = {
-    "alarms", "autoattack", "clean", "command", "commit", "data", "date", "evaluation", "hardware", "method", "network",
-    "seed", "split", "threat", "versions",
+    "alarms", "autoattack", "certified", "clean", "command", "commit", "data", "date", "evaluation", "hardware", "method",
+    "network", "seed", "split", "threat", "versions",
 }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_a_card_agrees_with_its_file_and_with_itself(name):
         {"norm": config.threat.norm, "epsilon": config.threat.epsilon},
     )
     assert not config.data.data_dir
-    for accuracy in filter(None, (card["clean"], card["autoattack"])):
+    for accuracy in filter(None, (card["clean"], card["certified"], card["autoattack"])):
         interval = statistics.wilson_interval(accuracy["correct"], accuracy["count"])
         assert accuracy["interval"] == [round(100 * end, 1) for end in interval]
         assert accuracy["percent"] == round(100 * accuracy["correct"] / accuracy["count"], 1)
