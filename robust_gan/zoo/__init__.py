@@ -53,8 +53,8 @@ def card(name: str) -> dict[str, Any]:
         A JSON-able dictionary: `data`, `split`, `network`, `method`, `seed`; `threat`, with `norm` and `epsilon` in
         units of [0, 1]; `clean`, `certified` and `autoattack`, each with `percent`, `correct`, `count` and the 95 %
         `interval` in percent (Wilson), where the last two are None if they were not run; `alarms`, the names of those
-        that fired, or None if they were not checked; `command` and `evaluation`, the commands of the training and the evaluation; `commit`,
-        of the training; `hardware`, `versions` and `date`, of the evaluation.
+        that fired, or None if they were not checked; `command` and `evaluation`, the commands of the training and the
+        evaluation; `commit`, of the training; `hardware`, `versions` and `date`, of the evaluation.
 
     Raises:
         CheckpointError: There is no such model.
