@@ -19,8 +19,8 @@ from robust_gan.training import setup
 
 NAMES = zoo.names()
 FIELDS = {
-    "alarms", "autoattack", "certified", "clean", "command", "commit", "data", "date", "evaluation", "hardware", "method",
-    "network", "seed", "split", "threat", "versions",
+    "alarms", "autoattack", "certified", "clean", "command", "commit", "data", "date", "evaluation", "hardware",
+    "method", "network", "seed", "split", "threat", "versions",
 }  # fmt: skip
 
 
