@@ -37,7 +37,7 @@ def towards(
         UserError: The classifier has no such class, or the attack raises it.
 
     >>> from robust_gan import LinfThreat, attacks
-    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 0.1 - x.sum((1, 2, 3))], -1)
     >>> x = jnp.full((2, 1, 1, 1), 0.125)
     >>> towards(logits_fn, None, x, jnp.array([0, 1]), LinfThreat(0.25), attack=attacks.fgsm,
     ...         to_class=1).ravel().tolist()
