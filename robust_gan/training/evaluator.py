@@ -1,12 +1,14 @@
 """Validation during training: accuracies, diagnostics, and the metric that selects the best checkpoint."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from robust_gan import adversaries, certification, checkpoint, evaluation, threat_model
+from robust_gan import adversaries, checkpoint, evaluation, threat_model
 from robust_gan.config import Config
+from robust_gan.evaluation.certified import certify_images
+from robust_gan.evaluation.sharded_model import shard_models
 from robust_gan.game import TrainState
 from robust_gan.networks import inference
 from robust_gan.reporting import details, noise_images
@@ -59,15 +61,19 @@ class Evaluator:
         model = get_model(config, state, info)
         selecting = dict.fromkeys((f"pgd{config.validation.pgd_steps}", *get_validation_attacks(config)))
         attacks = dict.fromkeys(("fgsm", *selecting, *([evaluation.GENERATOR] if model.generator else [])))
+        threat, devices = threat_model.from_config(config.threat), self._setup.devices
+        [sharded] = shard_models([model], self._images, self._labels, devices)
+        where: dict[str, Any] = {"batch_size": config.validation.batch_size, "devices": devices}
         scores = evaluation.evaluate_transfer(
-            [model], self._images, self._labels, threat_model.from_config(config.threat), attacks=tuple(attacks),
-            batch_size=config.validation.batch_size, seed=diagnostics.SEED, devices=self._setup.devices,
-            shown=self._shown,
+            [sharded], self._images, self._labels, threat, attacks=tuple(attacks), seed=diagnostics.SEED,
+            shown=self._shown, **where,
         )  # fmt: skip
         metrics = {"validation/clean_accuracy": scores.clean_accuracy(model.name)}
         metrics |= {f"validation/{attack}": float(row.mean()) for (_, _, attack), row in scores.robust.items()}
         if config.classifier.loss == "ibp":
-            metrics["validation/certified"] = self._certify(model)
+            certified = certify_images(sharded, self._images, self._labels, threat, ("ibp",),
+                                       state=evaluation.EvaluationState(), **where)  # fmt: skip
+            metrics["validation/certified"] = float(certified.mean())
         if len(selecting) > 1:
             rows = [row for (_, _, attack), row in scores.robust.items() if attack in selecting]
             metrics["validation/worst_case"] = float(np.all(rows, axis=0).mean())
@@ -78,19 +84,6 @@ class Evaluator:
             metrics, health, diagnostics.get_warnings(metrics, health, config, len(self._labels), best), clean,
             {name: noise_images.get_noise(made, clean, config.threat.epsilon) for name, made in shown.items()},
         )  # fmt: skip
-
-    def _certify(self, model: evaluation.Model) -> float:
-        """Computes the share of certified images."""
-        threat, size = threat_model.from_config(self._setup.config.threat), self._setup.config.validation.batch_size
-        certified = [
-            np.asarray(_certify(model.logits_fn, evaluation.to_unit(self._images[at : at + size]),
-                                self._labels[at : at + size], threat))
-            for at in range(0, len(self._labels), size)
-        ]  # fmt: skip
-        return float(np.concatenate(certified).mean())
-
-
-_certify = jax.jit(certification.certify)
 
 
 def get_model(config: Config, state: TrainState, info: checkpoint.DataInfo) -> evaluation.Model:
