@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_gan import L2Threat, LinfThreat
+from robust_gan import L2Threat, LinfThreat, losses
 
 THREATS = {"linf": LinfThreat, "l2": L2Threat}
 SHAPE = (4, 4, 1)
@@ -72,3 +72,21 @@ def assert_inside(adversarial, images, norm, epsilon):
 def compiled(attack, logits_fn):
     """The attack on one classifier, compiled without optimisation: compiling takes nearly all the time of a test."""
     return jax.jit(functools.partial(attack, logits_fn), compiler_options={"xla_backend_optimization_level": 0})
+
+
+def three_lines(images):
+    """Five classes; the likeliest wrong ones fall with the label's, only the fourth can overtake it."""
+    x = jnp.mean(flat(images), axis=1)
+    return jnp.stack([2 + x, 1.9 + x, 1.8 + x, 1.7 + x, 2.6 - x], -1)
+
+
+def assert_the_fourth_target_counts(targeted, images, labels):
+    """Asserts that images of `three_lines` are robust towards three classes and misclassified with the fourth."""
+    robust = {}
+    for num_targets in (3, 4):
+        attack = functools.partial(targeted, num_steps=5, num_targets=num_targets)
+        adversarial = compiled(attack, three_lines)(KEY, images, labels, LinfThreat(0.6))
+        robust[num_targets] = losses.is_correct(three_lines(adversarial), labels)
+    assert robust[3].all()
+    assert not robust[4].any()
+    return adversarial
