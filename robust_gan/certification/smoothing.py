@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 from robust_gan import prng
 from robust_gan.errors import UserError
@@ -80,6 +79,8 @@ def smooth(
             "smoothing needs at least 1 sample for each purpose and alpha between 0 and 1, not "
             f"{num_samples} and {num_selection} samples and alpha {alpha}"
         )
+    import scipy.stats  # It takes half a second, which every import of the game would take too.
+
     keys = prng.split_per_image(prng.per_image_keys(key, images.shape[0]), 2)
     chosen = np.argmax(_votes(logits_fn, keys[0], images, sigma, num_selection), axis=-1)
     votes = np.take_along_axis(_votes(logits_fn, keys[1], images, sigma, num_samples), chosen[:, None], axis=-1)[:, 0]
