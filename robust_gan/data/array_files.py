@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from robust_gan.errors import DataError
+from robust_gan.storage import files
 
 _IGNORED = (-1, -100)
 """Labels that often stand for no class in other libraries."""
@@ -24,6 +25,40 @@ class Arrays(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
+
+
+def read_npz(path: str, content: str, *, largest: int | None = None) -> dict[str, np.ndarray]:
+    """Reads the arrays of an `.npz` file of the user's; nothing is unpickled.
+
+    Args:
+        path: The file.
+        content: What it should hold, for the sentence.
+        largest: Most bytes that it may unpack to; None for any number.
+
+    Raises:
+        DataError: There is no such file, or it holds something other than plain arrays.
+
+    >>> read_npz("nosuch.npz", "images and labels")
+    Traceback (most recent call last):
+    robust_gan.errors.DataError: there is no file nosuch.npz: give an .npz of images and labels
+    """
+    try:
+        return files.read_arrays(path, largest=largest)
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {path}: give an .npz of {content}") from error
+    except files.UnreadableError as error:
+        raise DataError(f"{path} is no .npz of plain arrays ({error})") from error
+
+
+def check_names(path: str, arrays: dict[str, np.ndarray], *names: str) -> None:
+    """Refuses arrays of a file that lack one of several names.
+
+    >>> check_names("a.npz", {"x": np.zeros(1)}, "images")
+    Traceback (most recent call last):
+    robust_gan.errors.DataError: a.npz lacks the array images: it has x
+    """
+    if missing := [name for name in names if name not in arrays]:
+        raise DataError(f"{path} lacks the array {missing[0]}: it has {', '.join(arrays) or 'none'}")
 
 
 def check_arrays(path: epath.PathLike, images: np.ndarray, labels: np.ndarray, channels: str = "") -> Arrays:

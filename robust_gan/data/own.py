@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from robust_gan.data.array_files import Arrays, check_arrays
+from robust_gan.data.array_files import Arrays, check_arrays, check_names, read_npz
 from robust_gan.data.folder import read_folder
 from robust_gan.data.locations import KNOWN
 from robust_gan.errors import DataError, one_line
-from robust_gan.storage import files, paths
+from robust_gan.storage import paths
 
 FORMS = "a data set such as mnist, an .npz of images and labels, IMAGES.npy,LABELS.npy, or a folder with one per class"
 """What stands for data, in sentences."""
@@ -89,16 +89,9 @@ def read(location: str, *, image_size: int = 0, channels: str = "") -> OwnData:
 
 
 def _read_npz(path: str, channels: str) -> OwnData:
-    try:
-        arrays = files.read_arrays(path, largest=_MAX_UNPACKED)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}: give an .npz of images and labels") from error
-    except files.UnreadableError as error:
-        raise DataError(f"{path} is no .npz of plain arrays ({error})") from error
+    arrays = read_npz(path, "images and labels", largest=_MAX_UNPACKED)
     has_test = "test_images" in arrays or "test_labels" in arrays
-    needed = ("images", "labels", *(("test_images", "test_labels") if has_test else ()))
-    if missing := [name for name in needed if name not in arrays]:
-        raise DataError(f"{path} lacks the array {missing[0]}: it has {', '.join(arrays) or 'none'}")
+    check_names(path, arrays, "images", "labels", *(("test_images", "test_labels") if has_test else ()))
     train = check_arrays(path, arrays["images"], arrays["labels"], channels)
     test = check_arrays(path, arrays["test_images"], arrays["test_labels"], channels) if has_test else None
     return _numbered(path, train, test)

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_gan.attacks._checks import find_violation
-from robust_gan.data.array_files import take
+from robust_gan.data.array_files import check_names, read_npz, take
 from robust_gan.errors import DataError
-from robust_gan.storage import files
 from robust_gan.types import ThreatModel
 
 _ROWS = 1000
@@ -56,14 +55,8 @@ def load_external(path: str) -> ExternalImages:
     >>> load_external(str(path)).name
     'theirs'
     """
-    try:
-        arrays = files.read_arrays(path)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}: give an .npz of adversarial images to --adversarial") from error
-    except files.UnreadableError as error:
-        raise DataError(f"{path} is no .npz of plain arrays ({error})") from error
-    if "images" not in arrays:
-        raise DataError(f"{path} lacks the array images: it has {', '.join(arrays) or 'none'}")
+    arrays = read_npz(path, "adversarial images to --adversarial")
+    check_names(path, arrays, "images")
     images = arrays["images"]
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise DataError(f"the images of {path} are {images.dtype}: give floats in [0, 1], or uint8")
