@@ -1,7 +1,6 @@
 """Certifies the images of an evaluation, and checks that no attack breaks a certified one."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -84,16 +83,3 @@ def check_attacks(model: str, certified: np.ndarray, robust: dict[str, np.ndarra
                 f"image {wrong[0]} is certified for {model}, but {attack} breaks it: the bounds or the attack are "
                 "wrong, please report it with the model"
             )
-
-
-def bracket(values: dict[str, Any]) -> list[float]:
-    """Returns the certified and the attacked accuracy of a target of a report.
-
-    Args:
-        values: The target's part of the record.
-
-    >>> bracket({"certified_accuracy": 0.5, "clean_accuracy": 0.9, "worst_case": {"all": 0.75}})
-    [0.5, 0.75]
-    """
-    attacked = values["worst_case"]["all"]
-    return [values["certified_accuracy"], values["clean_accuracy"] if attacked is None else attacked]

@@ -22,7 +22,6 @@ from etils import epath
 from robust_gan.attacks.autoattack import VERSIONS
 from robust_gan.evaluation import AttackResult, Curve, Scores, statistics
 from robust_gan.evaluation.alarms import Alarm
-from robust_gan.evaluation.certified import bracket
 from robust_gan.evaluation.requirements import Requirement
 from robust_gan.storage import workdir
 from robust_gan.types import ThreatModel
@@ -242,6 +241,19 @@ def sequential(values: dict[str, Any]) -> str:
     names = [result["attack"] for result in first]
     few = tuple(names[1:5]) == VERSIONS["few_classes"]
     return markdown(["model", *names, "seconds"], rows) + (f"\n\n{_FEW_CLASSES}" if few else "")
+
+
+def bracket(values: dict[str, Any]) -> list[float]:
+    """Returns the certified and the attacked accuracy of a target of a report.
+
+    Args:
+        values: The target's part of the record.
+
+    >>> bracket({"certified_accuracy": 0.5, "clean_accuracy": 0.9, "worst_case": {"all": 0.75}})
+    [0.5, 0.75]
+    """
+    attacked = values["worst_case"]["all"]
+    return [values["certified_accuracy"], values["clean_accuracy"] if attacked is None else attacked]
 
 
 def certification(values: dict[str, Any]) -> str:

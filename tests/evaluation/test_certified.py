@@ -10,7 +10,6 @@ import pytest
 from robust_gan import certification, evaluation
 from robust_gan.errors import CertificateError, UserError
 from robust_gan.evaluation import EvaluationConfig, evaluate
-from robust_gan.evaluation.certified import bracket
 from robust_gan.reporting import tables
 from robust_gan.reporting.run import additions
 
@@ -39,7 +38,7 @@ def test_certified_images_are_robust_and_not_attacked_again():
     assert square.attacked == 0
     assert result.robust_accuracy("dark") == pytest.approx(result.certified["dark"].mean())
     values = additions.record(result, [tables.made_with(9, 1)])
-    assert bracket(values["targets"]["dark"]) == [pytest.approx(6 / 9), pytest.approx(6 / 9)]
+    assert tables.bracket(values["targets"]["dark"]) == [pytest.approx(6 / 9), pytest.approx(6 / 9)]
     assert "66.7" in tables.certification(values)
     json.dumps(values)
 
