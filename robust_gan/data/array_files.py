@@ -1,13 +1,17 @@
 """Arrays of images and labels in files of the user's own: what is wrong with them, and reading them in parts."""
 
+import collections
+import functools
 import hashlib
+import math
 import mmap
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from robust_gan.data.streaming import StreamedImages
 from robust_gan.errors import DataError
 from robust_gan.storage import files
 
@@ -198,13 +202,13 @@ def take(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return taken
 
 
-def chunks(images: np.ndarray, size: int = 2**25) -> Iterator[np.ndarray]:
+def chunks(images: Any, size: int = 2**25) -> Iterator[np.ndarray]:
     """Yields the images in parts of at most some bytes; of a memory-mapped file one part at a time is in memory.
 
     >>> [len(part) for part in chunks(np.zeros((5, 2), np.uint8), size=4)]
     [2, 2, 1]
     """
-    rows = max(1, size // max(1, images[:1].nbytes))
+    rows = max(1, size // max(1, math.prod(images.shape[1:]) * images.dtype.itemsize))
     for start in range(0, len(images), rows):
         check_size(images)
         yield images[start : start + rows]
@@ -254,38 +258,20 @@ def _find_mapping(images: np.ndarray) -> mmap.mmap | None:
     return base if isinstance(base, mmap.mmap) else None
 
 
-class MappedRows:
-    """Some of the images of a memory-mapped file, read when they are indexed, as uint8.
+def stream(images: np.ndarray, positions: np.ndarray) -> StreamedImages:
+    """Returns some of the images of a memory-mapped file, `[N, H, W, C]`, to be read when they are indexed.
 
-    Args:
-        images: uint8, or float in [0, 1], `[N, H, W, C]`, mapped.
-        positions: Which of them, int `[M]`.
-
-    >>> rows = MappedRows(np.arange(6, dtype=np.uint8).reshape(3, 1, 2, 1), np.array([0, 2]))
-    >>> rows.shape, rows[np.array([1])].ravel().tolist()
-    ((2, 1, 2, 1), [4, 5])
+    >>> stream(np.arange(6, dtype=np.uint8).reshape(3, 1, 2, 1), np.array([0, 2]))[1:].ravel().tolist()
+    [4, 5]
     """
+    return StreamedImages(functools.partial(_read, images), positions, images.shape[1:])
 
-    dtype = np.dtype(np.uint8)
 
-    def __init__(self, images: np.ndarray, positions: np.ndarray) -> None:
-        self._images, self._positions = images, positions
-        self.shape, self.ndim = (len(positions), *images.shape[1:]), images.ndim
-
-    def __len__(self) -> int:
-        """Returns M."""
-        return len(self._positions)
-
-    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
-        """Reads images.
-
-        Raises:
-            DataError: The file became shorter.
-        """
-        check_size(self._images)
-        read = to_bytes(self._images[self._positions[rows]])
-        release(self._images)
-        return read
+def _read(images: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    check_size(images)
+    read = to_bytes(images[positions])
+    release(images)
+    return read
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
@@ -297,13 +283,17 @@ def to_bytes(images: np.ndarray) -> np.ndarray:
     return images if images.dtype == np.uint8 else np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
 
 
-def count_shared(images: np.ndarray | MappedRows, others: np.ndarray | MappedRows) -> int:
-    """Returns how many of the other images are among the images; 0 where one of both is mapped, and not read for it.
+def count_shared(images: np.ndarray | StreamedImages, others: np.ndarray | StreamedImages) -> int:
+    """Returns how many of the other images are among the images; in memory are hashes of the others.
 
     >>> count_shared(np.zeros((2, 4, 4, 1)), np.array([[[[0.0]]], [[[1.0]]]]) * np.ones((1, 4, 4, 1)))
     1
     """
-    if isinstance(images, MappedRows) or isinstance(others, MappedRows):
-        return 0
-    there = {hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images}
-    return sum(hashlib.blake2b(image.tobytes(), digest_size=16).digest() in there for image in others)
+    counts = collections.Counter(_hashes(others))
+    found = {known for known in _hashes(images) if known in counts}
+    return sum(counts[known] for known in found)
+
+
+def _hashes(images: np.ndarray | StreamedImages) -> Iterator[bytes]:
+    for part in chunks(images):
+        yield from (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in part)

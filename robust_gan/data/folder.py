@@ -1,19 +1,23 @@
 """Images in a folder with a folder for each class, as torchvision's ImageFolder reads them."""
 
+import functools
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
 from robust_gan.data.array_files import Arrays
+from robust_gan.data.streaming import StreamedImages, is_large, threads
 from robust_gan.errors import DataError, one_line
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files with another ending are no images."""
 
+_GREY = ("1", "L", "LA")
+"""Modes of Pillow."""
 _TEST = ("test", "val", "validation")
 
 
@@ -49,15 +53,16 @@ def read_folder(folder: str, image_size: int = 0) -> tuple[Arrays, Arrays | None
     classes = _folders(names[0])
     parts = [_list_images(name, classes) for name in names]
     listed = [path for part in parts for path, _ in part]
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda path: _open(path, image_size), listed))
-    _check(listed, found)
-    grey = all(image.ndim == 2 for image in found if isinstance(image, np.ndarray))
-    images = np.stack([_with_channels(image, grey) for image in found if isinstance(image, np.ndarray)])
+    image_shape = _find_shape(listed, image_size)
+    read = functools.partial(_read, listed, image_size, image_shape)
+    images: Any = StreamedImages(read, np.arange(len(listed)), image_shape)
+    streamed = is_large(len(listed), image_shape)
+    images = images if streamed else images[:]
     arrays, start = [], 0
     for part in parts:
         labels = np.array([label for _, label in part], np.int32)
-        arrays.append(Arrays(images[start : start + len(part)], labels))
+        positions = np.arange(start, start + len(part)) if streamed else slice(start, start + len(part))
+        arrays.append(Arrays(images.select(positions) if streamed else images[positions], labels))
         start += len(part)
     return arrays[0], arrays[1] if len(arrays) > 1 else None, tuple(classes)
 
@@ -82,37 +87,77 @@ def _list_images(folder: str, classes: Sequence[str]) -> list[tuple[str, int]]:
     return listed
 
 
-def _open(path: str, image_size: int) -> np.ndarray | str:
-    """Returns the pixels, `[H, W]` of a grey image or `[H, W, 3]`; or why there are none."""
-    try:
-        with PIL.Image.open(path) as opened:
-            image = opened.convert("L" if opened.mode in ("1", "L", "LA") else "RGB")
-            if image_size:
-                image = PIL.ImageOps.fit(image, (image_size, image_size), PIL.Image.Resampling.BILINEAR)
-            return np.asarray(image)
-    except Exception as error:  # Pillow raises many kinds of exceptions for damaged files.
-        return one_line(error)
-
-
-def _check(paths: Sequence[str], found: Sequence[np.ndarray | str]) -> None:
-    damaged = [(path, why) for path, why in zip(paths, found, strict=True) if isinstance(why, str)]
-    if damaged:
-        raise DataError(
-            f"{len(damaged)} of {len(paths)} files cannot be read as images, such as {damaged[0][0]} "
-            f"({damaged[0][1]}): remove or repair them"
-        )
-    first: dict[tuple[int, ...], str] = {}
-    for path, image in zip(paths, found, strict=True):
-        if isinstance(image, np.ndarray):
-            first.setdefault(image.shape[:2], path)
+def _find_shape(paths: Sequence[str], image_size: int) -> tuple[int, int, int]:
+    """Returns the shape of an image by the headers of all files."""
+    found = list(threads().map(_read_header, paths))
+    headers = [header for header in found if not isinstance(header, str)]
+    if len(headers) < len(found):
+        _refuse(paths, found)
+    channels = 1 if all(grey for *_, grey in headers) else 3
+    first: dict[tuple[int, int], str] = {}
+    for path, (height, width, _) in zip(paths, headers, strict=True):
+        first.setdefault((image_size or height, image_size or width), path)
     if len(first) > 1:
         (here, one), (there, other), *_ = first.items()
         raise DataError(
             f"the images have {len(first)} sizes, such as {here[0]}x{here[1]} ({one}) and {there[0]}x{there[1]} "
             f"({other}): give --image_size=N to crop and resize them to N x N"
         )
+    return (*next(iter(first)), channels)
 
 
-def _with_channels(image: np.ndarray, grey: bool) -> np.ndarray:
-    image = image if image.ndim == 3 else image[..., None]
-    return image if grey or image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
+def _read_header(path: str) -> tuple[int, int, bool] | str:
+    """Returns the height, the width and whether the image is grey; or why it cannot be read."""
+    try:
+        with PIL.Image.open(path) as opened:
+            if opened.mode[0] in "IF":
+                return f"its pixels are of Pillow's mode {opened.mode}, of more than 8 bits"
+            return opened.height, opened.width, opened.mode in _GREY
+    except Exception as error:  # Pillow raises many kinds of exceptions for damaged files.
+        return one_line(error)
+
+
+def _read(
+    paths: Sequence[str], image_size: int, image_shape: tuple[int, int, int], positions: np.ndarray
+) -> np.ndarray:
+    """Decodes some of the images."""
+    images, failures = np.empty((len(positions), *image_shape), np.uint8), {}
+
+    def decode(row: int) -> None:
+        image = _decode(paths[positions[row]], image_size, image_shape)
+        if isinstance(image, str):
+            failures[positions[row]] = image
+        else:
+            images[row] = image
+
+    list(threads().map(decode, range(len(positions))))
+    if failures:  # All are read for their number.
+        rest = threads().map(lambda path: _find_damage(path, image_size, image_shape), paths)
+        _refuse(paths, [failures.get(position) or why for position, why in enumerate(rest)])
+    return images
+
+
+def _decode(path: str, image_size: int, image_shape: tuple[int, int, int]) -> np.ndarray | str:
+    """Returns the pixels, or why there are none."""
+    try:
+        with PIL.Image.open(path) as opened:
+            image = opened.convert("L" if image_shape[-1] == 1 else "RGB")
+        if image_size:
+            image = PIL.ImageOps.fit(image, (image_size, image_size), PIL.Image.Resampling.BILINEAR)
+        return np.asarray(image).reshape(image_shape)
+    except Exception as error:  # See `_read_header`.
+        return one_line(error)
+
+
+def _find_damage(path: str, image_size: int, image_shape: tuple[int, int, int]) -> str:
+    image = _decode(path, image_size, image_shape)
+    return image if isinstance(image, str) else ""
+
+
+def _refuse(paths: Sequence[str], found: Sequence[object]) -> None:
+    """Names one of the files that cannot be read, those of which a text says why."""
+    damaged = [(path, why) for path, why in zip(paths, found, strict=True) if why and isinstance(why, str)]
+    raise DataError(
+        f"{len(damaged)} of {len(paths)} files cannot be read as images, such as {damaged[0][0]} ({damaged[0][1]}): "
+        "remove or repair them"
+    )

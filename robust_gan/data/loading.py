@@ -10,7 +10,7 @@ import numpy as np
 
 from robust_gan.config import DataConfig
 from robust_gan.data import own
-from robust_gan.data.array_files import Arrays, MappedRows, check_images, count_shared
+from robust_gan.data.array_files import Arrays, check_images, count_shared, stream, to_bytes
 from robust_gan.data.locations import (
     KNOWN,
     chosen_directory,
@@ -23,7 +23,8 @@ from robust_gan.data.locations import (
 from robust_gan.data.mirroring import mirrored
 from robust_gan.data.order import permutation
 from robust_gan.data.preparation import prepare
-from robust_gan.data.reading import Split, open_prepared, read_split
+from robust_gan.data.reading import Split, open_prepared, open_split, read_split
+from robust_gan.data.streaming import StreamedImages
 from robust_gan.errors import DataError
 from robust_gan.storage.paths import is_remote
 
@@ -35,11 +36,12 @@ _NUM_SUMMED = 1_000
 
 
 class Dataset(NamedTuple):
-    """A data set in memory.
+    """A data set.
 
     Attributes:
         name: The requested name; of files of the user's own, that of the file.
-        train: The training split; images of an `.npy` file are `array_files.MappedRows`.
+        train: The training split; images of an `.npy` file, and of a set larger than `streaming.MAX_IN_MEMORY`, are
+            `streaming.StreamedImages`.
         validation: The validation split, disjoint from `train`.
         test: The test split.
         num_classes: K.
@@ -110,9 +112,9 @@ def load(
             f"but is {extra_size}"
         )
     parts = [
-        read_split(prepared, "train", train_positions),
+        (read_split if extra_size else open_split)(prepared, "train", train_positions),
         read_split(prepared, "train", validation_positions),
-        read_split(prepared, test),
+        open_split(prepared, test),
     ]
     if extra_size:
         chosen = permutation(sizes["extra"], seed, purpose=_EXTRA)[:extra_size]
@@ -133,14 +135,24 @@ def _load_own(location, image_size, validation_size, train_size, seed):
     positions, test, test_positions, note = _separate(found)
     chosen, held_out = _held_out(found.name, len(positions), validation_size, train_size, seed)
     train, test_split = _open(found.train, positions[chosen]), _open(test, test_positions)
-    notes = [note] if note else []
-    if shared := count_shared(train.images, test_split.images):
-        notes.append(
-            f"warning: {shared} of the {len(test_positions)} test images of {found.name} are among the training images"
-        )
     validation = _select(found.train, positions[held_out])
     names = found.label_names
-    return Dataset(found.name, train, validation, test_split, len(names), names, tuple(notes))
+    return Dataset(found.name, train, validation, test_split, len(names), names, (note,) if note else ())
+
+
+def find_overlap(dataset: Dataset) -> tuple[str, ...]:
+    """Returns a sentence on test images that are training images, too; nothing where there are none.
+
+    All images are read for it.
+
+    >>> split = Split(np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, np.int32))
+    >>> find_overlap(Dataset("mine", split, split, split, 2, ("0", "1")))
+    ('warning: 1 of the 1 test images of mine is among the training images',)
+    """
+    shared, total = count_shared(dataset.train.images, dataset.test.images), len(dataset.test.labels)
+    verb = "is" if shared == 1 else "are"
+    sentence = f"warning: {shared:,} of the {total:,} test images of {dataset.name} {verb} among the training images"
+    return (sentence,) if shared else ()
 
 
 def _read_own(location: str, image_size: int) -> own.OwnData:
@@ -167,15 +179,19 @@ def _separate(found: own.OwnData) -> tuple[np.ndarray, Arrays, np.ndarray, str]:
 
 def _open(arrays: Arrays, positions: np.ndarray) -> Split:
     """Returns the images at some positions: in memory, or where they are mapped, to be read when they are used."""
-    if not isinstance(arrays.images, np.memmap):
-        return _select(arrays, positions)
-    images: Any = MappedRows(arrays.images, positions)
+    found: Any = arrays.images
+    images: Any
+    if isinstance(found, StreamedImages):
+        images = found.select(positions)
+    else:
+        images = stream(found, positions) if isinstance(found, np.memmap) else to_bytes(found[positions])
     return Split(images, arrays.labels[positions].astype(np.int32))
 
 
 def _select(arrays: Arrays, positions: np.ndarray) -> Split:
     """Reads the images at some positions."""
-    return Split(MappedRows(arrays.images, positions)[:], arrays.labels[positions].astype(np.int32))
+    images, labels = _open(arrays, positions)
+    return Split(images[:], labels)
 
 
 class Scored(NamedTuple):
@@ -213,16 +229,14 @@ def load_split(config: DataConfig, split: str, *, count: int = 0, was_trained_on
     """
     if own.locate(config.name):
         dataset = from_config(config)
-        part = getattr(dataset, split)
-        return Scored(dataset.name, part.images[: count or None], part.labels[: count or None], dataset.label_names)
+        return Scored(dataset.name, *_first(getattr(dataset, split), count), dataset.label_names)
     prepared = open_prepared(_find(config.name, config.data_dir or None))
     sizes = prepared.split_sizes
     stored = ("test" if "test" in sizes else "validation") if split == "test" else "train"
     if not sizes.get(stored):
         raise DataError(f"{config.name} has no images to score as {split}: its splits are {sizes or 'none'}")
     if split == "train" and config.extra_size:
-        part = from_config(config).train
-        return Scored(config.name, part.images[: count or None], part.labels[: count or None], prepared.label_names)
+        return Scored(config.name, *_first(from_config(config).train, count), prepared.label_names)
     positions = np.arange(sizes[stored])
     if split != "test":
         held_out = config.validation_size
@@ -235,8 +249,12 @@ def load_split(config: DataConfig, split: str, *, count: int = 0, was_trained_on
                 f"{config.name} has {sizes[stored]} images to train on, too few to hold {config.validation_size} of "
                 "them out for validation: give the split test or train"
             )
-    part = read_split(prepared, stored, positions[: count or None])
+    part = open_split(prepared, stored, positions[: count or None])
     return Scored(config.name, part.images, part.labels, prepared.label_names)
+
+
+def _first(split: Split, count: int) -> Split:
+    return Split(split.images[:count], split.labels[:count]) if count else split
 
 
 def _held_out(name, total, validation_size, train_size, seed=0):
@@ -288,7 +306,7 @@ def checksums(dataset: Dataset) -> dict[str, int]:
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     sums = {}
     for name, (images, labels) in splits.items():
-        if isinstance(images, MappedRows):
+        if isinstance(images, StreamedImages):
             images = images[np.linspace(0, len(images) - 1, _NUM_SUMMED).astype(int)]
         sums[name] = zlib.crc32(np.ascontiguousarray(labels).data, zlib.crc32(np.ascontiguousarray(images).data))
     return sums

@@ -1,16 +1,18 @@
 """Reads a prepared data set into arrays, without TensorFlow."""
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 from absl import logging
 
 from robust_gan.data.parsing import check_labels
+from robust_gan.data.streaming import StreamedImages, is_large, threads
 from robust_gan.errors import DataError, one_line
 
 if TYPE_CHECKING:
@@ -21,10 +23,10 @@ _CHUNK = 1000
 
 
 class Split(NamedTuple):
-    """Images in memory.
+    """Images and labels.
 
     Attributes:
-        images: uint8 `[N, H, W, C]`.
+        images: uint8 `[N, H, W, C]`, or `streaming.StreamedImages`.
         labels: int32 `[N]` in 0..K-1.
     """
 
@@ -101,7 +103,6 @@ def open_prepared(prepared: Path) -> PreparedSet:
     return PreparedSet(builder, images[0], labels[0])
 
 
-@quiet()
 def read_split(prepared: PreparedSet, split: str, positions: np.ndarray | None = None) -> Split:
     """Reads and decodes the images of a split.
 
@@ -113,40 +114,64 @@ def read_split(prepared: PreparedSet, split: str, positions: np.ndarray | None =
     Raises:
         DataError: A file is missing or damaged, a label is out of range, or the images differ in shape.
     """
+    return _open_split(prepared, split, positions, in_memory=True)
+
+
+def open_split(prepared: PreparedSet, split: str, positions: np.ndarray | None = None) -> Split:
+    """Reads a split as `read_split` does; images larger than `streaming.MAX_IN_MEMORY` are `StreamedImages`.
+
+    Raises:
+        DataError: See `read_split`; of images that are streamed, when they are used.
+    """
+    return _open_split(prepared, split, positions, in_memory=False)
+
+
+@quiet()
+def _open_split(prepared: PreparedSet, split: str, positions: np.ndarray | None, in_memory: bool) -> Split:
     import tensorflow_datasets as tfds
 
-    feature = prepared.builder.info.features[prepared.image_key]
-    folder = Path(prepared.builder.data_dir)
     if positions is None:
         positions = np.arange(prepared.split_sizes[split])
-    images, labels = None, np.empty(len(positions), np.int64)
-    try:
+    feature, labels = prepared.builder.info.features[prepared.image_key], np.empty(len(positions), np.int64)
+    with _refuse_damage(prepared):
         source = prepared.builder.as_data_source(
             split, decoders={prepared.image_key: tfds.decode.SkipDecoding()}, file_format="array_record"
         )
+        shape = tuple(size or 0 for size in feature.shape)
+        if len(positions):
+            shape = _decode(source[int(positions[0])][prepared.image_key], feature.shape[-1]).shape
+    read = functools.partial(_read, prepared, f"the split {split}", source, shape)
+    images: Any = StreamedImages(read, positions, shape)
+    if in_memory or not is_large(len(positions), shape):
+        images = read(positions, labels)
+    else:
+        read(positions, labels, decodes=False)
+    check_labels(labels, len(prepared.label_names), f"the split {split} of {prepared.builder.data_dir}")
+    return Split(images, labels.astype(np.int32))
+
+
+def _read(
+    prepared: PreparedSet, split: str, source: Any, shape: tuple[int, ...], positions: np.ndarray,
+    labels: np.ndarray | None = None, decodes: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """Returns the images at some positions, none where `decodes` is False; writes their labels."""
+    images = np.empty((len(positions) if decodes else 0, *shape), np.uint8)
+    decode = functools.partial(_decode, channels=shape[-1])
+    with _refuse_damage(prepared):
         for start in range(0, len(positions), _CHUNK):
             # Reading them one by one takes seven times as long.
             records = source.__getitems__(positions[start : start + _CHUNK].tolist())
-            for number, record in enumerate(records, start):
-                image = _decode(record[prepared.image_key], feature.shape[-1])
-                if images is None:
-                    images = np.empty((len(positions), *image.shape), np.uint8)
-                if image.shape != images.shape[1:]:
+            if labels is not None:
+                labels[start : start + len(records)] = [record[prepared.label_key] for record in records]
+            encoded = [record[prepared.image_key] for record in records if decodes]
+            for number, image in enumerate(threads().map(decode, encoded), start):
+                if image.shape != shape:
                     raise DataError(
-                        f"all images must have one shape, but the split {split} of {folder} holds "
-                        f"{images.shape[1:]} and {image.shape}"
+                        f"all images must have one shape, but {split} of {prepared.builder.data_dir} holds "
+                        f"{shape} and {image.shape}"
                     )
                 images[number] = image
-                labels[number] = record[prepared.label_key]
-    except DataError:
-        raise
-    # array_record and Pillow raise many kinds of exceptions for damaged files.
-    except Exception as error:
-        raise _damaged(folder, error) from error
-    check_labels(labels, len(prepared.label_names), f"the split {split} of {folder}")
-    if images is None:
-        images = np.empty((0, *(size or 0 for size in feature.shape)), np.uint8)
-    return Split(images, labels.astype(np.int32))
+    return images
 
 
 def _decode(encoded: bytes, channels: int) -> np.ndarray:
@@ -155,6 +180,17 @@ def _decode(encoded: bytes, channels: int) -> np.ndarray:
         mode = _MODES[channels]
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[..., None] if channels == 1 else pixels
+
+
+@contextlib.contextmanager
+def _refuse_damage(prepared: PreparedSet) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    # array_record and Pillow raise many kinds of exceptions for damaged files.
+    except Exception as error:
+        raise _damaged(Path(prepared.builder.data_dir), error) from error
 
 
 def _damaged(folder: Path, error: Exception) -> DataError:

@@ -141,7 +141,7 @@ def load_data(models: Sequence[EvaluatedModel], config: EvaluationConfig) -> Eva
                 f"{found.name} has images of shape {shape} here, but {evaluated.model.name} was trained on "
                 f"{evaluated.record.data.image_shape}"
             )
-    return found._replace(images=found.images[: count or None], labels=found.labels[: count or None])
+    return found._replace(images=found.images[:count], labels=found.labels[:count]) if count else found
 
 
 def _load_files(config: EvaluationConfig, first: Record | None) -> EvaluationData | None:

@@ -65,7 +65,10 @@ def run(
     folder = epath.Path(output).expanduser()
     for (seed, name), config in plan.runs.items():
         workdir.check(run_folder(folder, seed, name), config)
-    _check_data(folder, setup.load_data(next(iter(plan.runs.values()))))  # Before the first folder is made.
+    dataset = setup.load_data(next(iter(plan.runs.values())))
+    _check_data(folder, dataset)  # Before the first folder is made.
+    for note in (*dataset.notes, *data.find_overlap(dataset)):
+        log_fn(note)
     _train(plan, folder, devices, progress, log_fn)
     reports, costs = {}, {}
     for seed in plan.seeds:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_gan import checkpoint, parallel
+from robust_gan import checkpoint, data, parallel
 from robust_gan.config import Config, to_dict, validate
 from robust_gan.errors import UserError
 from robust_gan.game import TrainState
@@ -97,7 +97,8 @@ def train(
     # Before the data, which take long to decode.
     parallel.run_on_all_processes(lambda: workdir.check(directory, config) if parallel.is_primary() else None)
     start = setup.build(config, devices)
-    for note in start.dataset.notes:
+    overlap = parallel.run_on_all_processes(lambda: data.find_overlap(start.dataset) if parallel.is_primary() else ())
+    for note in (*start.dataset.notes, *overlap):
         log_fn(note)
     # A resumed run has checkpoints of its own.
     if config.init_from and not parallel.broadcast_from_primary(lambda: checkpoint.has_steps(directory)):

@@ -44,7 +44,7 @@ class Setup(NamedTuple):
     @property
     def streamed(self) -> data.Split | None:
         """The training split where its images are read from a file batch by batch; otherwise None."""
-        return self.dataset.train if isinstance(self.dataset.train.images, data.MappedRows) else None
+        return self.dataset.train if isinstance(self.dataset.train.images, data.StreamedImages) else None
 
 
 def check(config: Config, devices: Sequence[jax.Device]) -> None:

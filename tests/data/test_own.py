@@ -9,7 +9,7 @@ import pytest
 
 from robust_gan import data, parallel, training
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, DataConfig, ValidationConfig
-from robust_gan.data import array_files, own
+from robust_gan.data import array_files, own, streaming
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import EvaluationConfig, loading
 from robust_gan.training import fitting, multi_step, setup
@@ -68,6 +68,65 @@ def test_a_streamed_set_trains_to_the_bits_of_the_set_in_memory(tmp_path):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.parametrize("form", ["folder", "prepared"])
+def test_a_large_set_is_read_batch_by_batch(tmp_path, monkeypatch, form):
+    """Images, order, checksums, splits and overlap are those of the set in memory, of any part in any order."""
+    name, settings = "digits", {"data_dir": str(tmp_path)}
+    if form == "folder":
+        save_folder(tmp_path / "pets" / "train", ((8, 10), (9, 12)))
+        save_folder(tmp_path / "pets" / "test", ((8, 10), (9, 12)))
+        name, settings = str(tmp_path / "pets"), {"image_size": 6}
+    config = DataConfig(name=name, validation_size=3, **settings)
+    in_memory = data.from_config(config)
+    monkeypatch.setattr(streaming, "MAX_IN_MEMORY", 100)
+    streamed = data.from_config(config)
+    assert isinstance(streamed.train.images, data.StreamedImages)
+    assert isinstance(streamed.test.images, data.StreamedImages)
+    assert data.find_overlap(streamed) == data.find_overlap(in_memory)
+    assert bool(data.find_overlap(streamed)) == (form == "folder")
+    for here, there in zip(in_memory[1:4], streamed[1:4], strict=True):
+        rows = np.arange(len(here.labels))[::-2]
+        np.testing.assert_array_equal(here.images[rows], there.images[rows])
+        np.testing.assert_array_equal(here.labels, there.labels)
+    found = data.load_split(config, "test", count=2)
+    np.testing.assert_array_equal(found.images[:], in_memory.test.images[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["folder", "prepared"])
+def test_training_and_evaluation_do_not_depend_on_how_images_are_read(tmp_path, monkeypatch, form):
+    name = save_folder(tmp_path / "pets") if form == "folder" else "digits"
+    config = tiny(name)
+    config.batch_size, config.data.data_dir = 4, str(tmp_path)
+    config.data.validation_size = config.validation.size = 2
+    found = []
+    for size in (2**31, 10):
+        monkeypatch.setattr(streaming, "MAX_IN_MEMORY", size)
+        state = train(config, tmp_path / str(size), 2).state
+        models = loading.from_checkpoints([str(tmp_path / str(size))])
+        images = loading.load_data(models, EvaluationConfig())
+        assert isinstance(images.images, data.StreamedImages) == (size == 10)
+        found.append((state, array_files.take(images.images, np.arange(1))))
+    for left, right in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_streamed_folder_counts_damaged_files_when_it_meets_one(tmp_path, monkeypatch):
+    folder = save_folder(tmp_path / "pets")
+    for name in ("cat/1.png", "dog/2.png"):
+        path = tmp_path / "pets" / name
+        path.write_bytes(path.read_bytes()[:-30])
+    monkeypatch.setattr(streaming, "MAX_IN_MEMORY", 100)
+    images = own.read(folder).train.images
+    assert images[:1].shape == (1, 8, 8, 3)
+    with pytest.raises(DataError, match=r"2 of 8 files cannot be read as images, such as .*cat/1\.png \("):
+        images[5:7]
+    deep = np.full((8, 8), 4000, np.uint16)
+    PIL.Image.fromarray(deep).save(tmp_path / "pets" / "dog" / "2.png")
+    with pytest.raises(DataError, match=r"1 of 8 files .*dog/2\.png \(its pixels .* I;16, of more than 8 bits"):
+        own.read(folder)
+
+
 def test_a_streamed_call_holds_the_images_of_its_batches_alone(tmp_path):
     config = tiny(save_pair(tmp_path))
     devices = parallel.find_devices(num_devices=2)
@@ -81,9 +140,7 @@ def test_a_streamed_call_holds_the_images_of_its_batches_alone(tmp_path):
         np.testing.assert_array_equal(indices.arrays["images"][device], named)
         assert indices.positions[device].ravel().tolist() == list(range(8))
     assert multi_step.steps_per_call(config, "gpu", start.streamed) == config.log_every
-    large = start.streamed._replace(
-        images=array_files.MappedRows(np.zeros((1, 4096, 4096, 3), np.uint8), np.zeros(1, int))
-    )
+    large = start.streamed._replace(images=array_files.stream(np.zeros((1, 4096, 4096, 3), np.uint8), np.zeros(1, int)))
     assert multi_step.steps_per_call(config, "gpu", large) == 1
 
 
@@ -107,7 +164,13 @@ def test_test_images_of_a_file_are_tested_on_and_shared_ones_counted(tmp_path):
     np.testing.assert_array_equal(dataset.test.images, images[45:])
     held_out = {image.tobytes() for image in dataset.validation.images}
     shared = sum(image.tobytes() not in held_out for image in images[45:50])
-    assert dataset.notes == (f"warning: {shared} of the 15 test images of a.npz are among the training images",)
+    assert data.find_overlap(dataset) == (
+        f"warning: {shared} of the 15 test images of a.npz are among the training images",
+    )
+    for name, part in {"x": images[:50], "y": labels[:50], "u": images[45:], "v": labels[45:]}.items():
+        np.save(tmp_path / f"{name}.npy", part)
+    streamed = data.load(",".join(f"{tmp_path}/{name}.npy" for name in "xyuv"), validation_size=1)
+    assert data.find_overlap(streamed) == (data.find_overlap(dataset)[0].replace("a.npz", "x.npy"),)
 
 
 def test_a_folder_is_read_as_torchvision_reads_it(tmp_path):
