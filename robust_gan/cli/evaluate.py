@@ -32,8 +32,8 @@ flags.DEFINE_list("certify", [], "Certify images too: ibp, crown.")
 flags.DEFINE_string("data", "", "A TFDS name, FILE.npz, IMAGES.npy,LABELS.npy, folder; else training's.")
 flags.DEFINE_string("split", "test", "test, validation or train.")
 flags.DEFINE_integer("num_examples", 0, "Only the first images of the split; 0 for all.")
-flags.DEFINE_enum("norm", "", ["", "linf", "l2"], "Empty for the norm of training.")
-flags.DEFINE_float("epsilon", None, "In the unit of pixels in [0, 1]: 8/255; by default that of training.")
+flags.DEFINE_string("norm", "", "linf, l2, or several with radii; empty for the norm of training.")
+flags.DEFINE_string("epsilon", None, "In units of [0, 1]: 8/255, or 4/255,8/255; by default that of training.")
 flags.DEFINE_integer("batch_size", 500, "Images at once; no result depends on it.")
 flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
 flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")
@@ -61,8 +61,8 @@ _FLAGS = {"checkpoints": "checkpoint", "models": "model"}
 
 _GROUPS = {
     "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "surrogates=DIR[@STEP],.."],
-    "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "certify=NAME,..", "norm=linf|l2",
-                "epsilon=X", "seed=N"],
+    "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "certify=NAME,..", "norm=linf|l2,..",
+                "epsilon=X,..", "seed=N"],
     "Images": ["data=NAME|FILE", "data_dir=DIR", "split=NAME", "num_examples=N", "image_size=N", "channels=last",
                "adversarial=FILE"],
     "Report": ["output=DIR", "overwrite", "plots=NAME,..", "save_adversarial", "require=NAME>=X,.."],
@@ -82,8 +82,8 @@ def main(argv):
 
     # Imported after the flags are checked, so that a mistake is reported before jax is loaded.
     from robust_gan import parallel
-    from robust_gan.evaluation import EvaluationConfig, statistics
-    from robust_gan.reporting import run, tables
+    from robust_gan.evaluation import EvaluationConfig
+    from robust_gan.reporting import run, tables, threats
 
     memory.return_after_compiling()
     fields = [field.name for field in dataclasses.fields(EvaluationConfig)]
@@ -91,13 +91,32 @@ def main(argv):
     config = EvaluationConfig(**values)
     if _TOPOLOGY.value:
         return _compile_attacks(config)
+    results, unwritten = [], ""
     try:
-        scores, values = run.run(config)
-        unwritten = ""
+        results = run.run_threats(config)
+        found = [(result.scores, values) for result, values in results]
     except run.UnwrittenError as error:
-        scores, values, unwritten = error.scores, error.values, str(error)
+        found, unwritten = [(error.scores, error.values)], str(error)
     if not parallel.is_primary():
         return 0
+    missed = [row for scores, values in found for row in _print(config, scores, values)]
+    if unwritten:
+        return cli.complain(unwritten)
+    if len(found) > 1:
+        print(f"\nAll threat models:\n{threats.markdown(threats.record([result for result, _ in results]))}")
+    if config.output:
+        page, also = (threats.TABLES, threats.RECORD) if len(found) > 1 else (tables.TABLES, tables.RECORD)
+        print(f"\nReport: {config.output.rstrip('/')}/{page}, and the same as {also}")
+    if missed:
+        cli.complain("; ".join(missed))
+    return cli.MISSED if missed else 0
+
+
+def _print(config, scores, values):
+    """Prints the tables of an evaluation; returns a sentence for each requirement that is missed."""
+    from robust_gan.evaluation import statistics
+    from robust_gan.reporting import tables
+
     threat, data = values["threat"], values["data"]
     print(f"{data['name']} {data['split']}, {data['count']} images, {threat['norm']} epsilon {threat['epsilon']:g}")
     if config.use_batch_stats:
@@ -118,14 +137,9 @@ def main(argv):
         print(f"\nNot made:\n{notes}")
     if requirements := tables.format_requirements(values):
         print(f"\nRequirements:\n{requirements}")
-    if unwritten:
-        return cli.complain(unwritten)
-    if config.output:
-        print(f"\nReport: {config.output.rstrip('/')}/{tables.TABLES}, and the same as {tables.RECORD}")
-    missed = [row.partition(": ")[2] for row in requirements.splitlines() if row.startswith("- missed")]
-    if missed:
-        cli.complain("; ".join(missed))
-    return cli.MISSED if missed else 0
+    where = "" if config.has_one_threat else f" under {threat['norm']} epsilon {threat['epsilon']:g}"
+    rows = [row.partition(": ")[2] for row in requirements.splitlines() if row.startswith("- missed")]
+    return [row + where for row in rows]
 
 
 def _compile_attacks(config):

@@ -9,7 +9,7 @@ from robust_gan.evaluation import alarms
 from robust_gan.evaluation.autoattack import AutoAttackResult, autoattack
 from robust_gan.evaluation.config import PLOTS, EvaluationConfig
 from robust_gan.evaluation.curve import Curve, trace_curve
-from robust_gan.evaluation.evaluate import EvaluationResult, SequentialResult, evaluate
+from robust_gan.evaluation.evaluate import EvaluationResult, SequentialResult, evaluate, evaluate_threats
 from robust_gan.evaluation.models import (
     CLEAN,
     GENERATOR,
@@ -46,6 +46,7 @@ __all__ = [
     "check_images",
     "evaluate",
     "evaluate_sequential",
+    "evaluate_threats",
     "evaluate_transfer",
     "get_suite",
     "num_attacked",

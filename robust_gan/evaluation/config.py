@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from robust_gan.errors import UserError
@@ -11,6 +12,35 @@ PLOTS = ("examples", "curve", "transfer")
 
 _LISTS = ("checkpoints", "models", "surrogates", "plots", "attacks", "sequential", "certify")
 _OUTPUTS = ("output", "overwrite", "plots", "progress", "platform", "num_devices", "batch_size", "require")
+
+
+def _parse_radii(given: Any) -> list[float | None]:
+    """Returns the radii of a number, of several, or of a string such as `4/255,8/255`."""
+    radii = []
+    for part in given.split(",") if isinstance(given, str) else given if isinstance(given, tuple | list) else (given,):
+        try:
+            # A fraction of two floats, as everywhere on the command line.
+            above, _, below = part.partition("/") if isinstance(part, str) else (part, "", "")
+            radii.append(part if part is None else float(above) / float(below) if below else float(above))
+        except (ValueError, TypeError, ZeroDivisionError):
+            raise UserError(f"epsilon must be a number, or several, such as 4/255,8/255, not {given!r}") from None
+    return radii
+
+
+def _pair(norms: Sequence[str], radii: Sequence[float | None]) -> list[tuple[str, float | None]]:
+    """Returns the threat models of norms and radii: in pairs, or one of either with all of the other."""
+    count = max(len(norms), len(radii))
+    if {len(norms), len(radii)} - {1, count}:
+        raise UserError(
+            f"{len(norms)} norms and {len(radii)} radii do not pair: give as many --norm as --epsilon, or one of either"
+        )
+    if count > 1 and None in radii:
+        raise UserError("--epsilon is missing: radii of two norms differ; give one for each, such as 8/255,0.5")
+    pairs = [(norms[index % len(norms)], radii[index % len(radii)]) for index in range(count)]
+    labels = [f"{norm} epsilon {radius:g}".strip() for norm, radius in pairs if radius is not None]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"the threat model {twice[0]} is given twice")
+    return pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +62,10 @@ class EvaluationConfig:
         sequential: Attacks of the sequential evaluation, on each target. None for those of the suite.
         certify: Methods of certification, of `certification.METHODS`: images that one of them certifies are robust
             under every attack, and the sequential attacks leave them out.
-        norm: `linf` or `l2`; empty for the norm that the first checkpoint was trained with.
-        epsilon: Radius in units of [0, 1]; None for the radius that the first checkpoint was trained with.
+        norm: `linf` or `l2`; empty for the norm that the first checkpoint was trained with. Several, separated by
+            commas, for an evaluation under several threat models, see `per_threat`.
+        epsilon: Radius in units of [0, 1], or several; a string may contain fractions, `4/255,8/255`. None for the
+            radius that the first checkpoint was trained with.
         seed: Of the attacks.
         data: A TFDS data set, `FILE.npz` with images and labels, `IMAGES.npy,LABELS.npy`, which is read batch by
             batch, or a folder with one per class; empty for the data set of the first checkpoint.
@@ -68,7 +100,7 @@ class EvaluationConfig:
     sequential: tuple[str, ...] | None = None
     certify: tuple[str, ...] = ()
     norm: str = ""
-    epsilon: float | None = None
+    epsilon: float | tuple[float, ...] | None = None
     seed: int = 0
     data: str = ""
     data_dir: str = ""
@@ -105,12 +137,51 @@ class EvaluationConfig:
                 f"batch_size must be at least 1 and num_examples at least 0, not {self.batch_size} and "
                 f"{self.num_examples}"
             )
-        if self.norm not in ("", "linf", "l2"):
-            raise UserError(f"the norm must be one of linf, l2, not {self.norm!r}")
+        norms = [name.strip() for name in (self.norm.split(",") if isinstance(self.norm, str) else self.norm)]
+        if unknown := [name for name in norms if name not in ("", "linf", "l2")]:
+            raise UserError(f"the norm must be one of linf, l2, not {unknown[0]!r}")
+        object.__setattr__(self, "norm", ",".join(norms))
+        radii = _parse_radii(self.epsilon)
+        object.__setattr__(self, "epsilon", tuple(radii) if len(radii) > 1 else radii[0])
+        if len(_pair(norms, radii)) > 1 and self.adversarial:
+            raise UserError("--adversarial has images of one threat model: give one norm and one epsilon")
         if unknown := [name for name in self.plots if name not in PLOTS]:
             raise UserError(f"there is no plot {unknown[0]!r}: the plots are {', '.join(PLOTS)}")
         if not self.output and (self.plots or self.save_adversarial):
             raise UserError("plots and adversarial images are written to the report folder: give --output")
+
+    @property
+    def has_one_threat(self) -> bool:
+        """Whether there is one norm and one radius."""
+        return "," not in self.norm and not isinstance(self.epsilon, tuple)
+
+    @property
+    def radius(self) -> float | None:
+        """The radius, where there is one threat model.
+
+        Raises:
+            UserError: There are several.
+        """
+        if isinstance(self.epsilon, tuple) or not self.has_one_threat:
+            raise UserError(
+                "one norm and one epsilon are expected here: robust-gan-evaluate and evaluation.evaluate_threats take "
+                "several"
+            )
+        return self.epsilon
+
+    def per_threat(self) -> list["EvaluationConfig"]:
+        """Returns a configuration for each threat model: norms and radii in pairs, or each of one kind with the other.
+
+        >>> config = EvaluationConfig(norm="linf,l2", epsilon="8/256,0.5")
+        >>> [(part.norm, part.epsilon) for part in config.per_threat()]
+        [('linf', 0.03125), ('l2', 0.5)]
+        >>> [part.epsilon for part in EvaluationConfig(epsilon=(0.1, 0.2)).per_threat()]
+        [0.1, 0.2]
+        """
+        radii = self.epsilon if isinstance(self.epsilon, tuple) else (self.epsilon,)
+        return [
+            dataclasses.replace(self, norm=norm, epsilon=radius) for norm, radius in _pair(self.norm.split(","), radii)
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as a JSON-able dictionary, for the report.

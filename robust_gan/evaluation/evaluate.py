@@ -193,9 +193,13 @@ class EvaluationResult:
 
     def robust_accuracy(self, target: str) -> float:
         """Returns the robust accuracy of a target: the worst case, image by image, over all white-box attacks."""
+        return float(self.robust(target).mean())
+
+    def robust(self, target: str) -> np.ndarray:
+        """Returns the images that are classified correctly clean and under all white-box attacks, bool `[N]`."""
         also = self.sequential[target].robust if target in self.sequential else None
-        found = self.scores.robust_accuracy(target, [target], also=also)
-        return self.clean_accuracy(target) if found is None else found
+        found = self.scores.robust_images(target, [target], also=also)
+        return self.scores.clean[self.scores.targets.index(target)] if found is None else found
 
     def requirements(self) -> list[Requirement]:
         """Returns what was measured of each accuracy that `config.require` names, for each target."""
@@ -267,6 +271,52 @@ def evaluate(
     >>> result.clean_accuracy("mean"), result.robust_accuracy("mean")
     (1.0, 0.5)
     """
+    if config.radius is None:
+        raise UserError("epsilon is missing: give it in units of [0, 1], such as 8/255")
+    given: dict[str, Any] = {"attacks": attacks, "surrogates": surrogates, "devices": devices}
+    [result] = evaluate_threats(
+        models, data, config, states=[EvaluationState() if state is None else state], progress_fn=progress_fn, **given
+    )
+    return result
+
+
+def evaluate_threats(
+    models: Sequence[Model] | Mapping[str, LogitsFn],
+    data: EvaluationData | tuple[np.ndarray, np.ndarray],
+    config: EvaluationConfig,
+    *,
+    attacks: Mapping[str, Attack] = MappingProxyType({}),
+    surrogates: Sequence[Model] = (),
+    devices: Sequence[jax.Device] | None = None,
+    states: Sequence[EvaluationState] = (),
+    progress_fn: Callable[[int], Any] = lambda images: None,
+) -> list[EvaluationResult]:
+    """Evaluates models under several threat models, `config.per_threat`, each as `evaluate` does.
+
+    Args:
+        models: As in `evaluate`.
+        data: As in `evaluate`.
+        config: As in `evaluate`, with several norms or radii.
+        attacks: As in `evaluate`.
+        surrogates: As in `evaluate`.
+        devices: As in `evaluate`.
+        states: For each threat model the saved state of a stopped evaluation; empty for none.
+        progress_fn: As in `evaluate`.
+
+    Returns:
+        A result for each threat model; `EvaluationResult.robust` gives the images that are robust under one.
+
+    Raises:
+        UserError: As `evaluate`, before the first attack.
+
+    >>> import jax.numpy as jnp
+    >>> logits_fn = lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], -1)
+    >>> images, labels = np.full((2, 4, 4, 1), [[[[0.6]]], [[[0.9]]]], np.float32), np.array([0, 0])
+    >>> config = EvaluationConfig(norm="linf,l2", epsilon="0.2,0.3", attacks="fgsm")
+    >>> results = evaluate_threats({"mean": logits_fn}, (images, labels), config)
+    >>> [(result.config.norm, result.robust_accuracy("mean")) for result in results]
+    [('linf', 0.5), ('l2', 1.0)]
+    """
     if isinstance(models, Mapping):
         models = [
             Model(name, interop.from_torch(model) if interop.is_torch_module(model) else model)
@@ -275,20 +325,34 @@ def evaluate(
     if config.epsilon is None:
         raise UserError("epsilon is missing: give it in units of [0, 1], such as 8/255")
     data = data if isinstance(data, EvaluationData) else EvaluationData.from_arrays(*data)
-    plan = plan_attacks(config, attacks)
+    configs = config.per_threat()
+    plans = [plan_attacks(part, attacks) for part in configs]
     check_images(data.images, data.labels, 2**15)
-    threat = get_threat(config.norm or "linf", config.epsilon, data.images.shape[1:])
+    threats = [get_threat(part.norm or "linf", part.radius, data.images.shape[1:]) for part in configs]
     devices = parallel.find_devices(config.platform, config.num_devices) if devices is None else devices
     with jax.numpy_dtype_promotion("standard"):
         evaluated = [EvaluatedModel(model, {}) for model in (*models, *surrogates)]
-        subject = prepare(evaluated, len(models), data, threat, plan, config.batch_size, devices)
-        state = EvaluationState() if state is None else state
-        result = run_attacks(subject, config, state, progress_fn=progress_fn)
-        add_alarms(result, state)
-    return result
+        subjects = prepare_each(evaluated, len(models), data, threats, plans, config.batch_size, devices)
+        results = []
+        for part, subject, state in zip(configs, subjects, states or [EvaluationState() for _ in configs], strict=True):
+            results.append(run_attacks(subject, part, state, progress_fn=progress_fn))
+            add_alarms(results[-1], state)
+    return results
 
 
-def get_threat(norm: str, epsilon: float, image_shape: tuple[int, ...] = ()) -> ThreatModel:
+def prepare_each(
+    models: Sequence[EvaluatedModel], num_targets: int, data: EvaluationData, threats: Sequence[ThreatModel],
+    plans: Sequence[AttackPlan], batch_size: int, devices: Sequence[jax.Device],
+) -> list[Subject]:  # fmt: skip
+    """Returns what `prepare` does for each threat model and its attacks; nothing is compiled twice."""
+    subjects = [
+        prepare(models, num_targets, data, threat, plan, batch_size, devices)
+        for threat, plan in zip(threats, plans, strict=True)
+    ]
+    return [subject._replace(sharded=subjects[0].sharded) for subject in subjects]
+
+
+def get_threat(norm: str, epsilon: float | None, image_shape: tuple[int, ...] = ()) -> ThreatModel:
     """Returns the threat model of a norm and a radius in units of [0, 1].
 
     Raises:
@@ -298,6 +362,7 @@ def get_threat(norm: str, epsilon: float, image_shape: tuple[int, ...] = ()) -> 
     LinfThreat(epsilon=0.1, bounds=(0.0, 1.0))
     """
     check_epsilon(epsilon, norm=norm, image_shape=image_shape)
+    assert epsilon is not None  # `check_epsilon` refuses it.
     return threat_model.from_config(ThreatConfig(norm, float(epsilon)))
 
 

@@ -17,7 +17,7 @@ from etils import epath
 
 from robust_gan.errors import UserError
 from robust_gan.evaluation import statistics
-from robust_gan.reporting import comparison, plots, tables
+from robust_gan.reporting import comparison, plots, tables, threats
 from robust_gan.reporting import details as details_lib
 from robust_gan.reporting.details import Details
 from robust_gan.reporting.record import Evaluation, Found, Run, find
@@ -105,7 +105,8 @@ def _sections(found: Found) -> list[tuple[str, str, dict[str, Any]]]:
         colours.setdefault(run.group, colours.get(os.path.basename(run.folder), new))
     sections: list[tuple[str, str, dict[str, Any]]] = []
     if found.evaluations:
-        overview = {"tables": comparison.accuracy_tables(found.evaluations, found.runs),
+        joined = [threats.table(values) for values in found.threats.values()]
+        overview = {"tables": [*joined, *comparison.accuracy_tables(found.evaluations, found.runs)],
                     "paired": comparison.paired_table(found.evaluations),
                     "figures": _curves(found.evaluations, colours)}  # fmt: skip
         sections.append(("Overview", "overview", overview))

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from robust_gan.errors import UserError
-from robust_gan.reporting import details, noise_images, tables
+from robust_gan.reporting import details, noise_images, tables, threats
 from robust_gan.reporting.details import Details
 from robust_gan.reporting.noise_images import NoiseImages
 from robust_gan.storage import files, workdir
 
 REPRODUCTION = "reproduction.json"
-SCHEMAS = {tables.RECORD: tables.SCHEMA, REPRODUCTION: "robust_gan.reproduction/3"}
-"""The latter as in `reproduction.run`, which imports this package."""
+SCHEMAS = {tables.RECORD: tables.SCHEMA, threats.RECORD: threats.SCHEMA, REPRODUCTION: "robust_gan.reproduction/3"}
+"""The last as in `reproduction.run`, which imports this package."""
 
 _DEPTH = 4
 _SKIPPED_FOLDERS = ("checkpoints", "tensorboard", noise_images.FOLDER, "cards")
@@ -66,11 +66,13 @@ class Found(NamedTuple):
         runs: Runs.
         evaluations: Evaluations.
         reproductions: What `reproduction.json` holds, by folder.
+        threats: What `threats.json` holds, by folder.
     """
 
     runs: list[Run]
     evaluations: list[Evaluation]
     reproductions: dict[str, dict[str, Any]]
+    threats: dict[str, dict[str, Any]] = {}  # noqa: RUF012  # Never changed.
 
 
 def find(directories: Sequence[epath.PathLike]) -> Found:
@@ -85,7 +87,7 @@ def find(directories: Sequence[epath.PathLike]) -> Found:
     >>> find([]).runs
     []
     """
-    found, seen = Found([], [], {}), set[str]()
+    found, seen = Found([], [], {}, {}), set[str]()
     for directory in directories:
         root = epath.Path(os.path.abspath(os.path.expanduser(os.fspath(directory))))
         if not root.is_dir():
@@ -103,7 +105,7 @@ def find(directories: Sequence[epath.PathLike]) -> Found:
         seen |= folders.keys()
     named = _shorten({run.folder for run in found.runs})
     runs = [run._replace(name=named[run.folder]) for run in sorted(found.runs, key=lambda run: run.folder)]
-    return Found(_group(runs), sorted(found.evaluations, key=lambda one: one.name), found.reproductions)
+    return Found(_group(runs), sorted(found.evaluations, key=lambda one: one.name), found.reproductions, found.threats)
 
 
 def _group(runs: list[Run]) -> list[Run]:
@@ -153,6 +155,8 @@ def _add(found: Found, folder: epath.Path, root: epath.Path) -> None:
         found.evaluations.append(Evaluation(name, _of_schema(folder / tables.RECORD), details.read(folder)))
     if (folder / REPRODUCTION).exists():
         found.reproductions[name] = _of_schema(folder / REPRODUCTION)
+    if (folder / threats.RECORD).exists():
+        found.threats[name] = _of_schema(folder / threats.RECORD)
 
 
 def _of_schema(path: epath.Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Models and attacks are tried on a few images before the first attack. The report
 done. What follows (alarms, curve, plots) is added to it, or a note in it gives the reason.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -21,13 +22,13 @@ from robust_gan.evaluation.evaluate import (
     add_alarms,
     get_threat,
     plan_attacks,
-    prepare,
+    prepare_each,
     run_attacks,
 )
 from robust_gan.evaluation.external import load_external
 from robust_gan.evaluation.loading import load_attack
 from robust_gan.parallel import interruption
-from robust_gan.reporting import details, tables
+from robust_gan.reporting import details, tables, threats
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import plots as plots_lib
 from robust_gan.reporting.progress import Progress
@@ -64,18 +65,56 @@ def run(config: EvaluationConfig, *, devices: Sequence[jax.Device] | None = None
             written, or contains another evaluation. Nothing is written then.
         UnwrittenError: The attacks were made, but the report could not be written.
     """
+    _ = config.radius  # Refuses several.
+    [(result, values)] = run_threats(config, devices=devices)
+    return result.scores, values
+
+
+def run_threats(
+    config: EvaluationConfig, *, devices: Sequence[jax.Device] | None = None
+) -> list[tuple[EvaluationResult, dict[str, Any]]]:
+    """Evaluates models under each threat model of a configuration, `EvaluationConfig.per_threat`.
+
+    Several have a report each, in a folder of their own in the report folder, and `threats.md` and `threats.json`
+    beside them; each is resumed where it was stopped.
+
+    Args:
+        config: What to evaluate, and where to write.
+        devices: Devices to use in place of those that the configuration names.
+
+    Returns:
+        For each threat model the result, and the record that its `report.json` contains.
+
+    Raises:
+        UserError: As `run`.
+        UnwrittenError: As `run`.
+    """
     # A model's own module may choose strict promotion, under which attacks cannot be traced.
     with jax.numpy_dtype_promotion("standard"):
-        return _run(config, devices or parallel.find_devices(config.platform, config.num_devices))
+        _check_folder(config)
+        found = []
+        for part, subject in _load(config, devices or parallel.find_devices(config.platform, config.num_devices)):
+            found.append(_run(part, subject))
+        if len(found) > 1 and config.output and parallel.is_primary():
+            values = threats.record([result for result, _ in found])
+            try:
+                threats.write(epath.Path(config.output), values)
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise UserError(f"{config.output} cannot be written ({reason}): {_resuming(config.output)}") from error
+    return found
 
 
-def _run(config: EvaluationConfig, devices: Sequence[jax.Device]) -> tuple[Scores, dict[str, Any]]:
-    attacks = _plan(config)
-    folder = None
-    if config.output:
-        folder = epath.Path(parallel.broadcast_from_primary(lambda: os.fspath(folder_lib.check(config.output))))
-        parallel.broadcast_from_primary(lambda: additions.check_files(folder))
-    subject = _load(config, attacks, devices)
+def _check_folder(config: EvaluationConfig) -> epath.Path | None:
+    if not config.output:
+        return None
+    folder = epath.Path(parallel.broadcast_from_primary(lambda: os.fspath(folder_lib.check(config.output))))
+    parallel.broadcast_from_primary(lambda: additions.check_files(folder))
+    return folder
+
+
+def _run(config: EvaluationConfig, subject: Subject) -> tuple[EvaluationResult, dict[str, Any]]:
+    folder = _check_folder(config)
     writes = folder is not None and parallel.is_primary()
     with folder_lib.lock(folder), interruption.exit_at_sigterm():
         state = _claim(config, folder, subject)
@@ -94,7 +133,7 @@ def _run(config: EvaluationConfig, devices: Sequence[jax.Device]) -> tuple[Score
         if writes:
             result.attempt("the report with its alarms", lambda: tables.write(folder, result.scores, values))
             values["notes"] = list(result.notes)
-    return result.scores, values
+    return result, values
 
 
 def load(config: EvaluationConfig, devices: Sequence[jax.Device]) -> Subject:
@@ -108,7 +147,9 @@ def load(config: EvaluationConfig, devices: Sequence[jax.Device]) -> Subject:
         UserError: As `run`, except for those on the report folder.
     """
     with jax.numpy_dtype_promotion("standard"):
-        return _load(config, _plan(config), devices)
+        _ = config.radius  # Refuses several.
+        [(_, subject)] = _load(config, devices)
+        return subject
 
 
 def _plan(config: EvaluationConfig) -> AttackPlan:
@@ -132,8 +173,10 @@ def _plan(config: EvaluationConfig) -> AttackPlan:
     return plan_attacks(config, functions)
 
 
-def _load(config: EvaluationConfig, attacks: AttackPlan, devices: Sequence[jax.Device]) -> Subject:
-    """Loads models and images, determines the threat model, and tries all of it on a few images."""
+def _load(config: EvaluationConfig, devices: Sequence[jax.Device]) -> list[tuple[EvaluationConfig, Subject]]:
+    """Loads models and images, determines the threat models, and tries all of it on a few images."""
+    configs = config.per_threat()
+    plans = [_plan(part) for part in configs]
     given, own = parallel.run_on_all_processes(
         lambda: (
             loading.from_checkpoints([*config.checkpoints, *config.surrogates], use_batch_stats=config.use_batch_stats),
@@ -144,20 +187,25 @@ def _load(config: EvaluationConfig, attacks: AttackPlan, devices: Sequence[jax.D
     models = [*targets, *given[len(config.checkpoints) :]]
     if config.attacks is None and all(evaluated.model.generator is None for evaluated in models):
         # Of a suite; where it is named, its column has dashes.
-        attacks = attacks._replace(names=tuple(name for name in attacks.names if name != evaluation.GENERATOR))
+        plans = [
+            plan._replace(names=tuple(name for name in plan.names if name != evaluation.GENERATOR)) for plan in plans
+        ]
     first = next((evaluated.record for evaluated in models if evaluated.record is not None), None)
-    epsilon = config.epsilon
-    if first is None and epsilon is None:
+    if first is None and config.epsilon is None:
         raise UserError("--epsilon is missing: a model of your own does not say it; give it in units of [0, 1]: 8/255")
-    norm = config.norm or (first.config.threat.norm if first else "linf")
-    epsilon = first.config.threat.epsilon if first and epsilon is None else epsilon
-    assert epsilon is not None  # Of the flag or of the first checkpoint.
-    get_threat(norm, epsilon)
+    radii = [first.config.threat.epsilon if first and part.radius is None else part.radius for part in configs]
+    norms = [part.norm or (first.config.threat.norm if first else "linf") for part in configs]
+    for norm, radius in zip(norms, radii, strict=True):
+        get_threat(norm, radius)
     data = parallel.run_on_all_processes(lambda: loading.load_data(models, config))
-    threat = get_threat(norm, epsilon, data.images.shape[1:])
-    return parallel.run_on_all_processes(
-        lambda: prepare(models, len(targets), data, threat, attacks, config.batch_size, devices)
+    balls = [get_threat(*pair, data.images.shape[1:]) for pair in zip(norms, radii, strict=True)]
+    subjects = parallel.run_on_all_processes(
+        lambda: prepare_each(models, len(targets), data, balls, plans, config.batch_size, devices)
     )
+    if len(configs) > 1 and config.output:
+        configs = [dataclasses.replace(part, output=os.path.join(config.output, threats.folder_of(ball)))
+                   for part, ball in zip(configs, balls, strict=True)]  # fmt: skip
+    return list(zip(configs, subjects, strict=True))
 
 
 def _claim(config: EvaluationConfig, folder: epath.Path | None, subject: Subject) -> EvaluationState:
