@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ def _find_shape(paths: Sequence[str], image_size: int) -> tuple[int, int, int]:
     found = list(threads().map(_read_header, paths))
     headers = [header for header in found if not isinstance(header, str)]
     if len(headers) < len(found):
-        _refuse(paths, found)
+        _refuse(paths, dict(enumerate(found)))
     channels = 1 if all(grey for *_, grey in headers) else 3
     first: dict[tuple[int, int], str] = {}
     for path, (height, width, _) in zip(paths, headers, strict=True):
@@ -131,9 +131,8 @@ def _read(
             images[row] = image
 
     list(threads().map(decode, range(len(positions))))
-    if failures:  # All are read for their number.
-        rest = threads().map(lambda path: _find_damage(path, image_size, image_shape), paths)
-        _refuse(paths, [failures.get(position) or why for position, why in enumerate(rest)])
+    if failures:
+        _refuse(paths, failures)
     return images
 
 
@@ -149,15 +148,22 @@ def _decode(path: str, image_size: int, image_shape: tuple[int, int, int]) -> np
         return one_line(error)
 
 
-def _find_damage(path: str, image_size: int, image_shape: tuple[int, int, int]) -> str:
-    image = _decode(path, image_size, image_shape)
-    return image if isinstance(image, str) else ""
-
-
-def _refuse(paths: Sequence[str], found: Sequence[object]) -> None:
-    """Names one of the files that cannot be read, those of which a text says why."""
-    damaged = [(path, why) for path, why in zip(paths, found, strict=True) if why and isinstance(why, str)]
+def _refuse(paths: Sequence[str], failures: Mapping[int, object]) -> None:
+    """Names one of the files that cannot be read, those of which a text says why, and counts them among all."""
+    known = {position: why for position, why in failures.items() if isinstance(why, str)}
+    rest = list(threads().map(_find_damage, paths))
+    damaged = [known.get(position) or why for position, why in enumerate(rest)]
+    path, why = next((path, why) for path, why in zip(paths, damaged, strict=True) if why)
+    count = sum(map(bool, damaged))
     raise DataError(
-        f"{len(damaged)} of {len(paths)} files cannot be read as images, such as {damaged[0][0]} ({damaged[0][1]}): "
-        "remove or repair them"
+        f"{count} of {len(paths)} files cannot be read as images, such as {path} ({why}): remove or repair them"
     )
+
+
+def _find_damage(path: str) -> str:
+    try:
+        with PIL.Image.open(path) as opened:
+            opened.load()
+    except Exception as error:  # See `_read_header`.
+        return one_line(error)
+    return ""

@@ -157,7 +157,9 @@ def find_overlap(dataset: Dataset) -> tuple[str, ...]:
 
 def _read_own(location: str, image_size: int) -> own.OwnData:
     found = own.read(location, image_size=image_size)
-    check_images(found.train.images, found.train.labels, len(found.label_names))
+    for part in (found.train, found.test):
+        if part is not None:
+            check_images(*part, len(found.label_names))
     classes = np.unique(found.train.labels)
     if len(classes) < 2:
         raise DataError(f"all images of {found.name} are of class {classes[0]}: a classifier needs two classes or more")

@@ -192,6 +192,10 @@ BAD = {
         r"must have one shape, but those of .* have \(8, 8, 3\) and those to test on \(9, 9, 3\)",
     ),
     "no test labels": (lambda folder: save(folder, test_images=make()[0]), "lacks the array test_labels"),
+    "few test labels": (
+        lambda folder: save(folder, test_images=make(4)[0], test_labels=np.arange(3)),
+        r"labels must have shape \(4,\), one per image, not \(3,\)",
+    ),
     "sizes": (lambda folder: save_folder(folder, ((8, 8), (9, 8))), r"have 2 sizes, such as .*give --image_size=N"),
     "no folders": (lambda folder: str(folder), "has no folders: put the images of each class into a folder of its own"),
     "missing": (lambda folder: str(folder / "nosuch"), "there is no folder"),
@@ -210,7 +214,9 @@ def test_damaged_and_missing_images_of_a_folder_are_counted(tmp_path):
     folder = save_folder(tmp_path / "pets")
     for name in ("cat/1.png", "dog/2.png"):
         (tmp_path / "pets" / name).write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"2 of 8 files cannot be read as images, such as .*cat/1\.png \("):
+    cut = tmp_path / "pets" / "dog" / "3.png"
+    cut.write_bytes(cut.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"3 of 8 files cannot be read as images, such as .*cat/1\.png \("):
         own.read(folder)
     (tmp_path / "pets" / "bird").mkdir()
     with pytest.raises(DataError, match=r"the folder .*bird holds no images"):
