@@ -39,10 +39,12 @@ class Batch(NamedTuple):
     Attributes:
         images: `[B, H, W, C]`, float32 in [0, 1].
         labels: `[B]`, int32 in 0..K-1.
+        start: `[B, H, W, C]`, perturbations in units of epsilon from which the adversary starts, or None.
     """
 
     images: jax.Array
     labels: jax.Array
+    start: jax.Array | None = None
 
 
 class Network(NamedTuple):

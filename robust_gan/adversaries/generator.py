@@ -88,10 +88,10 @@ class _Generator:
         def apply(batch_stats, inputs):
             return self.network.apply(params, batch_stats, inputs, train=True, axis_name=axis_name)
 
-        images, labels = batch
         return generate(
-            apply, batch_stats, classifier_fn, keys, images, labels, self.threat, self.design, self.num_classes
-        )
+            apply, batch_stats, classifier_fn, keys, batch.images, batch.labels, self.threat, self.design,
+            self.num_classes, start=batch.start,
+        )  # fmt: skip
 
     def improve(self, state, classifier_fn, batch, keys, *, axis_name=None):
         def loss_fn(params, batch_stats, draws):

@@ -34,7 +34,7 @@ class Design(NamedTuple):
         start: The point at which it is first applied: `none`: the clean image; `uniform`: a random point of the ball;
             `vertex`: the image plus or minus epsilon in each pixel (L-infinity only), clipped to valid pixels; `noise`:
             in training noise of up to `NOISE` epsilon is added to the image first, as in N-FGSM, and the ball is around
-            the result.
+            the result; `memory`: in training, the image with its last perturbation.
         parametrization: `clip`: epsilon times the noise, clipped to valid pixels; or `rescale`: noise in [-1, 1] is
             mapped onto the valid pixels within epsilon of each pixel, so that none is clipped (L-infinity only).
     """
@@ -49,7 +49,7 @@ class Design(NamedTuple):
     @property
     def is_random(self) -> bool:
         """Whether an image has many perturbations, so that the attack needs a key."""
-        return self.latent_size > 0 or self.start != "none"
+        return self.latent_size > 0 or self.start not in ("none", "memory")
 
     def channels(self, image_channels: int, num_classes: int) -> int:
         """Returns the number of input channels of the generator.
@@ -108,7 +108,7 @@ def generator(
         noise = noise_fn(inputs)
         return jnp.where(jnp.isnan(noise), 0, noise), carry
 
-    if design.start == "noise":
+    if design.start in ("noise", "memory"):
         design = design._replace(start="none")
     if design.is_random and key is None:
         raise ValueError("a design with a random start or latent channels needs a key")
@@ -172,7 +172,7 @@ def draw_start(keys: jax.Array, images: jax.Array, threat: ThreatModel, design: 
     >>> sorted(set(start.ravel().tolist()))
     [0.25, 0.75]
     """
-    if design.start == "none":
+    if design.start in ("none", "memory"):
         return images
     # Other bits than those of the latent, which are drawn from the keys themselves.
     threat = threat_model.scaled(threat, NOISE) if design.start == "noise" else threat
@@ -192,6 +192,7 @@ def generate(
     threat: ThreatModel,
     design: Design,
     num_classes: int,
+    start: jax.Array | None = None,
 ) -> tuple[jax.Array, PyTree]:
     """Computes a generator's adversarial images, in training and after it.
 
@@ -208,6 +209,8 @@ def generate(
         threat: The threat model.
         design: How it attacks.
         num_classes: K; used only where the label is an input.
+        start: `[B, H, W, C]`, the perturbation in units of epsilon at which the generator is first applied; None for
+            the start of the design.
 
     Returns:
         Adversarial images `[B, H, W, C]`, and the last carry.
@@ -232,6 +235,8 @@ def generate(
         latent = draw_latent(keys, design) if design.latent_size else None
         point = draw_start(keys, images, threat, design)
         images = point if design.start == "noise" else images
+    if start is not None:
+        point = threat_model.project(images + jnp.asarray(threat.epsilon, images.dtype) * start, images, threat)
     for _ in range(design.num_refinements):
         inputs = generator_inputs(logits_fn, latent, images, point, labels, threat, design, num_classes)
         noise, carry = apply(carry, inputs)

@@ -29,7 +29,7 @@ from robust_gan.config.schema import (
     ValidationConfig,
 )
 from robust_gan.config.serialization import differences, flatten, from_dict, to_dict
-from robust_gan.config.validation import adversarial_weight, check_epsilon, validate
+from robust_gan.config.validation import adversarial_weight, check_epsilon, has_memory, validate
 
 __all__ = [
     "ADVERSARIES",
@@ -59,6 +59,7 @@ __all__ = [
     "differences",
     "flatten",
     "from_dict",
+    "has_memory",
     "to_dict",
     "validate",
 ]

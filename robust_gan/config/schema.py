@@ -12,7 +12,7 @@ FGSM_STARTS = ("random", "noise")
 ENSEMBLE_SCHEMES = ("paper", "tramer")
 GENERATOR_INPUTS = ("gradient", "perturbation", "label")
 PARAMETRIZATIONS = ("clip", "rescale")
-GENERATOR_STARTS = ("none", "uniform", "vertex", "noise")
+GENERATOR_STARTS = ("none", "uniform", "vertex", "noise", "memory")
 PENALTY_FORMS = ("exact", "finite_difference")
 BATCH_NORM_MODES = ("batch", "running")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
@@ -227,8 +227,10 @@ class GeneratorConfig:
             that of their random inputs; the generator is rewarded for it.
         final_fgsm_step: Length, in units of epsilon, of a last step along the sign of the gradient; 0 for none.
         start: Where it is first applied: `none`, at the image; `uniform`, at a random point of the ball; `vertex`, at
-            a random corner of it (L-infinity only); or `noise`: in training, at the image with noise of up to twice
-            epsilon, around which the ball then is, as in N-FGSM.
+            a random corner of it (L-infinity only); `noise`: in training, at the image with noise of up to twice
+            epsilon, around which the ball then is, as in N-FGSM; or `memory`: in training, at the image with its
+            perturbation of the epoch before, a byte per value of the training split on each device and in each
+            checkpoint.
         parametrization: `clip`: clip to valid pixels; `rescale`: map the noise onto the box of valid pixels
             (L-infinity only).
         remat: Whether its backward pass recomputes the inside of each layer and block, with a third more work and less

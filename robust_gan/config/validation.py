@@ -186,6 +186,15 @@ def adversarial_weight(config: Config) -> float:
     return 0.0 if config.adversary.name == "none" else config.classifier.adversarial_weight
 
 
+def has_memory(config: Config) -> bool:
+    """Returns whether the perturbation of each training image is remembered.
+
+    >>> has_memory(Config())
+    False
+    """
+    return config.adversary.name == "generator" and config.adversary.generator.start == "memory"
+
+
 def _validate_penalty(config: Config) -> None:
     penalty = config.penalty
     if not math.isfinite(penalty.coefficient):
@@ -225,6 +234,11 @@ def _validate_generator(generator: GeneratorConfig, norm: str) -> None:
         )
     if generator.start == "vertex" and norm != "linf":
         raise UserError("adversary.generator.start must be 'none' or 'uniform' in L2: its ball has no corners")
+    if generator.start == "memory" and generator.batches_per_step > 1:
+        raise UserError(
+            "adversary.generator.batches_per_step must be 1 with start 'memory': the generator alone sees the others, "
+            "and nothing is remembered of them"
+        )
     if generator.parametrization == "rescale" and norm != "linf":
         raise UserError(
             "adversary.generator.parametrization must be 'clip' in L2: the valid perturbations are no box there"

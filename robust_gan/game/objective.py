@@ -48,7 +48,7 @@ def classifier_gradient(
     keys: jax.Array,
     *,
     axis_name: str | None = None,
-) -> tuple[PyTree, PyTree, Metrics]:
+) -> tuple[PyTree, PyTree, Metrics, jax.Array | None]:
     """Computes the gradient of the classifier's loss on clean and adversarial images, penalty included.
 
     Args:
@@ -60,8 +60,8 @@ def classifier_gradient(
         axis_name: The mapped axis, if there is one.
 
     Returns:
-        The gradient in the classifier's parameters (weight decay is the optimiser's), the new running statistics, and
-        scalar metrics; all averaged over the axis.
+        The gradient in the classifier's parameters (weight decay is the optimiser's), the new running statistics and
+        scalar metrics, averaged over the axis; and the adversarial images, None where nothing is attacked.
 
     Raises:
         ValueError: There is a gradient penalty, but the adversary has no parameters.
@@ -71,18 +71,19 @@ def classifier_gradient(
     ...             adversarial_weight=0.0)
     >>> batch = Batch(jnp.zeros((2, 8, 8, 1)), jnp.array([3, 7]))
     >>> params, batch_stats = game.classifier.init(jax.random.key(0), batch.images)
-    >>> gradient, _, metrics = classifier_gradient(game, PlayerState(params, batch_stats, ()), (), batch, None)
+    >>> gradient, _, metrics, _ = classifier_gradient(game, PlayerState(params, batch_stats, ()), (), batch, None)
     >>> sorted(metrics)
     ['classifier_loss', 'clean_accuracy', 'clean_loss']
     """
-    attacked = attacked_classifier(game, classifier, axis_name)
+    attacked, images = attacked_classifier(game, classifier, axis_name), None
     if game.gradient_penalty:
         if game.adversary.response is None:
             raise ValueError("the gradient penalty needs an adversary with parameters; set gradient_penalty to 0")
         phi, images_fn = game.adversary.response(adversary, attacked, batch, keys, axis_name=axis_name)
         gradient_at = functools.partial(_penalised_gradient, game, classifier, batch, phi, images_fn, axis_name)
+        if game.memory is not None:
+            images = images_fn(phi)
     else:
-        images = None
         if game.adversarial_weight:
             images = game.adversary.perturb(adversary, attacked, batch, keys, axis_name=axis_name)
         gradient_at = functools.partial(_loss_gradient, game, classifier, batch, images, axis_name)
@@ -91,7 +92,7 @@ def classifier_gradient(
         params = perturb_weights(params, mean_over(axis_name, gradient_at(params)[0]), game.awp_gamma)
     gradient, batch_stats, metrics = gradient_at(params)
     gradient, metrics = mean_over(axis_name, (gradient, metrics))
-    return gradient, batch_stats, metrics
+    return gradient, batch_stats, metrics, images
 
 
 def perturb_weights(params: Params, gradient: Params, gamma: float) -> Params:

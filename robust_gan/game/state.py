@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from robust_gan import adversaries, networks, optimizers, threat_model
-from robust_gan.config import Config, adversarial_weight
+from robust_gan.config import Config, adversarial_weight, has_memory
 from robust_gan.types import Adversary, LogitsFn, Network, PlayerState, PyTree, ThreatModel, Variables
 
 
@@ -22,6 +22,8 @@ class TrainState(NamedTuple):
         classifier: The minimising player.
         adversary: The maximising player's state; `()` where it does not learn.
         average: Exponential moving average of the classifier's variables; None without `Game.ema_decay`.
+        memory: The last perturbations, int8 as in `game.memory`: of the images of the batch in `train_step`, of the
+            training split between the steps of a run; None where nothing is remembered.
     """
 
     step: jax.Array
@@ -29,6 +31,7 @@ class TrainState(NamedTuple):
     classifier: PlayerState
     adversary: PyTree
     average: Variables | None = None
+    memory: jax.Array | None = None
 
 
 class CertifiedTerm(NamedTuple):
@@ -83,6 +86,7 @@ class Game:
         awp_gamma: Size of the adversarial weight perturbation (`objective.perturb_weights`); 0 for none.
         ema_decay: Decay of the exponential moving average of the weights; 0 for none.
         certified: The term of the loss `ibp`, or None.
+        memory: The threat model whose radius is the unit of `TrainState.memory`; None where nothing is remembered.
         epsilon_warmup_steps: Steps over which the radius grows linearly up to epsilon; 0 for none.
         adversary_within: Returns the adversary for a share of epsilon; used by the warm-up alone.
     """
@@ -104,6 +108,7 @@ class Game:
     awp_gamma: float = 0.0
     ema_decay: float = 0.0
     certified: CertifiedTerm | None = None
+    memory: ThreatModel | None = None
     epsilon_warmup_steps: int = 0
     adversary_within: Callable[[float | jax.Array], Adversary] | None = None
 
@@ -129,7 +134,8 @@ def at_step(game: Game, step: jax.Array) -> Game:
     if not game.epsilon_warmup_steps or game.adversary_within is None:
         return game
     share = jnp.minimum((step + 1) / game.epsilon_warmup_steps, 1.0)
-    return dataclasses.replace(game, adversary=game.adversary_within(share))
+    memory = game.memory and threat_model.scaled(game.memory, share)
+    return dataclasses.replace(game, adversary=game.adversary_within(share), memory=memory)
 
 
 def from_config(config: Config, *, num_classes: int, channels: int, sources: Sequence[LogitsFn] = ()) -> Game:
@@ -180,6 +186,7 @@ def from_config(config: Config, *, num_classes: int, channels: int, sources: Seq
         awp_gamma=config.classifier.awp_gamma,
         ema_decay=config.classifier.ema_decay,
         certified=_certified_term(config),
+        memory=threat if has_memory(config) else None,
         epsilon_warmup_steps=config.adversary.epsilon_warmup_steps,
         adversary_within=within,
     )

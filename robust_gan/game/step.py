@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from robust_gan import prng
+from robust_gan.game import memory as memory_lib
 from robust_gan.game.objective import attacked_classifier, classifier_gradient
 from robust_gan.game.state import Game, TrainState, at_step
 from robust_gan.types import Batch, Metrics, PlayerState, Variables
@@ -67,7 +68,8 @@ def train_step(
         raise ValueError("train_step averages gradients over the devices itself: give shard_map check_vma=False")
     game = at_step(game, state.step)
     keys, count = step_keys(state) if keys is None else keys, len(batch.labels)
-    step, root, classifier, adversary, average = state
+    step, root, classifier, adversary, average, memory = state
+    batch = batch if memory is None else batch._replace(start=memory_lib.unpack(memory))
 
     # The adversary ascends the loss of the classifier, which stays as it is.
     metrics: Metrics = {}
@@ -77,7 +79,7 @@ def train_step(
 
     # The classifier descends its loss on the clean and the adversarial images.
     perturb_keys = image_keys(keys.perturb, count, axis_name)
-    gradient, batch_stats, classifier_metrics = classifier_gradient(
+    gradient, batch_stats, classifier_metrics, images = classifier_gradient(
         game, classifier, adversary, batch, perturb_keys, axis_name=axis_name
     )
     updates, opt_state = game.optimizer.update(gradient, classifier.opt_state, classifier.params)
@@ -86,7 +88,9 @@ def train_step(
     if average is not None:
         average = _update_average(average, classifier.variables, step, game.ema_decay)
     metrics = metrics | classifier_metrics | {"classifier_gradient_norm": optax.tree.norm(gradient)}
-    return TrainState(step + 1, root, classifier, adversary, average), metrics
+    if game.memory is not None and memory is not None and images is not None:
+        memory = memory_lib.pack(images, batch.images, game.memory)
+    return TrainState(step + 1, root, classifier, adversary, average, memory), metrics
 
 
 def _improve(game, adversary, classifier_fn, batches, key, step, axis_name):

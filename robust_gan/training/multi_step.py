@@ -1,5 +1,6 @@
 """One compiled call: several training steps, with images gathered and augmented on the device."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -184,12 +185,21 @@ def training_step(
         The state after, and scalar metrics.
     """
     keys = game_lib.step_keys(state)
-    batches = []
+    batches, augment = [], lambda images: images
     for index in range(positions.shape[0]):
         augment_key = jax.random.fold_in(keys.augment, index)
         image_keys = game_lib.image_keys(augment_key, positions.shape[1], parallel.AXIS)
-        images = augmentation.to_unit(arrays["images"][positions[index]])
-        images = augmentation.augment(config.data.augmentation, image_keys, images, config.data.padding)
+        augment = functools.partial(
+            augmentation.augment, config.data.augmentation, image_keys, padding=config.data.padding
+        )
+        images = augment(augmentation.to_unit(arrays["images"][positions[index]]))
         batches.append(Batch(images, arrays["labels"][positions[index]]))
     *earlier, last = batches
-    return game_lib.train_step(game, state, last, earlier=earlier, keys=keys, axis_name=parallel.AXIS)
+    memory = state.memory
+    if memory is not None:
+        state = state._replace(memory=game_lib.memory.read(memory, positions[-1], augment))
+    state, metrics = game_lib.train_step(game, state, last, earlier=earlier, keys=keys, axis_name=parallel.AXIS)
+    if memory is not None:
+        rows = game_lib.memory.write(memory, positions[-1], state.memory, augment, parallel.AXIS)
+        state = state._replace(memory=rows)
+    return state, metrics

@@ -132,7 +132,16 @@ def build(config: Config, devices: Sequence[jax.Device]) -> Setup:
     sources = load_sources(config, info)
     game = game_lib.from_config(config, num_classes=info.num_classes, channels=shape[-1], sources=sources)
     check_functions(config, game, info)
-    return Setup(config, devices, dataset, info, game, initial_state(config, game, shape))
+    start = Setup(config, devices, dataset, info, game, initial_state(config, game, shape))
+    if game.memory is None:
+        return start
+    if start.streamed:
+        raise UserError(
+            "adversary.generator.start must not be 'memory' where the training images are read batch by batch: a "
+            "perturbation of each of them would be in the device's memory"
+        )
+    memory = game_lib.memory.init(shape, len(dataset.train.labels))
+    return start._replace(state=start.state._replace(memory=memory))
 
 
 def load_data(config: Config) -> data.Dataset:

@@ -203,6 +203,10 @@ def getattr_path(name):
         ),
         ({"adversary__generator__parametrization": "rescale", "threat__norm": "l2"}, "must be 'clip' in L2"),
         ({"adversary__generator__start": "vertex", "threat__norm": "l2"}, "its ball has no corners"),
+        (
+            {"adversary__generator__start": "memory", "adversary__generator__batches_per_step": 5},
+            "batches_per_step must be 1 with start 'memory'",
+        ),
         ({"classifier__consistency": 1.0, "adversary__name": "none"}, "classifier.consistency needs an adversary"),
         ({"classifier__consistency": 1.0, "penalty__coefficient": 0.1}, "penalty.coefficient 0: set them, or it to 0"),
         ({"classifier__loss": "trades", "classifier__clean_weight": 0.0}, "the TRADES loss needs clean_weight"),

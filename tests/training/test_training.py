@@ -119,6 +119,7 @@ GROWN = {
         ("fgsm", {"classifier.ema_decay": 0.9}, 4),
         ("pgd", {"classifier.loss": "trades", "classifier.awp_gamma": 0.01}, 1),
         ("generator", {f"adversary.generator.{field}": value for field, value in GROWN.items()}, 1),
+        ("generator", {"adversary.generator.start": "memory", "adversary.generator.batches_per_step": 1}, 4),
         (
             "generator",
             {
@@ -129,7 +130,7 @@ GROWN = {
             4,
         ),
     ],
-    ids=["fgsm", "fgsm, averaged", "trades, weights perturbed", "generator, grown", "generator, averaged"],
+    ids=["fgsm", "fgsm, averaged", "trades, weights perturbed", "generator, grown", "memory", "generator, averaged"],
 )
 def test_every_option_resumes_bit_for_bit_wherever_it_was_stopped(tmp_path, name, settings, count):
     def config(num_steps=6):
