@@ -96,7 +96,7 @@ BAD = [
     ("adversary__ensemble__scheme", "", "must be one of paper, tramer, not ''"),
     ("adversary__ensemble__sources", ("runs/a", ""), "has an empty name"),
     ("adversary__generator__parametrization", "project", "must be one of clip, rescale, not 'project'"),
-    ("adversary__generator__start", "zero", "must be one of none, uniform, vertex, noise, not 'zero'"),
+    ("adversary__generator__start", "zero", "must be one of none, uniform, vertex, noise, memory, not 'zero'"),
     ("adversary__generator__inputs", ("loss",), "must be one of gradient, perturbation, label, not 'loss'"),
     ("adversary__generator__inputs", ("label", "label"), "names something twice: label, label"),
     ("classifier__loss", "mart", "must be one of cross_entropy, trades, ibp, not 'mart'"),
