@@ -19,7 +19,7 @@ from robust_gan.errors import UserError
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "The models under attack.")
 _MODEL = flags.DEFINE_list("model", [], "Classifiers of your own: the function returns a logits_fn.")
 flags.DEFINE_list("surrogates", [], "Held-out models on which black-box attacks are made.")
-flags.DEFINE_string("suite", "", "quick, paper, autoattack or full; or name attacks.")
+flags.DEFINE_string("suite", "", "quick, paper, autoattack, full or corruptions; or name attacks.")
 flags.DEFINE_string(
     "attacks",
     None,
@@ -130,6 +130,8 @@ def _print(config, scores, values):
         print(f"\nSequential evaluation, each attack on the examples that remained robust:\n{table}")
     if table := tables.certification(values):
         print(f"\n{tables.CERTIFIED}\n{table}")
+    if (corrupted := tables.corruptions(values)).rows:
+        print(f"\n{corrupted.title}:\n{tables.markdown(corrupted.header, corrupted.rows)}")
     if table := tables.paired_comparisons(values):
         print(f"\nPaired comparisons, in points:\n{table}")
     print(f"\nAlarms:\n{tables.format_alarms(values)}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from robust_gan.errors import UserError
+from robust_gan.evaluation.suites import CORRUPTIONS
 
 PLOTS = ("examples", "curve", "transfer")
 """Plots of a report: adversarial examples, robust accuracy against epsilon, and the transfer matrix."""
@@ -143,6 +144,8 @@ class EvaluationConfig:
         object.__setattr__(self, "norm", ",".join(norms))
         radii = _parse_radii(self.epsilon)
         object.__setattr__(self, "epsilon", tuple(radii) if len(radii) > 1 else radii[0])
+        if len(_pair(norms, radii)) > 1 and self.suite == CORRUPTIONS:
+            raise UserError("--suite=corruptions has no threat model: give one norm and one epsilon, for the alarms")
         if len(_pair(norms, radii)) > 1 and self.adversarial:
             raise UserError("--adversarial has images of one threat model: give one norm and one epsilon")
         if unknown := [name for name in self.plots if name not in PLOTS]:

@@ -13,7 +13,7 @@ from robust_gan import interop, networks, parallel, threat_model
 from robust_gan.config import ThreatConfig, check_epsilon
 from robust_gan.data.array_files import check_images, to_unit
 from robust_gan.errors import UserError, one_line
-from robust_gan.evaluation import alarms, checks
+from robust_gan.evaluation import alarms, checks, corruptions
 from robust_gan.evaluation.alarms import Alarm
 from robust_gan.evaluation.certified import certify_images, check_attacks, check_methods
 from robust_gan.evaluation.config import EvaluationConfig
@@ -32,7 +32,7 @@ from robust_gan.evaluation.requirements import AUTOATTACK, WORST_CASE, Requireme
 from robust_gan.evaluation.sequential import AttackResult, evaluate_sequential
 from robust_gan.evaluation.sharded_model import ShardedModel, shard_models
 from robust_gan.evaluation.state import EvaluationState, Rows
-from robust_gan.evaluation.suites import get_suite
+from robust_gan.evaluation.suites import CORRUPTIONS, get_suite
 from robust_gan.evaluation.transfer import Scores, evaluate_transfer, num_attacked
 from robust_gan.types import Attack, LogitsFn, ThreatModel
 
@@ -48,6 +48,7 @@ class AttackPlan(NamedTuple):
         functions: The attacks among them that are functions of the user's own, by name.
         plotted: The attack of the plots and the curve.
         requirements: The accuracies that must be reached.
+        corrupted: Whether common corruptions are scored.
     """
 
     names: tuple[str, ...]
@@ -55,6 +56,7 @@ class AttackPlan(NamedTuple):
     functions: dict[str, Attack]
     plotted: str
     requirements: tuple[Requirement, ...] = ()
+    corrupted: bool = False
 
     def pick(self, names: Sequence[str]) -> list[str | tuple[str, Attack]]:
         """Returns attacks as `evaluate_transfer` and `evaluate_sequential` take them."""
@@ -96,8 +98,10 @@ def plan_attacks(config: EvaluationConfig, functions: Mapping[str, Attack] = Map
         )
     on_pixels = [name for name in names if name not in (GENERATOR, *RETRAINED, *functions)]
     used = {name: functions[name] for name in functions if name in (*names, *sequential)}
-    requirements = parse_requirements(config.require, names, sequential)
-    return AttackPlan(names, sequential, used, on_pixels[-1] if on_pixels else _PLOTTED, tuple(requirements))
+    corrupted = config.suite == CORRUPTIONS
+    requirements = parse_requirements(config.require, names, sequential, corrupted=corrupted)
+    plotted = on_pixels[-1] if on_pixels else _PLOTTED
+    return AttackPlan(names, sequential, used, plotted, tuple(requirements), corrupted)
 
 
 class Subject(NamedTuple):
@@ -137,7 +141,9 @@ class Subject(NamedTuple):
         """Returns how many images the evaluation attacks, for a progress bar."""
         count = len(self.data.labels)
         sequential = (1 + len(self.attacks.sequential)) * count if self.attacks.sequential else 0
-        return num_attacked(self.targets, self.surrogates, self.attacks.names, count) + self.num_targets * sequential
+        corrupted = len(corruptions.CORRUPTIONS) * len(corruptions.SEVERITIES) * count * self.attacks.corrupted
+        attacked = num_attacked(self.targets, self.surrogates, self.attacks.names, count)
+        return attacked + self.num_targets * (sequential + corrupted)
 
 
 @dataclasses.dataclass
@@ -174,6 +180,8 @@ class EvaluationResult:
         sequential: The result of the sequential evaluation of each target; empty where there was none.
         alarms: For each target.
         certified: For each target which images are certified, bool `[N]`; empty without `config.certify`.
+        corrupted: For each target and common corruption which images are classified correctly at each severity, bool
+            `[5, N]`; empty without the suite `corruptions`.
         curve: Robust accuracy against epsilon, where it was asked for.
         notes: Sentences on what could not be computed or written.
     """
@@ -184,6 +192,7 @@ class EvaluationResult:
     sequential: dict[str, SequentialResult] = dataclasses.field(default_factory=dict)
     alarms: dict[str, list[Alarm]] = dataclasses.field(default_factory=dict)
     certified: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    corrupted: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     curve: Curve | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -212,6 +221,8 @@ class EvaluationResult:
     def _find(self, target: str, accuracy: str) -> float | None:
         if accuracy == CLEAN:
             return self.clean_accuracy(target)
+        if accuracy == CORRUPTIONS:
+            return float(np.mean([correct.mean() for correct in self.corrupted[target].values()]))
         if accuracy == WORST_CASE:
             return self.robust_accuracy(target)
         if accuracy in self.subject.attacks.names:
@@ -388,6 +399,8 @@ def prepare(
         if jax.process_count() > 1:
             raise UserError("a PyTorch module that is called through a callback is evaluated by one process")
         devices = devices[:1]
+    if attacks.corrupted:
+        corruptions.check_shape(data.images.shape[1:])
     images, per_device = data.images, -(-batch_size // len(devices))
     external = {name: made for name, made in attacks.functions.items() if isinstance(made, ExternalImages)}
     for made in external.values():
@@ -479,6 +492,8 @@ def run_attacks(
         tried = {f"{attack} made on {source}": robust for (target, source, attack), robust in scores.robust.items()
                  if target == name}  # fmt: skip
         check_attacks(name, proven, {CLEAN: scores.clean[index], **tried})
+    for model in subject.targets if attacks.corrupted else ():
+        result.corrupted[model.name] = corruptions.score_corrupted(model, images, labels, **given)
     for model in subject.targets if attacks.sequential else ():
         rows = state.rows(f"adversarial: {model.name}", to_unit(images)) if config.save_adversarial else None
         predicted = state.array(f"predicted, sequential: {model.name}", np.full(len(labels), -1, np.int32))

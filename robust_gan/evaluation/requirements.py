@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from robust_gan.attacks import VERSIONS
 from robust_gan.errors import UserError
+from robust_gan.evaluation.suites import CORRUPTIONS
 
 AUTOATTACK, WORST_CASE = "autoattack", "worst_case"
 
@@ -13,7 +14,7 @@ class Requirement(NamedTuple):
     """A least accuracy, and what was measured.
 
     Attributes:
-        accuracy: `clean`, `worst_case` (white-box), `autoattack`, or the name of an attack.
+        accuracy: `clean`, `worst_case` (white-box), `autoattack`, `corruptions` (the mean), or the name of an attack.
         at_least: A share in [0, 1].
         target: The model; empty before the evaluation.
         found: Its accuracy; None where the attack cannot be made on it.
@@ -36,13 +37,16 @@ class Requirement(NamedTuple):
         return f"{self.accuracy} of {self.target} {found}{below} (at least {self.at_least:g})"
 
 
-def parse_requirements(text: str, attacks: Sequence[str], sequential: Sequence[str]) -> list[Requirement]:
+def parse_requirements(
+    text: str, attacks: Sequence[str], sequential: Sequence[str], *, corrupted: bool = False
+) -> list[Requirement]:
     """Returns the requirements of the flag `--require`.
 
     Args:
         text: Comparisons separated by commas, such as `autoattack>=0.45,clean>=0.9`; empty for none.
         attacks: Names of the attacks that are made on every model.
         sequential: Names of the sequential attacks.
+        corrupted: Whether the accuracy under common corruptions is measured.
 
     Raises:
         UserError: A part is no comparison, or names an accuracy that the evaluation does not measure.
@@ -57,6 +61,7 @@ worst_case, fgsm
     measured = ["clean", WORST_CASE, *attacks, *(name for name in sequential if name not in attacks)]
     if tuple(sequential) in (VERSIONS["standard"], VERSIONS["few_classes"]):
         measured.append(AUTOATTACK)
+    measured += [CORRUPTIONS] if corrupted else []
     found = []
     for part in filter(None, map(str.strip, text.split(","))):
         name, comparison, bound = (piece.strip() for piece in part.partition(">="))

@@ -17,6 +17,7 @@ class Suite(NamedTuple):
     sequential: str
 
 
+CORRUPTIONS = "corruptions"
 _PAPER = "uniform_noise,fgsm,pgd10,pgd50x10,margin_pgd50x10,generator"
 _AUTOATTACK = "apgd_ce,apgd_t,fab_t,square"
 
@@ -27,10 +28,11 @@ SUITES = {
     "full": Suite(
         f"{_PAPER},margin_pgd50x10_odi,mt_pgd50,retrained_generator,retrained_generator_refined", f"{_AUTOATTACK},spsa"
     ),
+    CORRUPTIONS: Suite("", ""),
 }
 """`quick`; `paper`: FGSM, PGD and the generator, with longer forms of PGD; `autoattack`: the standard version;
 `full`: all of it, PGD from output-diversified starts and towards every class, fresh generators, and SPSA as the
-gradient-free cross-check."""
+gradient-free cross-check; `corruptions`: common corruptions, without an attack."""
 
 
 def get_suite(name: str, attacks: str | None, sequential: str | None) -> Suite:

@@ -48,6 +48,7 @@ def identify(config: EvaluationConfig, subject: Subject) -> dict[str, Any]:
         "threat": {"norm": threat.norm, "epsilon": float(threat.epsilon)},
         "attacks": list(subject.attacks.names),
         "sequential": list(subject.attacks.sequential),
+        **({"corruptions": True} if subject.attacks.corrupted else {}),
         **{name: value for name, value in config.identity().items() if name in _SETTINGS},
     }
 

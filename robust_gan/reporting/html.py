@@ -241,7 +241,8 @@ def _accuracy_tables(report: dict[str, Any], marked: Mapping[str, str]) -> list[
             f"Transfer of {attack}: robust accuracy in %", "of \\ made on", list(by), sources,
             [[row.get(source) for source in sources] for row in by.values()], count, note="Framed: white-box.",
         )._replace(framed=True))  # fmt: skip
-    return made
+    corrupted = tables.corruptions(report)
+    return [*made, *([corrupted._replace(note=tables.CORRUPTED)] if corrupted.rows else [])]
 
 
 def _classes(found: Details, under: str, right: Mapping[str, np.ndarray], marked: Mapping[str, str]) -> Table:

@@ -39,6 +39,8 @@ CURVE, TRANSFER, ADVERSARIAL, CARDS = "curve.png", "transfer.png", "adversarial.
 
 CERTIFIED = "The true robust accuracy lies between the share of certified images and the worst case over all attacks."
 
+CORRUPTED = "No attack and no threat model: the worst case over attacks does not include them."
+
 _FEW_CLASSES = (
     "AutoAttack for fewer than 4 classes: the targeted DLR loss (`apgd_t`) needs 4, so `margin_pgd100x5` was run."
 )
@@ -272,6 +274,30 @@ def certification(values: dict[str, Any]) -> str:
     rows = [[name, *(statistics.format_accuracy(share, count) for share in bracket(target))]
             for name, target in values["targets"].items() if "certified_accuracy" in target]  # fmt: skip
     return markdown(["model", "certified", "attacked"], rows) if rows else ""
+
+
+def corruptions(values: dict[str, Any]) -> Table:
+    """Returns the accuracy of each model under common corruptions of each severity, and its means.
+
+    Args:
+        values: The output of `record`; the table has no rows without corruptions.
+
+    >>> target = {"corruptions": {"jpeg": {"accuracy": [0.9, 0.8, 0.7, 0.6, 0.5], "mean": 0.7}}}
+    >>> corruptions({"data": {"count": 10}, "targets": {"a": target}}).rows[0][-2:]
+    ['50.0 (23.7 to 76.3)', '70.0']
+    """
+    rows, count = [], values["data"]["count"]
+    for name, target in values["targets"].items():
+        found = target.get("corruptions", {})
+        for corruption, row in found.items():
+            cells = [statistics.format_accuracy(share, count) for share in row["accuracy"]]
+            rows.append([name, corruption, *cells, f"{100 * row['mean']:.1f}"])
+        if found:
+            by_severity = np.mean([row["accuracy"] for row in found.values()], axis=0)
+            means = [f"{100 * share:.1f}" for share in (*by_severity, by_severity.mean())]
+            rows.append([name, "mean", *means])
+    header = ["model", "corruption", *(f"severity {severity}" for severity in range(1, 6)), "mean"]
+    return Table("Accuracy under common corruptions, in %", header, rows, words=("corruption",))
 
 
 def smallest_perturbations(values: dict[str, Any]) -> str:
@@ -516,6 +542,8 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
         text += ["## Sequential attacks", "Each attacks the remaining robust images.", table]
     if table := certification(values):
         text += ["## Certification", CERTIFIED, table]
+    if (corrupted := corruptions(values)).rows:
+        text += ["## Common corruptions", CORRUPTED, markdown(corrupted.header, corrupted.rows)]
     if table := paired_comparisons(values):
         text += ["## Paired comparisons", statistics.PAIRED, table]
     if requirements := format_requirements(values):

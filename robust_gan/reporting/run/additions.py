@@ -49,6 +49,11 @@ def record(result: EvaluationResult, runs: Sequence[dict[str, Any]]) -> dict[str
     )
     if requirements := result.requirements():
         values["requirements"] = [found._asdict() | {"is_met": found.is_met} for found in requirements]
+    for name, found in result.corrupted.items():
+        values["targets"][name]["corruptions"] = {
+            corruption: {"accuracy": correct.mean(1).tolist(), "mean": float(correct.mean())}
+            for corruption, correct in found.items()
+        }
     return values
 
 
