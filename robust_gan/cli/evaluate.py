@@ -41,7 +41,7 @@ flags.DEFINE_integer("image_size", 0, "Crop and resize a folder's images to N x 
 flags.DEFINE_enum("channels", "", ["", "last"], "last: take a file's images as they are, whatever shape.")
 flags.DEFINE_string("output", "", "Folder of the report; a stopped evaluation resumes there.")
 flags.DEFINE_bool("overwrite", False, "Start anew where the folder holds another evaluation.")
-flags.DEFINE_list("plots", [], "To draw: examples, curve, transfer (needs the extra plot).")
+flags.DEFINE_list("plots", [], "To draw: examples, curve, transfer, trace (needs the extra plot).")
 flags.DEFINE_bool("save_adversarial", False, "Write those of --sequential to adversarial.npz.")
 flags.DEFINE_bool(
     "use_batch_stats",

@@ -8,8 +8,8 @@ from typing import Any
 from robust_gan.errors import UserError
 from robust_gan.evaluation.suites import CORRUPTIONS
 
-PLOTS = ("examples", "curve", "transfer")
-"""Plots of a report: adversarial examples, robust accuracy against epsilon, and the transfer matrix."""
+PLOTS = ("examples", "curve", "transfer", "trace")
+"""Plots of a report: adversarial examples, robust accuracy against epsilon, the transfer matrix, an attack's steps."""
 
 _LISTS = ("checkpoints", "models", "surrogates", "plots", "attacks", "sequential", "certify")
 _OUTPUTS = ("output", "overwrite", "plots", "progress", "platform", "num_devices", "batch_size", "require")

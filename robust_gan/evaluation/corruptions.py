@@ -71,8 +71,8 @@ def corrupt(
         Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
         ICLR 2019, https://arxiv.org/abs/1903.12261
 
-    >>> corrupt(np.full((1, 2, 2, 1), 0.5), "brightness", 5).round(3).ravel().tolist()
-    [0.8, 0.8, 0.8, 0.8]
+    >>> corrupt(np.full((1, 2, 2, 1), 0.5), "brightness", 5).ravel().round(1).astype(str).tolist()
+    ['0.8', '0.8', '0.8', '0.8']
     """
     small, large = _PARAMETERS[name]
     parameter = (large if min(images.shape[1:3]) >= _LARGE else small)[severity - 1]

@@ -33,6 +33,7 @@ from robust_gan.evaluation.sequential import AttackResult, evaluate_sequential
 from robust_gan.evaluation.sharded_model import ShardedModel, shard_models
 from robust_gan.evaluation.state import EvaluationState, Rows
 from robust_gan.evaluation.suites import CORRUPTIONS, get_suite
+from robust_gan.evaluation.traces import trace_steps
 from robust_gan.evaluation.transfer import Scores, evaluate_transfer, num_attacked
 from robust_gan.types import Attack, LogitsFn, ThreatModel
 
@@ -183,6 +184,7 @@ class EvaluationResult:
         corrupted: For each target and common corruption which images are classified correctly at each severity, bool
             `[5, N]`; empty without the suite `corruptions`.
         curve: Robust accuracy against epsilon, where it was asked for.
+        traces: The steps of the attack of the plots, of `trace_steps`, where they were asked for.
         notes: Sentences on what could not be computed or written.
     """
 
@@ -194,6 +196,7 @@ class EvaluationResult:
     certified: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     corrupted: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     curve: Curve | None = None
+    traces: dict[str, Any] | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def clean_accuracy(self, target: str) -> float:
@@ -526,6 +529,14 @@ def add_alarms(result: EvaluationResult, state: EvaluationState) -> None:
             )  # fmt: skip
 
         result.curve = result.attempt("curve.png", trace)
+    if "trace" in config.plots:
+
+        def trace_attack() -> dict[str, Any]:
+            given = {"attack": subject.attacks.plotted, "seed": config.seed}
+            return state.recall("traces") or trace_steps(subject.targets, images, labels, threat, **given)
+
+        result.traces = result.attempt("trace.png", trace_attack)
+        state.remember("traces", result.traces)
     for model in (sharded.model for sharded in subject.targets):
 
         def check(model: Model = model) -> list[Alarm]:

@@ -157,7 +157,7 @@ def _unmakeable(path, error):
 def _clear(path):
     """Removes what an evaluation left, so that no file of it is taken for one of the next; other files stay."""
     for name in (_OLDER, STATE, tables.RECORD, tables.TABLES, tables.ADVERSARIAL, tables.EXAMPLES, tables.CURVE,
-                 tables.TRANSFER, details.FILE):  # fmt: skip
+                 tables.TRANSFER, tables.TRACE, details.FILE):  # fmt: skip
         (path / name).unlink(missing_ok=True)
     if paths.exists(path / tables.CARDS):
         for card in [file for file in (path / tables.CARDS).iterdir() if file.name.endswith(".json")]:

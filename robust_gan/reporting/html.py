@@ -202,6 +202,9 @@ def _evaluation(one: Evaluation, colours: Mapping[str, int]) -> dict[str, Any]:
     note = "Robust: classified correctly clean and under attack; lines are 95 % intervals."
     rows = {label: colours[name] for name, label in marked.items()}
     figures = [_figure(title, plots.accuracies, marks, rows, report["data"]["count"], note=note)]
+    if traces := report.get("traces"):
+        title = f"Steps of {traces['attack']}, means of {traces['images']} images; dotted: the best loss so far"
+        figures.append(_figure(title, plots.traces, traces, colours))
     pairs = [row | {end: marked[row[end]] for end in ("first", "second")} for row in report["paired"]]
     context: dict[str, Any] = {
         "report": report, "evaluated": evaluated, "fired": fired, "skipped": skipped, "figures": figures,

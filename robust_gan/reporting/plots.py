@@ -184,6 +184,30 @@ def _least(one: Series) -> float:
     return min((place for place in one.xs if np.isfinite(place)), default=0.0)
 
 
+@_styled()
+def traces(found: Mapping[str, Any], colours: Mapping[str, int]) -> "Figure":
+    """Draws loss, best loss (dotted) and the share of misclassified images by the steps of an attack.
+
+    Args:
+        found: Of `evaluation.traces.trace_steps`.
+        colours: For each model the index of its colour.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    losses, shares = figure.subplots(1, 2)
+    for name, rows in found["models"].items():
+        steps = range(1, 1 + len(rows["loss"]))
+        _draw_lines(losses, [Series(name, colours[name], steps, rows["loss"])], percent=False)
+        best = np.asarray(rows["best_loss"], float)
+        losses.plot(steps, best, linestyle=":", color=COLOURS[colours[name] % len(COLOURS)], label=f"{name}, best")
+        _draw_lines(shares, [Series(name, colours[name], steps, rows["misclassified"])], percent=True)
+    losses.set(xlabel=f"step of {found['attack']}", ylabel=f"loss, mean of {found['images']} images")
+    shares.set(xlabel=f"step of {found['attack']}", ylabel="misclassified so far in %")
+    losses.legend(fontsize=8)
+    return figure
+
+
 def curve(
     robust_accuracy: Mapping[str, Sequence[float]], epsilons: Sequence[float], count: int, colours: Mapping[str, int]
 ) -> list[Series]:

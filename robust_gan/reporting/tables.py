@@ -35,7 +35,8 @@ USE_BATCH_STATS = (
     "others in its batch, and the results are not comparable with others."
 )
 RECORD, TABLES, EXAMPLES = "report.json", "report.md", "examples.png"
-CURVE, TRANSFER, ADVERSARIAL, CARDS = "curve.png", "transfer.png", "adversarial.npz", "cards"
+CURVE, TRANSFER, TRACE = "curve.png", "transfer.png", "trace.png"
+ADVERSARIAL, CARDS = "adversarial.npz", "cards"
 
 CERTIFIED = "The true robust accuracy lies between the share of certified images and the worst case over all attacks."
 

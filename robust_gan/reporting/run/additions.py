@@ -49,6 +49,8 @@ def record(result: EvaluationResult, runs: Sequence[dict[str, Any]]) -> dict[str
     )
     if requirements := result.requirements():
         values["requirements"] = [found._asdict() | {"is_met": found.is_met} for found in requirements]
+    if result.traces is not None:
+        values["traces"] = result.traces
     for name, found in result.corrupted.items():
         values["targets"][name]["corruptions"] = {
             corruption: {"accuracy": correct.mean(1).tolist(), "mean": float(correct.mean())}
@@ -112,6 +114,10 @@ def draw(folder: epath.Path, result: EvaluationResult) -> None:
             plots_lib.save(drawn, folder / tables.CURVE)
 
         result.attempt(tables.CURVE, draw_curve)
+    if (traces := result.traces) is not None:
+        numbers = {name: index for index, name in enumerate(traces["models"])}
+        path = folder / tables.TRACE
+        result.attempt(tables.TRACE, lambda: plots_lib.save(plots_lib.traces(traces, numbers), path))
     if "transfer" in plots:
         made = plotted if plotted in scores.attacks else scores.attacks[-1]
         matrix = tables.transfer_matrix(scores, made)
