@@ -151,7 +151,7 @@ def check(given: argparse.Namespace) -> float:
         return jax.numpy.mean(losses.generator_loss(attacked(adversarial), batch.labels))
 
     loss, gradient = jax.jit(jax.value_and_grad(loss_fn))(state.adversary.params, batch.images)
-    of_classifier, _, measured = jax.jit(
+    of_classifier, _, measured, _ = jax.jit(
         lambda classifier, adversary: game.classifier_gradient(own_game, classifier, adversary, batch, None)
     )(state.classifier, state.adversary)
     differences = [abs(float(loss) - float(twin.cond_generator(theirs_images, theirs_labels)))]

@@ -192,7 +192,7 @@ def check(given: argparse.Namespace) -> float:
         differences.append(abs(loss - trainer.improve(theirs, labels).item()) / abs(loss) / 100)
     given_images = own_game.adversary._replace(perturb=lambda *given, **named: adversarial)
     own_game = dataclasses.replace(own_game, adversary=given_images)
-    gradient, _, measured = jax.jit(
+    gradient, _, measured, _ = jax.jit(
         lambda classifier: objective.classifier_gradient(own_game, classifier, state.adversary, batch, None)
     )(state.classifier)
     trainer.optimizer.zero_grad(set_to_none=True)

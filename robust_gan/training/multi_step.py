@@ -199,7 +199,7 @@ def training_step(
     if memory is not None:
         state = state._replace(memory=game_lib.memory.read(memory, positions[-1], augment))
     state, metrics = game_lib.train_step(game, state, last, earlier=earlier, keys=keys, axis_name=parallel.AXIS)
-    if memory is not None:
+    if memory is not None and state.memory is not None:
         rows = game_lib.memory.write(memory, positions[-1], state.memory, augment, parallel.AXIS)
         state = state._replace(memory=rows)
     return state, metrics

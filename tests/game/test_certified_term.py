@@ -48,7 +48,7 @@ def test_the_loss_mixes_the_cross_entropy_with_that_of_the_worst_logits():
         clean = cross_entropy(logits_fn(batch.images), batch.labels)
         return jnp.mean(0.75 * clean + 0.25 * cross_entropy(worst, batch.labels))
 
-    gradient, _, metrics = classifier_gradient(game, PlayerState(params, {}, ()), (), batch, None)
+    gradient, _, metrics, _ = classifier_gradient(game, PlayerState(params, {}, ()), (), batch, None)
     np.testing.assert_allclose(metrics["classifier_loss"], loss(params), rtol=1e-5)
     expected = jax.grad(loss)(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected)

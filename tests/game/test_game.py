@@ -92,7 +92,7 @@ def test_a_classifier_step_lowers_its_loss_and_leaves_the_adversary_alone():
 
     @jax.jit
     def learn(classifier):
-        gradient, stats, metrics = game_lib.classifier_gradient(game, classifier, state.adversary, batch, keys)
+        gradient, stats, metrics, _ = game_lib.classifier_gradient(game, classifier, state.adversary, batch, keys)
         params = jax.tree.map(lambda p, g: p - 0.05 * g, classifier.params, gradient)
         return PlayerState(params, stats, classifier.opt_state), metrics["classifier_loss"]
 
@@ -106,7 +106,7 @@ def test_the_classifier_gradient_is_that_of_the_stated_loss():
     game = make_game(clean_weight=0.7, adversarial_weight=1.3)
     state = game_lib.init(game, jax.random.key(0), batch.images)
     keys = jax.random.split(jax.random.key(1), 8)
-    gradient, stats, metrics = game_lib.classifier_gradient(game, state.classifier, state.adversary, batch, keys)
+    gradient, stats, metrics, _ = game_lib.classifier_gradient(game, state.classifier, state.adversary, batch, keys)
     images = game.adversary.perturb(state.adversary, None, batch, keys)
 
     def loss(params):
