@@ -82,7 +82,7 @@ def main(argv):
     memory.return_after_compiling()
     plan = reproduction.plan(
         get_config,
-        os.path.basename(_DATA.value.rstrip("/")) or dataset,
+        os.path.basename(_DATA.value.split(",")[0].rstrip("/")) or dataset,
         _BUDGET.value,
         output,
         methods=_METHODS.value,

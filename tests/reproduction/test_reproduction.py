@@ -224,6 +224,24 @@ def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):
         assert row["all"][0] <= row["black_box"]["worst case"][0]
 
 
+@pytest.mark.slow
+def test_methods_are_reproduced_on_ones_own_file(launch, tmp_path):
+    labels = np.arange(60) % 3
+    images = np.random.default_rng(0).integers(0, 256, (60, 12, 12, 1), np.uint8)
+    files = {"images": images[:50], "labels": labels[:50], "test_images": images[40:], "test_labels": labels[40:]}
+    np.savez(tmp_path / "mine.npz", **files)
+    flags = [f"--data={tmp_path}/mine.npz", "--methods=none", "--budget=debug", "--attacks=fgsm", "--num_devices=1"]
+    ended = launch("reproduce", *flags, f"--output={tmp_path}/out")
+    assert ended.code == 0, ended.err
+    assert re.search(r"^warning: \d+ of the 20 test images of mine.npz are among the training images$", ended.out, re.M)
+    values = json.loads((tmp_path / "out" / "reproduction.json").read_text())
+    assert (values["dataset"], values["images"], list(values["methods"])) == ("mine.npz", 20, ["none"])
+    np.savez(tmp_path / "mine.npz", **files | {"images": 255 - images[:50]})
+    ended = launch("reproduce", *flags, f"--output={tmp_path}/out")
+    assert ended.code == 2
+    assert "holds an experiment on other images or labels of mine.npz: give another folder" in ended.err
+
+
 def test_an_experiment_does_not_go_on_with_other_images_or_labels_of_the_same_shape(tmp_path):
     from etils import epath
 
