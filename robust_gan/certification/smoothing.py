@@ -1,6 +1,5 @@
 """Randomised smoothing: certified L2 radii of the majority vote of a classifier on images with Gaussian noise."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -72,6 +71,26 @@ def smooth(
     >>> found.predicted.tolist(), 0.3 < found.radius.item() < 0.4
     ([0], True)
     """
+    check_settings(sigma, num_samples, alpha, num_selection)
+    keys = prng.per_image_keys(key, images.shape[0])
+    selection, votes = _count(jax.tree_util.Partial(logits_fn), keys, images, sigma, num_samples, num_selection)
+    return decide(np.asarray(selection), np.asarray(votes), num_samples, sigma, alpha)
+
+
+def check_settings(sigma: float, num_samples: int, alpha: float, num_selection: int = 100) -> None:
+    """Refuses settings with which nothing can be smoothed.
+
+    Args:
+        sigma: Standard deviation of the noise, in units of the pixels.
+        num_samples: Noisy images from which the probability of the class is bounded.
+        alpha: Probability of a wrong certificate.
+        num_selection: Noisy images which choose the class.
+
+    Raises:
+        UserError: Says which.
+
+    >>> check_settings(0.25, 1_000, 0.001)
+    """
     if not (np.isfinite(sigma) and sigma > 0):
         raise UserError(f"sigma, the standard deviation of the noise, must be above 0, not {sigma}")
     if min(num_samples, num_selection) < 1 or not 0 < alpha < 1:
@@ -79,31 +98,66 @@ def smooth(
             "smoothing needs at least 1 sample for each purpose and alpha between 0 and 1, not "
             f"{num_samples} and {num_selection} samples and alpha {alpha}"
         )
+
+
+def count_votes(
+    logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, sigma: float, num_samples: int, num_selection: int = 100
+) -> tuple[jax.Array, jax.Array]:
+    """Computes how often each class is predicted under noise; a NaN among the logits votes for none.
+
+    Args:
+        logits_fn: The base classifier.
+        keys: Threefry keys `[B]`.
+        images: `[B, H, W, C]`.
+        sigma: Standard deviation of the noise.
+        num_samples: Noisy images of the second result.
+        num_selection: Noisy images of the first result.
+
+    Returns:
+        Two counts, int32 `[B, K]`, of independent noise: the first chooses the class, the second bounds its
+        probability.
+
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> [votes.tolist() for votes in count_votes(lambda x: x[:, 0, 0], keys, jnp.eye(2)[:, None, None], 0.1, 9, 5)]
+    [[[5, 0], [0, 5]], [[9, 0], [0, 9]]]
+    """
+
+    def count(keys: jax.Array, num: int) -> jax.Array:
+        def vote(index: jax.Array, votes: jax.Array) -> jax.Array:
+            step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+            logits = logits_fn(images + sigma * prng.normal_per_image(step_keys, images.shape[1:]))
+            classes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.int32)
+            return votes + jnp.where(has_class(logits)[:, None], classes, 0)
+
+        return jax.lax.fori_loop(0, num, vote, jnp.zeros(jax.eval_shape(logits_fn, images).shape, jnp.int32))
+
+    first, second = prng.split_per_image(keys, 2)
+    return count(first, num_selection), count(second, num_samples)
+
+
+_count = jax.jit(count_votes, static_argnums=(4, 5))
+
+
+def decide(selection: np.ndarray, votes: np.ndarray, num_samples: int, sigma: float, alpha: float) -> Smoothed:
+    """Returns classes and radii of the two counts of `count_votes`.
+
+    Args:
+        selection: Integers `[B, K]`.
+        votes: Integers `[B, K]`.
+        num_samples: Noisy images of the second count.
+        sigma: Standard deviation of the noise.
+        alpha: Probability of a wrong certificate.
+
+    >>> found = decide(np.array([[9, 1]]), np.array([[990, 10]]), 1_000, 0.5, 0.001)
+    >>> found.predicted.tolist(), found.radius.round(2).tolist()
+    ([0], [0.99])
+    """
     import scipy.stats  # It takes half a second, which every import of the game would take too.
 
-    keys = prng.split_per_image(prng.per_image_keys(key, images.shape[0]), 2)
-    chosen = np.argmax(_votes(logits_fn, keys[0], images, sigma, num_selection), axis=-1)
-    votes = np.take_along_axis(_votes(logits_fn, keys[1], images, sigma, num_samples), chosen[:, None], axis=-1)[:, 0]
+    chosen = np.argmax(selection, axis=-1)
+    won = np.take_along_axis(votes, chosen[:, None], axis=-1)[:, 0]
     # The lower end of the Clopper-Pearson interval, one-sided.
-    probability = np.where(votes > 0, scipy.stats.beta.ppf(alpha, np.maximum(votes, 1), num_samples - votes + 1), 0.0)
+    probability = np.where(won > 0, scipy.stats.beta.ppf(alpha, np.maximum(won, 1), num_samples - won + 1), 0.0)
     decided = probability > 0.5
     radius = np.where(decided, sigma * scipy.stats.norm.ppf(np.where(decided, probability, 0.5)), 0.0)
     return Smoothed(np.where(decided, chosen, ABSTAINED).astype(np.int32), radius)
-
-
-def _votes(logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, sigma: float, count: int) -> np.ndarray:
-    """Returns how often each class is predicted, int `[B, K]`; a NaN among the logits votes for none."""
-    return np.asarray(_count(jax.tree_util.Partial(logits_fn), keys, images, sigma, count))
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def _count(logits_fn, keys, images, sigma, count):
-    def vote(index, votes):
-        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        noise = prng.normal_per_image(step_keys, images.shape[1:])
-        logits = logits_fn(images + sigma * noise)
-        classes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.int32)
-        return votes + jnp.where(has_class(logits)[:, None], classes, 0)
-
-    num_classes = jax.eval_shape(logits_fn, images).shape[-1]
-    return jax.lax.fori_loop(0, count, vote, jnp.zeros((len(images), num_classes), jnp.int32))

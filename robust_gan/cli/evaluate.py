@@ -28,7 +28,10 @@ flags.DEFINE_string(
     "retrained_generator_label, retrained_generator_refined. Default: clean,fgsm,pgd10,generator.",
 )
 flags.DEFINE_string("sequential", None, "In place of the suite's, each on the examples that remain.")
-flags.DEFINE_list("certify", [], "Certify images too: ibp, crown.")
+flags.DEFINE_list("certify", [], "Certify images too: ibp, crown (linf); smoothing (l2).")
+flags.DEFINE_float("smoothing_sigma", 0.25, "Standard deviation of smoothing's noise, in units of [0, 1].")
+flags.DEFINE_integer("smoothing_samples", 10_000, "Noisy images of each image.")
+flags.DEFINE_float("smoothing_alpha", 0.001, "Probability of a wrong certificate of an image.")
 flags.DEFINE_string("data", "", "A TFDS name, FILE.npz, IMAGES.npy,LABELS.npy, folder; else training's.")
 flags.DEFINE_string("split", "test", "test, validation or train.")
 flags.DEFINE_integer("num_examples", 0, "Only the first images of the split; 0 for all.")
@@ -61,8 +64,9 @@ _FLAGS = {"checkpoints": "checkpoint", "models": "model"}
 
 _GROUPS = {
     "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "surrogates=DIR[@STEP],.."],
-    "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "certify=NAME,..", "norm=linf|l2,..",
+    "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "norm=linf|l2,..",
                 "epsilon=X,..", "seed=N"],
+    "Certification": ["certify=NAME,..", "smoothing_sigma=X", "smoothing_samples=N", "smoothing_alpha=X"],
     "Images": ["data=NAME|FILE", "data_dir=DIR", "split=NAME", "num_examples=N", "image_size=N", "channels=last",
                "adversarial=FILE"],
     "Report": ["output=DIR", "overwrite", "plots=NAME,..", "save_adversarial", "require=NAME>=X,.."],
@@ -130,6 +134,8 @@ def _print(config, scores, values):
         print(f"\nSequential evaluation, each attack on the examples that remained robust:\n{table}")
     if table := tables.certification(values):
         print(f"\n{tables.CERTIFIED}\n{table}")
+    if table := tables.smoothing(values):
+        print(f"\n{table}")
     if (corrupted := tables.corruptions(values)).rows:
         print(f"\n{corrupted.title}:\n{tables.markdown(corrupted.header, corrupted.rows)}")
     if table := tables.paired_comparisons(values):

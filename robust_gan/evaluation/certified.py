@@ -1,4 +1,7 @@
-"""Certifies the images of an evaluation, and checks that no attack breaks a certified one."""
+"""Certifies the images of an evaluation, and checks that no attack breaks a certified one.
+
+Randomised smoothing is kept apart: its figures are those of another classifier, the smoothed one.
+"""
 
 from collections.abc import Sequence
 
@@ -6,25 +9,38 @@ import jax
 import numpy as np
 
 from robust_gan import certification
+from robust_gan.certification import smoothing
 from robust_gan.data import batching
 from robust_gan.errors import CertificateError, UserError
-from robust_gan.evaluation.sharded_model import ShardedModel, batch_width, shard_batch
+from robust_gan.evaluation.config import EvaluationConfig
+from robust_gan.evaluation.sharded_model import ShardedModel, attack_key, batch_width, shard_batch
 from robust_gan.evaluation.state import EvaluationState
 from robust_gan.types import ThreatModel
 
+SMOOTHING = "smoothing"
+NORMS = {**dict.fromkeys(certification.METHODS, "linf"), SMOOTHING: "l2"}
+"""The norm that each method covers."""
 
-def check_methods(methods: Sequence[str], norm: str) -> None:
-    """Refuses methods of certification that are unknown or do not cover the norm.
+
+def check_methods(config: EvaluationConfig, norms: Sequence[str] = ()) -> None:
+    """Refuses methods of certification that are unknown or cover no norm, and settings of smoothing.
+
+    Args:
+        config: The configuration.
+        norms: Of the evaluation; empty where they are not known yet.
 
     Raises:
         UserError: Says which.
 
-    >>> check_methods(["ibp"], "linf")
+    >>> check_methods(EvaluationConfig(certify="ibp"), ["linf", "l2"])
     """
-    if unknown := [name for name in methods if name not in certification.METHODS]:
-        raise UserError(f"the methods of --certify are {', '.join(certification.METHODS)}, not {unknown[0]!r}")
-    if methods and norm != "linf":
-        raise UserError(f"--certify covers the norm linf, but the evaluation has {norm}")
+    for name in config.certify:
+        if name not in NORMS:
+            raise UserError(f"the methods of --certify are {', '.join(NORMS)}, not {name!r}")
+        if norms and NORMS[name] not in norms:
+            raise UserError(f"--certify={name} covers the norm {NORMS[name]}, but the evaluation has {norms[0]}")
+    if SMOOTHING in config.certify:
+        smoothing.check_settings(config.smoothing_sigma, config.smoothing_samples, config.smoothing_alpha)
 
 
 def certify_images(
@@ -60,6 +76,38 @@ def certify_images(
         state.flush()
         certified |= found
     return certified
+
+
+def smooth_images(
+    model: ShardedModel, images: np.ndarray, config: EvaluationConfig, *, devices: Sequence[jax.Device],
+    state: EvaluationState,
+) -> certification.Smoothed:  # fmt: skip
+    """Returns the predictions and L2 radii of the smoothed classifier of a model, for all images.
+
+    The noise of an image depends on the seed and its position alone.
+
+    Args:
+        model: The model.
+        images: uint8 or float `[N, H, W, C]`.
+        config: The configuration.
+        devices: The devices.
+        state: Saved state of a stopped evaluation; continued and updated.
+    """
+    sigma, count, alpha = config.smoothing_sigma, config.smoothing_samples, config.smoothing_alpha
+    name = f"smoothed, sigma {sigma}, {count} samples, alpha {alpha}: {model.name}"
+    predicted = state.array(name, np.full(len(images), smoothing.ABSTAINED, np.int32))
+    radius, done = state.array(f"radius, {name}", np.zeros(len(images))), state.part(name + ", done", len(images))[1]
+    where = np.flatnonzero(~done).astype(np.int32)
+    width = batch_width(config.batch_size, len(images), devices)
+    for positions, mask in batching.padded_batches(len(where), width) if len(where) else ():
+        shares = shard_batch(images, np.zeros(len(images), np.int32), where[positions], devices)
+        selection, votes = model.count_votes(shares, attack_key(SMOOTHING, config.seed), sigma, count)
+        rows = where[positions[mask]]
+        predicted[rows], radius[rows] = smoothing.decide(selection[mask], votes[mask], count, sigma, alpha)
+        done[rows] = True
+        state.save()
+    state.flush()
+    return certification.Smoothed(predicted, radius)
 
 
 def check_attacks(model: str, certified: np.ndarray, robust: dict[str, np.ndarray]) -> None:

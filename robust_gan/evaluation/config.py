@@ -61,8 +61,12 @@ class EvaluationConfig:
         attacks: Attacks made on every model and tried on every target: names of `attacks.by_name`, `generator`,
             retrained generators, or `package.module:function` for an attack of your own. None for those of the suite.
         sequential: Attacks of the sequential evaluation, on each target. None for those of the suite.
-        certify: Methods of certification, of `certification.METHODS`: images that one of them certifies are robust
-            under every attack, and the sequential attacks leave them out.
+        certify: Methods of certification. Bounds, of `certification.METHODS`: images that one of them certifies are
+            robust under every attack, and the sequential attacks leave them out. `smoothing`: figures of the smoothed
+            classifier. Under several norms, each method counts where it covers the norm.
+        smoothing_sigma: Standard deviation of the noise of smoothing, in units of [0, 1].
+        smoothing_samples: Noisy images of each image.
+        smoothing_alpha: Probability of a wrong certificate of an image.
         norm: `linf` or `l2`; empty for the norm that the first checkpoint was trained with. Several, separated by
             commas, for an evaluation under several threat models, see `per_threat`.
         epsilon: Radius in units of [0, 1], or several; a string may contain fractions, `4/255,8/255`. None for the
@@ -100,6 +104,9 @@ class EvaluationConfig:
     attacks: tuple[str, ...] | None = None
     sequential: tuple[str, ...] | None = None
     certify: tuple[str, ...] = ()
+    smoothing_sigma: float = 0.25
+    smoothing_samples: int = 10_000
+    smoothing_alpha: float = 0.001
     norm: str = ""
     epsilon: float | tuple[float, ...] | None = None
     seed: int = 0

@@ -10,12 +10,20 @@ import numpy as np
 
 from robust_gan import attacks as attacks_lib
 from robust_gan import interop, networks, parallel, threat_model
+from robust_gan.certification import Smoothed
 from robust_gan.config import ThreatConfig, check_epsilon
 from robust_gan.data.array_files import check_images, to_unit
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation import alarms, checks, corruptions
 from robust_gan.evaluation.alarms import Alarm
-from robust_gan.evaluation.certified import certify_images, check_attacks, check_methods
+from robust_gan.evaluation.certified import (
+    NORMS,
+    SMOOTHING,
+    certify_images,
+    check_attacks,
+    check_methods,
+    smooth_images,
+)
 from robust_gan.evaluation.config import EvaluationConfig
 from robust_gan.evaluation.curve import Curve, trace_curve
 from robust_gan.evaluation.external import ExternalImages, check_external
@@ -81,7 +89,7 @@ def plan_attacks(config: EvaluationConfig, functions: Mapping[str, Attack] = Map
     given = [None if names is None else ",".join(names) for names in (config.attacks, config.sequential)]
     suite = get_suite(config.suite, *given)
     lists = [text.split(",") for text in suite]
-    check_methods(config.certify, config.norm or "linf")
+    check_methods(config)
     known = [attack_names([name for name in names if name not in functions]) for names in lists]
     if functions and not config.suite and config.attacks is None:
         lists[0], known[0] = [], ()
@@ -180,7 +188,8 @@ class EvaluationResult:
         scores: Clean accuracy, and robust accuracy under the attacks made on every model, image by image.
         sequential: The result of the sequential evaluation of each target; empty where there was none.
         alarms: For each target.
-        certified: For each target which images are certified, bool `[N]`; empty without `config.certify`.
+        certified: For each target which images are certified, bool `[N]`; empty where `config.certify` has no bounds.
+        smoothed: For each target the predictions of its smoothed classifier, where `config.certify` has smoothing.
         corrupted: For each target and common corruption which images are classified correctly at each severity, bool
             `[5, N]`; empty without the suite `corruptions`.
         curve: Robust accuracy against epsilon, where it was asked for.
@@ -194,6 +203,7 @@ class EvaluationResult:
     sequential: dict[str, SequentialResult] = dataclasses.field(default_factory=dict)
     alarms: dict[str, list[Alarm]] = dataclasses.field(default_factory=dict)
     certified: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    smoothed: dict[str, Smoothed] = dataclasses.field(default_factory=dict)
     corrupted: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     curve: Curve | None = None
     traces: dict[str, Any] | None = None
@@ -343,6 +353,7 @@ def evaluate_threats(
     plans = [plan_attacks(part, attacks) for part in configs]
     check_images(data.images, data.labels, 2**15)
     threats = [get_threat(part.norm or "linf", part.radius, data.images.shape[1:]) for part in configs]
+    check_methods(config, [threat.norm for threat in threats])
     devices = parallel.find_devices(config.platform, config.num_devices) if devices is None else devices
     with jax.numpy_dtype_promotion("standard"):
         evaluated = [EvaluatedModel(model, {}) for model in (*models, *surrogates)]
@@ -480,17 +491,22 @@ def run_attacks(
         )  # fmt: skip
     images, labels = subject.data.images, subject.data.labels
     where: dict[str, Any] = {"batch_size": config.batch_size, "devices": subject.devices, "state": state}
+    methods = [name for name in config.certify if NORMS[name] == threat.norm]
     # First, so that a model that cannot be bounded is refused before it is attacked.
     certified = {
-        model.name: certify_images(model, images, labels, threat, config.certify, **where)
-        for model in (subject.targets if config.certify else ())
+        model.name: certify_images(model, images, labels, threat, methods, **where)
+        for model in (subject.targets if methods and SMOOTHING not in methods else ())
     }
     given: dict[str, Any] = where | {"seed": config.seed, "progress_fn": progress_fn}
     scores = evaluate_transfer(
         subject.targets, images, labels, threat, attacks=attacks.pick(attacks.names), surrogates=subject.surrogates,
         shown=shown, **given,
     )  # fmt: skip
-    result = EvaluationResult(config, subject, scores, certified=certified)
+    smoothed = {
+        model.name: smooth_images(model, images, config, devices=subject.devices, state=state)
+        for model in (subject.targets if SMOOTHING in methods else ())
+    }
+    result = EvaluationResult(config, subject, scores, certified=certified, smoothed=smoothed)
     for index, (name, proven) in enumerate(certified.items()):
         tried = {f"{attack} made on {source}": robust for (target, source, attack), robust in scores.robust.items()
                  if target == name}  # fmt: skip

@@ -15,6 +15,7 @@ from robust_gan import certification, networks, parallel, prng
 from robust_gan.attacks._checks import find_violation
 from robust_gan.attacks.generator import trained as attack_of_network
 from robust_gan.attacks.retrained_generator import DESIGNS
+from robust_gan.certification import smoothing
 from robust_gan.data.array_files import take, to_unit
 from robust_gan.errors import UserError
 from robust_gan.evaluation.external import ExternalImages
@@ -228,6 +229,18 @@ class ShardedModel:
         certify = self._compiler.map(_certifier(method), [self.model.logits_fn])
         return parallel.gather(certify(([self._arguments], threat), shares))
 
+    def count_votes(self, shares: Shares, key: jax.Array, sigma: float, count: int) -> list[np.ndarray]:
+        """Returns the two counts of `certification.smoothing.count_votes` of a batch, int32 `[B, K]` each.
+
+        Args:
+            shares: Of `shard_batch`; an image's noise depends on its position.
+            key: The key.
+            sigma: Standard deviation of the noise.
+            count: Noisy images of each image.
+        """
+        votes = self._compiler.map(_voter(count), [self.model.logits_fn])
+        return [parallel.gather(part) for part in votes(([self._arguments], (key, np.float32(sigma))), shares)]
+
     def score(self, images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Returns which images are classified correctly, and the classes (-1 for NaN logits): bool and int32 `[B]`."""
         score = self._compiler.map(_score, [self.model.logits_fn])
@@ -311,6 +324,15 @@ def _certifier(method: str) -> Callable[..., jax.Array]:
         return certification.certify(functions[0], images, labels, threat, method=method)
 
     return certify
+
+
+@functools.cache
+def _voter(count: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def vote(functions, rest, batch):
+        (key, sigma), (indices, images, _) = rest, batch
+        return smoothing.count_votes(functions[0], prng.keys_at(key, indices), images, sigma, count)
+
+    return vote
 
 
 @functools.cache

@@ -270,6 +270,8 @@ def _shares(report: Mapping[str, Any], name: str, letter: str) -> dict[str, floa
     if worst["black_box"] is not None:
         shares[f"worst case{letter}, black box"] = worst["black_box"]
         shares[f"worst case{letter}, white and black box"] = worst["all"]
+    for column, share in target.get("smoothed", {}).items():
+        shares[f"{tables.SMOOTHED[column]}, sigma {report['config']['smoothing_sigma']:g}"] = share
     return {column: share for column, share in shares.items() if share is not None}
 
 

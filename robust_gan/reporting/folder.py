@@ -53,7 +53,8 @@ def identify(config: EvaluationConfig, subject: Subject) -> dict[str, Any]:
     }
 
 
-_SETTINGS = ("seed", "certify", "use_batch_stats", "save_adversarial", "batch_size")
+_SETTINGS = ("seed", "certify", "smoothing_sigma", "smoothing_samples", "smoothing_alpha", "use_batch_stats",
+             "save_adversarial", "batch_size")  # fmt: skip
 """The other fields of a configuration have been resolved: models, data, threat model and attacks."""
 
 

@@ -38,6 +38,16 @@ RECORD, TABLES, EXAMPLES = "report.json", "report.md", "examples.png"
 CURVE, TRANSFER, TRACE = "curve.png", "transfer.png", "trace.png"
 ADVERSARIAL, CARDS = "adversarial.npz", "cards"
 
+SMOOTHED = {
+    "clean_accuracy": "smoothed clean", "certified_accuracy": "smoothed certified", "abstained": "smoothed abstained",
+}  # fmt: skip
+"""Column of each share of the smoothed classifier."""
+
+_SMOOTHED = (
+    "Of another classifier, the majority vote of the model on images with Gaussian noise (sigma {smoothing_sigma:g}, "
+    "{smoothing_samples} samples, alpha {smoothing_alpha:g}): these shares say nothing about the model itself."
+)
+
 CERTIFIED = "The true robust accuracy lies between the share of certified images and the worst case over all attacks."
 
 CORRUPTED = "No attack and no threat model: the worst case over attacks does not include them."
@@ -301,6 +311,28 @@ def corruptions(values: dict[str, Any]) -> Table:
     return Table("Accuracy under common corruptions, in %", header, rows, words=("corruption",))
 
 
+def smoothing(values: dict[str, Any]) -> str:
+    """Returns what was measured of the smoothed classifiers, as a sentence and a Markdown table; empty without any.
+
+    Args:
+        values: The output of `record`.
+
+    >>> found = {"clean_accuracy": 0.9, "certified_accuracy": 0.5, "abstained": 0.05}
+    >>> config = {"smoothing_sigma": 0.25, "smoothing_samples": 1000, "smoothing_alpha": 0.001}
+    >>> values = {"data": {"count": 100}, "config": config, "targets": {"a": {"smoothed": found}}}
+    >>> print(smoothing(values).partition("\\n\\n")[2])
+    | model |      smoothed clean |  smoothed certified | smoothed abstained |
+    |-------|--------------------:|--------------------:|-------------------:|
+    | a     | 90.0 (82.6 to 94.5) | 50.0 (40.4 to 59.6) |  5.0 (2.2 to 11.2) |
+    """
+    rows = [[name, *(statistics.format_accuracy(target["smoothed"][share], values["data"]["count"])
+                     for share in SMOOTHED)]
+            for name, target in values["targets"].items() if "smoothed" in target]  # fmt: skip
+    if not rows:
+        return ""
+    return f"{_SMOOTHED.format(**values['config'])}\n\n{markdown(['model', *SMOOTHED.values()], rows)}"
+
+
 def smallest_perturbations(values: dict[str, Any]) -> str:
     """Returns median distances, and robust accuracies beside those of the sequential attacks, as a Markdown table.
 
@@ -416,7 +448,8 @@ def record(
     scores: Scores, threat: ThreatModel, *, data: dict[str, Any], models: dict[str, Any], settings: dict[str, Any],
     runs: Sequence[dict[str, Any]], sequential: dict[str, list[AttackResult]] | None = None,
     sequential_robust: dict[str, np.ndarray] | None = None, alarms: dict[str, list[Alarm]] | None = None,
-    certified: dict[str, np.ndarray] | None = None, curve: Curve | None = None, notes: Sequence[str] = (),
+    certified: dict[str, np.ndarray] | None = None, smoothed: dict[str, dict[str, float]] | None = None,
+    curve: Curve | None = None, notes: Sequence[str] = (),
     config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the results and settings of an evaluation as a JSON-able dictionary.
@@ -432,6 +465,7 @@ def record(
         sequential_robust: For each target which images are robust under them.
         alarms: For each target its alarms.
         certified: For each target which images are certified, where that was asked for.
+        smoothed: For each target the shares of its smoothed classifier, where that was asked for.
         curve: Robust accuracy against epsilon, if it was computed.
         notes: Sentences on outputs that could not be written.
         config: The part of the configuration that the results depend on.
@@ -443,7 +477,9 @@ def record(
     sequential, alarms, robust = sequential or {}, alarms or {}, sequential_robust or {}
     count, seconds = scores.clean.shape[1], sum(run["seconds"] for run in runs)
     targets = {
-        target: _accuracies(scores, target, robust.get(target), (certified or {}).get(target)) | {
+        target: _accuracies(
+            scores, target, robust.get(target), (certified or {}).get(target), (smoothed or {}).get(target)
+        ) | {
             "sequential": [
                 result._asdict() | {"interval": statistics.interval_of(result.robust_accuracy, count)}
                 for result in sequential.get(target, [])
@@ -473,7 +509,8 @@ def record(
 
 
 def _accuracies(
-    scores: Scores, target: str, also: np.ndarray | None, certified: np.ndarray | None
+    scores: Scores, target: str, also: np.ndarray | None, certified: np.ndarray | None,
+    smoothed: dict[str, float] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the accuracies of a target, and under `intervals` the interval of each."""
     by_attack: dict[str, dict[str, float | None]] = {}
@@ -490,6 +527,8 @@ def _accuracies(
     }
     if certified is not None:
         shares["certified_accuracy"] = float(certified.mean())
+    if smoothed is not None:
+        shares["smoothed"] = smoothed
     return shares | {"intervals": _intervals(shares, scores.clean.shape[1])}
 
 
@@ -543,6 +582,8 @@ def write(directory: epath.PathLike, scores: Scores, values: dict[str, Any]) -> 
         text += ["## Sequential attacks", "Each attacks the remaining robust images.", table]
     if table := certification(values):
         text += ["## Certification", CERTIFIED, table]
+    if table := smoothing(values):
+        text += ["## Smoothed classifiers", table]
     if (corrupted := corruptions(values)).rows:
         text += ["## Common corruptions", CORRUPTED, markdown(corrupted.header, corrupted.rows)]
     if table := paired_comparisons(values):
@@ -630,6 +671,8 @@ def card(values: dict[str, Any], target: str) -> dict[str, Any]:
         "autoattack_acc": found["sequential"][-1]["robust_accuracy"] if is_autoattack else None,
         "best_known_robust_acc": found["worst_case"]["all"],
     }
+    smoothed = found.get("smoothed", {})
+    shares |= {SMOOTHED[name].replace(" ", "_"): share for name, share in smoothed.items()}
     count = values["data"]["count"]
     return {
         "name": target,

@@ -4,13 +4,14 @@ import json
 
 import jax
 import jax.numpy as jnp
+import jsonschema
 import numpy as np
 import pytest
 
 from robust_gan import certification, evaluation
 from robust_gan.errors import CertificateError, UserError
 from robust_gan.evaluation import EvaluationConfig, evaluate
-from robust_gan.reporting import tables
+from robust_gan.reporting import html, tables
 from robust_gan.reporting.run import additions
 
 IMAGES = np.linspace(0, 1, 9, dtype=np.float32).reshape(9, 1, 1, 1)
@@ -60,8 +61,11 @@ def test_an_attack_that_breaks_a_certified_image_stops_the_evaluation(monkeypatc
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"certify": "milp"}, "the methods of --certify are ibp, crown, not 'milp'"),
-        ({"certify": "ibp", "norm": "l2"}, "--certify covers the norm linf, but the evaluation has l2"),
+        ({"certify": "milp"}, "the methods of --certify are ibp, crown_ibp, crown, smoothing, not 'milp'"),
+        ({"certify": "ibp", "norm": "l2"}, "--certify=ibp covers the norm linf, but the evaluation has l2"),
+        ({"certify": "smoothing"}, "--certify=smoothing covers the norm l2, but the evaluation has linf"),
+        ({"certify": "smoothing", "norm": "l2", "smoothing_sigma": 0.0}, "must be above 0, not 0.0"),
+        ({"certify": "smoothing", "norm": "l2", "smoothing_samples": 0}, "needs at least 1 sample"),
     ],
 )
 def test_what_cannot_be_certified_is_refused(settings, sentence):
@@ -95,3 +99,41 @@ def test_a_certified_image_is_not_misclassified_by_any_attack():
         evaluate({"m": model}, (images, labels), config, state=state).robust_accuracy("m")
         >= result.certified["m"].mean()
     )
+
+
+def smoothed(**settings):
+    config = EvaluationConfig(
+        epsilon=0.1, norm="l2", attacks="fgsm", sequential="pgd5", certify="smoothing", smoothing_sigma=0.2,
+        smoothing_samples=300, **{"batch_size": 4, **settings},
+    )  # fmt: skip
+    return lambda **given: evaluate({"dark": dark}, (IMAGES, LABELS), config, **given)
+
+
+def test_the_smoothed_classifier_has_columns_of_its_own(tmp_path):
+    result = smoothed()()
+    found, distance = result.smoothed["dark"], np.abs(IMAGES[:, 0, 0, 0] - 0.5)
+    # The radius of a classifier of one pixel is at most the distance from its boundary.
+    assert (found.radius <= distance + 1e-6).all()
+    np.testing.assert_array_equal(found.radius > 0.1, distance > 0.2)
+    assert result.certified == {}
+    assert [attack.attacked for attack in result.sequential["dark"].attacks] == [9, 9]  # No image is left out.
+    values = additions.record(result, [tables.made_with(9, 1)])
+    jsonschema.validate(json.loads(json.dumps(values)), tables.schema())
+    assert values["targets"]["dark"]["smoothed"] == {
+        "clean_accuracy": pytest.approx(8 / 9), "certified_accuracy": pytest.approx(6 / 9),
+        "abstained": pytest.approx(1 / 9),
+    }  # fmt: skip
+    assert tables.certification(values) == ""
+    assert tables.card(values, "dark")["smoothed_certified"] == "66.7"
+    tables.write(tmp_path, result.scores, values)
+    assert "sigma 0.2, 300 samples, alpha 0.001" in (tmp_path / tables.TABLES).read_text()
+    html.write([tmp_path], tmp_path / "page.html", tmp_path / "csv")
+    assert any("smoothed abstained, sigma 0.2" in file.read_text() for file in (tmp_path / "csv").iterdir())
+
+
+def test_the_smoothed_classifier_does_not_depend_on_batches_and_stops():
+    whole, state = smoothed(batch_size=9)(), evaluation.EvaluationState()
+    parts = smoothed()(state=state)
+    for first, second in zip(whole.smoothed["dark"], parts.smoothed["dark"], strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert (smoothed(seed=1)().smoothed["dark"].radius != whole.smoothed["dark"].radius).any()

@@ -16,6 +16,7 @@ from etils import epath
 from robust_gan import evaluation, parallel
 from robust_gan.errors import UserError, one_line
 from robust_gan.evaluation import EvaluationConfig, EvaluationResult, EvaluationState, Scores, loading
+from robust_gan.evaluation.certified import check_methods
 from robust_gan.evaluation.evaluate import (
     AttackPlan,
     Subject,
@@ -197,6 +198,7 @@ def _load(config: EvaluationConfig, devices: Sequence[jax.Device]) -> list[tuple
     norms = [part.norm or (first.config.threat.norm if first else "linf") for part in configs]
     for norm, radius in zip(norms, radii, strict=True):
         get_threat(norm, radius)
+    check_methods(config, norms)
     data = parallel.run_on_all_processes(lambda: loading.load_data(models, config))
     balls = [get_threat(*pair, data.images.shape[1:]) for pair in zip(norms, radii, strict=True)]
     subjects = parallel.run_on_all_processes(

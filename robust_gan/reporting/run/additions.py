@@ -11,6 +11,7 @@ from etils import epath
 
 from robust_gan import attacks as attacks_lib
 from robust_gan import evaluation, prng
+from robust_gan.certification.smoothing import ABSTAINED
 from robust_gan.errors import UserError
 from robust_gan.evaluation import EvaluationResult
 from robust_gan.evaluation.evaluate import predictions
@@ -44,6 +45,7 @@ def record(result: EvaluationResult, runs: Sequence[dict[str, Any]]) -> dict[str
         sequential_robust={name: found.robust for name, found in result.sequential.items()},
         alarms=result.alarms,
         certified=result.certified,
+        smoothed=_smoothed(result),
         curve=result.curve,
         notes=result.notes,
     )
@@ -57,6 +59,20 @@ def record(result: EvaluationResult, runs: Sequence[dict[str, Any]]) -> dict[str
             for corruption, correct in found.items()
         }
     return values
+
+
+def _smoothed(result: EvaluationResult) -> dict[str, dict[str, float]]:
+    """Returns for each target the shares of the images on which its smoothed classifier is right, and abstains."""
+    labels, epsilon = result.subject.data.labels, result.subject.threat.epsilon
+    return {
+        name: {
+            "clean_accuracy": float(np.mean(found.predicted == labels)),
+            # The class is certain within the open ball, attacks have the closed one.
+            "certified_accuracy": float(np.mean((found.predicted == labels) & (found.radius > epsilon))),
+            "abstained": float(np.mean(found.predicted == ABSTAINED)),
+        }
+        for name, found in result.smoothed.items()
+    }
 
 
 def check_files(folder: epath.Path) -> None:
