@@ -43,12 +43,17 @@ class Interval(NamedTuple):
     upper: jax.Array
 
 
-def run(program: Program, box: Interval) -> dict[Value, Any]:
+def run(
+    program: Program,
+    box: Interval,
+    refine: Callable[[Equation, dict[Value, Any]], None] = lambda equation, values: None,
+) -> dict[Value, Any]:
     """Computes bounds of every value of a program.
 
     Args:
         program: The program.
         box: Bounds of its input.
+        refine: Called before each operation; it may replace the bounds of values by tighter ones.
 
     Returns:
         For each value an `Interval`, or an array where it does not depend on the input.
@@ -64,6 +69,7 @@ def run(program: Program, box: Interval) -> dict[Value, Any]:
     """
     values: dict[Value, Any] = {Value(0): box}
     for equation in program.equations:
+        refine(equation, values)
         operands = [values[operand] if isinstance(operand, Value) else operand for operand in equation.operands]
         if any(isinstance(operand, Interval) for operand in operands):
             if equation.name not in _RULES:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robust_gan.certification import interval
 from robust_gan.certification.interval import Interval, apply, as_interval, num_terms
 from robust_gan.certification.program import Equation, Program, Value
 
@@ -91,6 +92,46 @@ def lower_bounds(program: Program, values: dict[Value, Any], rows: jax.Array, *,
         for value, part in pulled.items():
             forms[value] = forms[value] + part if value in forms else part
     return functools.reduce(jnp.add, [_lower(form, as_interval(values[value])) for value, form in forms.items()], total)
+
+
+def tighten(program: Program, box: Interval) -> dict[Value, Any]:
+    """Computes bounds of every value of a program, with linear bounds before each ReLU but the first.
+
+    They are never looser than those of `interval.run`, and cost two backward passes for each element before a ReLU.
+    The first ReLU of a network follows one sum of products, of which interval bounds are exact.
+
+    Args:
+        program: The program.
+        box: Bounds of its input.
+
+    >>> from robust_gan.certification import interval
+    >>> from robust_gan.certification.program import trace
+    >>> def fn(x):
+    ...     hidden = jax.nn.relu(x @ jnp.array([[1.0, 1.0]]))
+    ...     return jax.nn.relu(hidden @ jnp.array([[1.0], [-1.0]]))
+    >>> program, box = trace(fn, jnp.zeros(1)), Interval(jnp.array([0.0]), jnp.array([1.0]))
+    >>> [round(run(program, box)[program.output].upper.item(), 3) for run in (interval.run, tighten)]
+    [1.0, 0.0]
+    """
+    products = 0
+
+    def refine(equation: Equation, values: dict[Value, Any]) -> None:
+        nonlocal products
+        operands = [values[operand] if isinstance(operand, Value) else operand for operand in equation.operands]
+        products += equation.name in _BILINEAR - {"mul"} and any(isinstance(part, Interval) for part in operands)
+        place = _relu_operand(equation, operands)
+        if place is None or products < 2:
+            return
+        value, part = equation.operands[place], as_interval(operands[place])
+        rows = jnp.eye(part.lower.size, dtype=part.lower.dtype).reshape(-1, *part.lower.shape)
+        upto = Program(program.equations, value)
+        lower, negative = [lower_bounds(upto, values, sign * rows, relax=True) for sign in (1, -1)]
+        shape = part.lower.shape
+        values[value] = Interval(
+            jnp.fmax(part.lower, lower.reshape(shape)), jnp.fmin(part.upper, -negative.reshape(shape))
+        )
+
+    return interval.run(program, box, refine)
 
 
 def _lower(form: _Form, x: Interval) -> jax.Array:
