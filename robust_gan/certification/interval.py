@@ -5,7 +5,7 @@ compute exactly. With u = 2^-24, half the distance from 1 to the next float, a s
 times the sum of their magnitudes; the bounds add this twice (for the program and for their own centre), and once more
 of their radius. Every other operation is widened by some units in the last place of the program's dtype. On
 accelerators this presumes `jax.default_matmul_precision("highest")`. In bfloat16, products are presumed to be summed in
-float32, as XLA does.
+float32, as XLA does, and other sums in bfloat16.
 
 References:
     Moore, Kearfott and Cloud, "Introduction to Interval Analysis", SIAM 2009, chapters 2 and 4.
@@ -104,6 +104,13 @@ def apply(equation: Equation, *operands: jax.Array) -> jax.Array:
         params["preferred_element_type"] = None
     if equation.name == "convert_element_type":
         return jnp.asarray(operands[0])
+    dtypes = [jnp.result_type(operand) for operand in operands]
+    floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    if len(set(floats)) > 1:  # Bounds in float64 of a model that rounds to float32 within.
+        operands = tuple(
+            jnp.asarray(operand, jnp.result_type(*floats)) if dtype in floats else operand
+            for operand, dtype in zip(operands, dtypes, strict=True)
+        )
     return equation.primitive.bind(*operands, **params)
 
 
@@ -222,7 +229,8 @@ def _select(equation: Equation, which: Any, *cases: Any) -> Interval:
 def _sum(equation: Equation, x: Interval) -> Interval:
     part = as_interval(x)
     count = math.prod(equation.params.get("window_dimensions", part.lower.shape))
-    margin = 3 * _unit(part.lower) * count * apply(equation, jnp.maximum(jnp.abs(part.lower), jnp.abs(part.upper)))
+    unit = max(_unit(part.lower), float(jnp.finfo(equation.dtype).eps) / 2)
+    margin = 3 * unit * count * apply(equation, jnp.maximum(jnp.abs(part.lower), jnp.abs(part.upper)))
     return widen(equation, apply(equation, part.lower) - margin, apply(equation, part.upper) + margin)
 
 

@@ -181,6 +181,7 @@ def _pull_back(equation: Equation, operands: list[Any], form: _Form) -> tuple[di
         constant = points[1 - places[0]]
         terms = num_terms(equation, points[0].shape, points[1].shape) + constant.size / max(constant.shape)
     elif "reduce" in equation.name or equation.name in ("cumsum", "broadcast_in_dim"):
+        unit = max(unit, float(jnp.finfo(equation.dtype).eps))
         terms = float(max(math.prod(points[0].shape), form.coefficients[0].size))
     error = form.error + terms * unit + 4 * max(unit, float(jnp.finfo(equation.dtype).eps))
     pulled: dict[Value, _Form] = {}

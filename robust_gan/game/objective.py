@@ -142,15 +142,17 @@ def _loss_gradient(game, classifier, batch, images, axis_name, params):
             )
         loss, bounded = _mean_loss(game, logits, batch.labels), {}
         if game.certified is not None:
-            loss, bounded = _add_certified(game, classifier.batch_stats, params, batch, loss)
+            certified, bounded = _certified_loss(game, classifier.batch_stats, batch, params)
+            loss = (1 - game.certified.weight) * loss + game.certified.weight * certified
+            bounded["classifier_loss"] = loss
         return loss, (logits, batch_stats, bounded)
 
     gradient, (logits, batch_stats, bounded) = jax.grad(mean_loss, has_aux=True)(params)
     return gradient, batch_stats, _measure(game, logits, batch.labels) | bounded
 
 
-def _add_certified(game, batch_stats, params, batch, loss):
-    """Mixes the loss with the cross-entropy of the worst logits that interval bounds allow.
+def _certified_loss(game, batch_stats, batch, params):
+    """Computes the cross-entropy of the worst logits that interval bounds allow, and metrics.
 
     BatchNorm has its running statistics there, as in the model that is certified in the end.
     """
@@ -161,8 +163,7 @@ def _add_certified(game, batch_stats, params, batch, loss):
     margins = certification.margin_bounds(logits_fn, batch.images, batch.labels, game.certified.threat)
     certified = jnp.mean(cross_entropy(-margins, batch.labels))
     robust = jnp.mean(jnp.sum(margins > 0, axis=-1) == margins.shape[-1] - 1)
-    loss = (1 - game.certified.weight) * loss + game.certified.weight * certified
-    return loss, {"classifier_loss": loss, "certified_loss": certified, "certified_accuracy": robust}
+    return certified, {"certified_loss": certified, "certified_accuracy": robust}
 
 
 def _penalised_gradient(game, classifier, batch, phi, images_fn, axis_name, params):
@@ -188,11 +189,19 @@ def _penalised_gradient(game, classifier, batch, phi, images_fn, axis_name, para
         jax.grad(lambda params, images: mean_loss(params, classifier.batch_stats, images)[0]), params
     )
     penalty_gradient = _penalty_gradient(game, gradient_at, gradient, images, images_fn, phi, v)
-    terms += [(game.adversarial_weight, gradient), (game.gradient_penalty, penalty_gradient)]
+    terms += [(game.adversarial_weight, gradient)]
+    metrics = _measure(game, logits, labels)
+    if game.certified is not None:
+        share, bounds = game.certified.weight, functools.partial(_certified_loss, game, classifier.batch_stats, batch)
+        certified_gradient, bounded = jax.grad(bounds, has_aux=True)(params)
+        terms = [((1 - share) * weight, part) for weight, part in terms] + [(share, certified_gradient)]
+        loss = (1 - share) * metrics["classifier_loss"] + share * bounded["certified_loss"]
+        metrics |= bounded | {"classifier_loss": loss}
+    terms += [(game.gradient_penalty, penalty_gradient)]
     factors, trees = zip(*terms, strict=True)
     total = jax.tree.map(lambda *leaves: sum(w * g for w, g in zip(factors, leaves, strict=True)), *trees)
     penalty = {"penalty": 0.5 * optax.tree.norm(v, squared=True)}
-    return total, batch_stats, penalty | _measure(game, logits, labels)
+    return total, batch_stats, penalty | metrics
 
 
 def _penalty_gradient(game, gradient_at, gradient_here, images, images_fn, phi, v):

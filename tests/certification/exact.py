@@ -3,6 +3,7 @@
 python tests/certification/exact.py
 """
 
+import functools
 import itertools
 
 import jax
@@ -29,6 +30,13 @@ def logits_of(weights, biases):
         return x @ weights[-1] + biases[-1]
 
     return logits_fn
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def bounds(weights, biases, image, label, epsilon, method):
+    """Computes the bounds of `certification.margin_bounds`; compiled once for networks of one shape."""
+    logits_fn, threat = logits_of(weights, biases), LinfThreat(epsilon)
+    return certification.margin_bounds(logits_fn, image, label[None], threat, method=method)[0]
 
 
 def exact_margins(weights, biases, image, epsilon, label):
@@ -65,21 +73,19 @@ def exact_margins(weights, biases, image, epsilon, label):
     return found
 
 
-def main(count=30):
+def main(count=20):
     """Prints how far the bounds are below the exact minima, over random networks."""
     for sizes, epsilon in itertools.product(([8, 10, 5], [8, 20, 5], [8, 10, 10, 5]), (0.02, 0.1, 0.3)):
-        gaps = {method: [] for method in certification.METHODS}
+        gaps, least = {method: [] for method in certification.METHODS}, []
         for seed in range(count):
             weights, biases, image = make(np.random.default_rng(seed), sizes)
-            logits_fn = logits_of(weights, biases)
-            label = int(np.argmax(logits_fn(image)[0]))
+            label = int(np.argmax(logits_of(weights, biases)(image)[0]))
             exact = exact_margins(weights, biases, image.ravel(), epsilon, label)
+            least.append(np.delete(exact, label))
             for method, found in gaps.items():
-                threat, labels = LinfThreat(epsilon), np.array([label])
-                bounds = certification.margin_bounds(logits_fn, image, labels, threat, method=method)[0]
-                found.append(np.delete(exact - bounds, label))
+                found.append(np.delete(exact - bounds(weights, biases, image, np.int32(label), epsilon, method), label))
         shares = {name: f"{np.mean(found):.4f} (largest {np.max(found):.4f})" for name, found in gaps.items()}
-        print(f"{sizes} epsilon {epsilon}: exact {np.mean(exact):.3f}; below it: {shares}", flush=True)
+        print(f"{sizes} epsilon {epsilon}: exact {np.mean(least):.3f}; below it: {shares}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Bounds against points inside the box, exact minima by mixed-integer programming, and attacks."""
 
-import functools
-
 import exact
 import jax
 import jax.numpy as jnp
@@ -111,14 +109,54 @@ def test_every_rule_is_tested():
     assert untested <= {"add_any", "copy_p", "expand_dims", "optimization_barrier", "stop_gradient"}, untested
 
 
-@settings(max_examples=20, deadline=None)
+# Parts of random networks: from images to images of the same shape.
+PARTS = {
+    "convolution": lambda x: jax.lax.conv_general_dilated(
+        x - x.dtype.type(0.5), KERNEL[..., :2].astype(x.dtype), (1, 1), "SAME", dimension_numbers=LAYOUT
+    ),
+    "clamped": lambda x: jnp.clip(x, -0.5, 0.7) - jnp.minimum(x[:, ::-1], 0.2),
+    "relu": jax.nn.relu,
+    "pooled": lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "SAME"),
+    "divided": lambda x: x / (1.5 + jnp.abs(x)) - x * x / 3,
+    "exponential": lambda x: jnp.exp(-jnp.abs(x)) + jnp.log(1 + x**2) + jnp.sqrt(jnp.abs(x)),
+    "sigmoids": lambda x: jnp.tanh(x) * jax.nn.sigmoid(x.transpose(0, 2, 1, 3)) + jax.scipy.special.erf(x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "softmax": jax.nn.softmax,
+    "normalised": lambda x: (x - x.mean((1, 2), keepdims=True)) * jax.lax.rsqrt(x.var((1, 2), keepdims=True) + 0.1),
+    "summed": lambda x: jnp.cumsum(x, 1) - jnp.where(jnp.arange(4)[:, None] > 1, x, -x) ** 3,
+}
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    names=st.lists(st.sampled_from(sorted(PARTS)), min_size=1, max_size=4),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    epsilon=st.floats(0.001, 0.4),
+    seed=st.integers(0, 2**20),
+)
+def test_no_point_leaves_the_bounds_of_a_random_network(names, dtype, epsilon, seed):
+    def fn(x):
+        x = x.astype(dtype)
+        for name in names:
+            x = PARTS[name](x).astype(dtype)
+        return x
+
+    rng = np.random.default_rng(seed)
+    centre, noise = rng.uniform(size=SHAPE).astype(np.float32), rng.uniform(-1, 1, (16, *SHAPE[1:]))
+    noise[8:] = np.sign(noise[8:])
+    lower, upper = certification.interval_bounds(fn, centre, LinfThreat(epsilon))
+    values = fn(jnp.clip(centre + epsilon * noise.astype(np.float32), 0, 1)).astype(jnp.float32)
+    assert jnp.all((lower <= values) & (values <= upper))
+
+
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**20), epsilon=st.floats(0.001, 0.4), hidden=st.sampled_from([[], [20], [10, 10]]))
 def test_bounds_of_random_networks_never_pass_the_exact_minimum(seed, epsilon, hidden):
     rng = np.random.default_rng(seed)
     weights, biases, image = exact.make(rng, [4, *hidden, 3])
     label = int(rng.integers(3))
     ibp, crown_ibp, crown = [
-        np.asarray(_margins(weights, biases, image, np.array([label]), epsilon, method))[0]
+        np.asarray(exact.bounds(weights, biases, image, np.int32(label), epsilon, method))
         for method in certification.METHODS
     ]
     least = exact.exact_margins(weights, biases, image.ravel(), epsilon, label)
@@ -127,13 +165,6 @@ def test_bounds_of_random_networks_never_pass_the_exact_minimum(seed, epsilon, h
     assert (crown <= least + 1e-5).all(), (crown, least)  # What HiGHS may be off.
     if not hidden:  # An affine model.
         np.testing.assert_allclose(ibp, least, atol=1e-4)
-
-
-@functools.partial(jax.jit, static_argnums=5)
-def _margins(weights, biases, image, label, epsilon, method):
-    return certification.margin_bounds(
-        exact.logits_of(weights, biases), image, label, LinfThreat(epsilon), method=method
-    )
 
 
 def test_a_convolutional_network_is_bounded_by_linear_bounds_at_least_as_well():

@@ -1,6 +1,7 @@
 """The certified term of the classifier's loss."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,45 @@ def test_the_loss_mixes_the_cross_entropy_with_that_of_the_worst_logits():
     noise = 0.05 * jnp.sign(jax.random.normal(jax.random.key(2), batch.images.shape))
     moved = game.classifier.apply(params, {}, jnp.clip(batch.images + noise, 0, 1), train=False)[0]
     assert metrics["certified_loss"] >= jnp.mean(cross_entropy(moved, batch.labels))
+
+
+def test_the_penalty_stays_beside_the_certified_term():
+    def response(adversary, attacked, batch, keys, *, axis_name):
+        return jnp.float32(0.1), lambda phi: jnp.clip(batch.images + phi, 0, 1)
+
+    batch = Batch(jax.random.uniform(jax.random.key(1), (6, 2, 2, 1)), jnp.arange(6) % 3)
+    with_bounds = dataclasses.replace(
+        _game(CertifiedTerm(LinfThreat(0.05), 0.25)), adversarial_weight=2.0, gradient_penalty=0.5,
+        adversary=adversaries.none()._replace(response=response),
+    )  # fmt: skip
+    params, _ = with_bounds.classifier.init(jax.random.key(0), batch.images)
+
+    def gradient(**changes):
+        game = dataclasses.replace(with_bounds, **changes)
+        return classifier_gradient(game, PlayerState(params, {}, ()), (), batch, None)
+
+    both, _, metrics, _ = gradient()
+    without = gradient(certified=None, clean_weight=0.75, adversarial_weight=1.5)[0]
+    alone = gradient(adversarial_weight=0.0, gradient_penalty=0.0,
+                     certified=CertifiedTerm(LinfThreat(0.05), 1.0))  # fmt: skip
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, b + 0.25 * c, rtol=1e-4, atol=1e-6), both, without,
+                 alone[0])  # fmt: skip
+    np.testing.assert_allclose(metrics["certified_loss"], alone[2]["certified_loss"], rtol=1e-6)
+    assert metrics["penalty"] > 0
+
+
+@pytest.mark.parametrize(
+    "feature", [{"awp_gamma": 0.1}, {"ema_decay": 0.9}, {"label_smoothing": 0.1}, {"optimizer": optax.adam(0.01)}]
+)
+def test_features_of_training_keep_the_certified_term(feature):
+    batch = Batch(jax.random.uniform(jax.random.key(1), (6, 2, 2, 1)), jnp.arange(6) % 3)
+    game = dataclasses.replace(_game(CertifiedTerm(LinfThreat(0.02), 1.0)), **feature)
+    state, losses = game_lib.init(game, jax.random.key(0), batch.images), []
+    step = jax.jit(functools.partial(game_lib.train_step, game))
+    for _ in range(12):
+        state, metrics = step(state, batch)
+        losses.append(metrics["certified_loss"])
+    assert losses[-1] < losses[0] - 0.05
 
 
 def test_radius_and_share_grow_together_after_the_warm_up():

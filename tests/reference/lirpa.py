@@ -17,16 +17,20 @@ METHODS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "crown": "CROWN"}
 """Methods of this package, and their names there."""
 
 
-def ours(path, model, epsilon, count, data_dir):
+def ours(path, model, epsilon, count, float64, data_dir):
     """Writes images, weights and bounds of a strided network of the zoo."""
     import jax
 
     from robust_gan import LinfThreat, certification, data, zoo
     from robust_gan.config import DataConfig
 
+    jax.config.update("jax_enable_x64", float64)
     config = DataConfig(name=model.partition("/")[0], data_dir=data_dir, validation_size=0)
     split = data.load_split(config, "test", count=count)
-    images, labels = np.asarray(split.images, np.float32) / 255, np.asarray(split.labels, np.int32)
+    images, labels = (
+        np.asarray(split.images, np.float64 if float64 else np.float32) / 255,
+        np.asarray(split.labels, np.int32),
+    )
     logits_fn, arrays = zoo.load(model), {}
     for method in METHODS:
         bounds = jax.jit(lambda x, y, method=method: certification.margin_bounds(
@@ -46,7 +50,10 @@ def theirs(path):
 
     found = np.load(path)
     weights = {name.removeprefix("weights/"): found[name] for name in found.files if name.startswith("weights/")}
-    images, labels = torch.tensor(found["images"].transpose(0, 3, 1, 2)), torch.tensor(found["labels"]).long()
+    images, labels = (
+        torch.tensor(found["images"].transpose(0, 3, 1, 2).astype(np.float32)),
+        torch.tensor(found["labels"]).long(),
+    )
     low, high = [np.clip(found["images"] + sign * float(found["epsilon"]), 0, 1) for sign in (-1, 1)]
     low, high = [torch.tensor((2 * side - 1).transpose(0, 3, 1, 2), dtype=torch.float32) for side in (low, high)]
     net, inputs = _network(weights, images.shape[2:]), 2 * images - 1
@@ -98,6 +105,9 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="digits/ibp", help="of the zoo, with the network mnist_cnn_strided")
     parser.add_argument("--epsilon", type=float, default=0.15)
     parser.add_argument("--count", type=int, default=100, help="how many test images, the first ones")
+    parser.add_argument(
+        "--float64", action="store_true", help="compute ours in float64, nearly without rounding errors"
+    )
     parser.add_argument("--data_dir", default="", help="folder of the prepared data")
     settings = vars(parser.parse_args())
     if settings.pop("side") == "ours":
