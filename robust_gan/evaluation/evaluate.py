@@ -548,7 +548,7 @@ def add_alarms(result: EvaluationResult, state: EvaluationState) -> None:
     if "trace" in config.plots:
 
         def trace_attack() -> dict[str, Any]:
-            given = {"attack": subject.attacks.plotted, "seed": config.seed}
+            given: dict[str, Any] = {"attack": subject.attacks.plotted, "seed": config.seed}
             return state.recall("traces") or trace_steps(subject.targets, images, labels, threat, **given)
 
         result.traces = result.attempt("trace.png", trace_attack)

@@ -71,7 +71,10 @@ def load_model(name: str) -> LogitsFn:
     robust_gan.errors.UserError: os.path:join cannot be called without arguments (missing a required argument: 'a'): \
 give a function that returns a classifier
     """
-    logits_fn = imports.call_function(name, "model", "a classifier")
+    try:
+        logits_fn = imports.call_function(name, "model", "a classifier")
+    except UserError as error:
+        raise UserError(interop.advise(str(error))) from error
     if interop.is_torch_module(logits_fn):
         module, logits_fn = logits_fn, interop.from_torch(logits_fn)
         print(f"{name}: {interop.describe(module, logits_fn)}", file=sys.stderr)

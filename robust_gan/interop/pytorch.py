@@ -94,6 +94,28 @@ _FUNCTIONS: dict[Any, Callable[[_Weights, jax.Array], jax.Array]] = {}
 """`(weights, images) -> logits` by backend and structure."""
 
 
+def advise(sentence: str) -> str:
+    """Returns a sentence on a function of PyTorch that failed, with a remedy where PyTorch or its CUDA is missing.
+
+    >>> advise("the module mine of the model cannot be imported: No module named 'torch'")
+    "the module mine of the model cannot be imported: No module named 'torch': pip install 'robust_gan[torch]'"
+    """
+    if "No module named 'torch'" in sentence:
+        return f"{sentence}: pip install 'robust_gan[torch]'"
+    if any(part in sentence for part in _NO_CUDA):
+        return (
+            f"{sentence.rstrip('.')}: PyTorch finds no CUDA: leave out .cuda() and device='cuda', load with {_TO_CPU}"
+        )
+    return sentence
+
+
+_TO_CPU = "map_location='cpu'"
+_NO_CUDA = (
+    "Torch not compiled with CUDA", "Found no NVIDIA driver", "deserialize object on a CUDA device",
+    "No CUDA GPUs are available",
+)  # fmt: skip
+
+
 def needs_one_device(logits_fn: LogitsFn) -> bool:
     """Returns whether a classifier is a PyTorch module that is called through a callback.
 
@@ -217,7 +239,10 @@ def _num_classes(module: Any, image_shape: tuple[int, ...]) -> int:
             logits = module(torch.zeros(2, channels, height, width))
     except Exception as error:  # It is the user's own program, and may raise anything.
         raise UserError(
-            f"the PyTorch module {kind} fails on images of shape [2, {channels}, {height}, {width}]: {one_line(error)}"
+            advise(
+                f"the PyTorch module {kind} fails on images of shape [2, {channels}, {height}, {width}]: "
+                f"{one_line(error)}"
+            )
         ) from error
     if not isinstance(logits, torch.Tensor):
         hint = ": return the logits alone, output.logits" if hasattr(logits, "logits") else ""

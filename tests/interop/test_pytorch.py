@@ -174,6 +174,11 @@ class Returns(nn.Module):
             r"must return float32 logits \[2, K\] for 2 images, not torch.float32 \[2, 3, 8, 8\]",
         ),
         (lambda: Returns(lambda x: x.mean((2, 3)).double()), "not torch.float64"),
+        pytest.param(
+            lambda: Returns(lambda x: x.cuda().mean((2, 3))),
+            r"fails on images of shape .* PyTorch finds no CUDA: leave out .cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (lambda: Returns(lambda x: (x,)), r"must return logits \[B, K\], not tuple"),
         (lambda: nn.Conv2d(1, 2, 3), r"the PyTorch module Conv2d fails on images of shape \[2, 3, 8, 8\]"),
     ],
