@@ -203,7 +203,11 @@ def take(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 def chunks(images: Any, size: int = 2**25) -> Iterator[np.ndarray]:
-    """Yields the images in parts of at most some bytes; of a memory-mapped file one part at a time is in memory.
+    """Yields the images in parts of at most some bytes; of those in a file one part at a time is in memory.
+
+    Args:
+        images: `[N, ...]`: an array, a memory-mapped one for instance, or another object with a length and slices.
+        size: The bytes.
 
     >>> [len(part) for part in chunks(np.zeros((5, 2), np.uint8), size=4)]
     [2, 2, 1]

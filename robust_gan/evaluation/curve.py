@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from robust_gan import parallel, threat_model
-from robust_gan.data.array_files import to_unit
+from robust_gan.data.array_files import take
 from robust_gan.errors import UserError
 from robust_gan.evaluation.models import GENERATOR, Model
 from robust_gan.evaluation.rescaling import rescale
@@ -114,16 +114,25 @@ def _measure_distances(model, images, labels, threat, attack, state, given):
     """Returns the sizes of the smallest perturbations, `[N]`: the attack is run in a ball that holds every image."""
     state = EvaluationState() if state is None else state
     everywhere = threat_model.whole_range(threat, images.shape[1:])
-    clean = to_unit(images)
-    nearest = state.rows(f"nearest: {model.name}", clean)
     broken_by = np.full(len(labels), -1, np.int16)
+    distances = _Distances(state.array(f"distance: {model.name}", np.zeros(len(labels))), images, threat.norm)
     evaluate_sequential(
         model, images, labels, everywhere, attacks=[attack], state=state.under("smallest perturbations, "),
-        adversarial=nearest, broken_by=broken_by, **given,
+        adversarial=distances, broken_by=broken_by, **given,
     )  # fmt: skip
-    order = np.inf if threat.norm == "linf" else 2
-    sizes = np.linalg.norm((np.float64(nearest.array) - clean).reshape(len(labels), -1), ord=order, axis=1)
-    return np.where(broken_by < 0, np.inf, np.where(broken_by == 0, 0.0, sizes))
+    return np.where(broken_by < 0, np.inf, np.where(broken_by == 0, 0.0, distances.sizes))
+
+
+class _Distances(NamedTuple):
+    """Takes adversarial images and keeps the sizes of their perturbations, `[N]`."""
+
+    sizes: np.ndarray
+    images: np.ndarray
+    norm: str
+
+    def __setitem__(self, indices: np.ndarray, values: np.ndarray) -> None:
+        moved = (np.float64(values) - take(self.images, indices)).reshape(len(indices), -1)
+        self.sizes[indices] = np.linalg.norm(moved, ord=np.inf if self.norm == "linf" else 2, axis=1)
 
 
 def _from_distances(attack, radii, distances):

@@ -514,7 +514,7 @@ def run_attacks(
     for model in subject.targets if attacks.corrupted else ():
         result.corrupted[model.name] = corruptions.score_corrupted(model, images, labels, **given)
     for model in subject.targets if attacks.sequential else ():
-        rows = state.rows(f"adversarial: {model.name}", to_unit(images)) if config.save_adversarial else None
+        rows = state.rows(f"adversarial: {model.name}", images) if config.save_adversarial else None
         predicted = state.array(f"predicted, sequential: {model.name}", np.full(len(labels), -1, np.int32))
         broken_by = np.full(len(labels), -1, np.int16)
         robust, results = evaluate_sequential(

@@ -37,7 +37,7 @@ class AttackResult(NamedTuple):
 def evaluate_sequential(
     model: Model | ShardedModel, images: np.ndarray, labels: np.ndarray, threat: ThreatModel, *, attacks: Attacks,
     batch_size: int = 500, seed: int = 0, devices: Sequence[jax.Device] | None = None,
-    state: EvaluationState | None = None, adversarial: np.ndarray | Rows | None = None,
+    state: EvaluationState | None = None, adversarial: Any = None,
     predicted: np.ndarray | None = None, broken_by: np.ndarray | None = None,
     certified: np.ndarray | None = None,
     progress_fn: Callable[[int], Any] = lambda images: None,
@@ -57,7 +57,8 @@ def evaluate_sequential(
         seed: Of the attacks.
         devices: Devices to use; None for all.
         state: Saved state of a stopped evaluation of the same; continued and updated.
-        adversarial: float32 `[N, H, W, C]` in [0, 1], filled in place with the misclassified adversarial images.
+        adversarial: float32 `[N, H, W, C]` in [0, 1], filled in place with the misclassified adversarial images; an
+            array, or another object whose rows can be set, such as `EvaluationState.rows`.
         predicted: int32 `[N]`, filled in place with the classes that these are classified as.
         broken_by: int16 `[N]`, filled in place with the index of the result that broke an image.
         certified: bool `[N]`, images that are not attacked: they are robust under every attack.
@@ -115,7 +116,7 @@ class _Runner(NamedTuple):
     seed: int
     devices: Sequence[jax.Device]
     state: EvaluationState
-    adversarial: np.ndarray | Rows | None
+    adversarial: Any
     predicted: np.ndarray | None
     progress_fn: Callable[[int], Any]
 
@@ -135,7 +136,8 @@ class _Runner(NamedTuple):
                 correct, classes = self.model.score(made, shares[2])
                 robust[rows] = correct[mask]
                 broken = ~robust[rows]
-                if self.adversarial is not None:
+                # `Rows` have the clean images already.
+                if self.adversarial is not None and not (attack == CLEAN and isinstance(self.adversarial, Rows)):
                     self.adversarial[rows[broken]] = parallel.gather(made)[mask][broken]
                 if self.predicted is not None:
                     self.predicted[rows[broken]] = classes[mask][broken]

@@ -3,13 +3,14 @@
 import copy
 import dataclasses
 import datetime
+import functools
 import hashlib
 import inspect
 import io
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from etils import epath
 from robust_gan import attacks as attacks_lib
 from robust_gan import parallel
 from robust_gan.attacks.retrained_generator import DESIGNS, train_generator
-from robust_gan.data.array_files import chunks
+from robust_gan.data.array_files import chunks, take
 from robust_gan.errors import UserError
 from robust_gan.evaluation import identity
 from robust_gan.evaluation.identity import Trait
@@ -32,7 +33,10 @@ from robust_gan.version import __version__
 SECONDS = 30.0
 """Seconds between two writes: what a kill can lose."""
 
-LAYOUT = 2
+PART = 2**25
+"""Bytes of adversarial images that are kept in memory before they are written."""
+
+LAYOUT = 3
 """Number of the layout of state files; it grows when the names or the meaning of their arrays change."""
 
 _LAYOUT = "layout"
@@ -50,37 +54,73 @@ class _State:
     pending: bool = False
     anew: bool = True
     files: int = 0
+    follows: bool = False
     run: dict[str, Any] | None = None
     began: float = 0.0
     listed: bool = False
 
 
 class Rows:
-    """A large array with a row for each image; only rows that were set since the last write are written.
+    """Images of which some are replaced, such as adversarial images; only the replaced ones need memory or disk space.
 
-    Attributes:
-        array: `[N, ...]`.
+    Args:
+        images: uint8, or float in [0, 1], `[N, H, W, C]`; read where no image replaces them.
+        write: Writes indices and images, and returns a function that reads the images; None to keep them in memory.
 
-    >>> rows = Rows(np.zeros((3, 2)))
-    >>> rows[np.array([2])] = 1.0
-    >>> rows.array[2].tolist(), rows.changed
-    ([1.0, 1.0], [2])
+    >>> rows = Rows(np.zeros((3, 2), np.float32))
+    >>> rows[np.array([2])] = np.ones((1, 2), np.float32)
+    >>> rows[1:].tolist()
+    [[0.0, 0.0], [1.0, 1.0]]
     """
 
-    def __init__(self, array: np.ndarray) -> None:
-        """Stores the array."""
-        self.array = array
-        self.changed: list[int] = []
+    dtype = np.dtype(np.float32)
 
-    def __setitem__(self, indices: np.ndarray, values: np.ndarray | float) -> None:
-        """Sets rows."""
-        self.array[indices] = values
-        self.changed += np.asarray(indices).tolist()
+    def __init__(
+        self, images: np.ndarray, write: Callable[[np.ndarray, np.ndarray], Callable[[], np.ndarray]] | None = None
+    ) -> None:
+        """Stores the images."""
+        self._images, self._write = images, write
+        self.shape = images.shape
+        self._parts: list[Callable[[], np.ndarray]] = []
+        self._part, self._row = np.full(len(images), -1, np.int32), np.zeros(len(images), np.int32)
+        self._unwritten: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def packed(self, name: str) -> bytes:
-        """Returns the rows that were set since the last call, as an `.npz` file."""
-        indices, self.changed = np.unique(np.array(self.changed, np.int64)), []
-        return _packed({_INDICES: indices, _VALUES + name: self.array[indices]})
+    def __len__(self) -> int:
+        """Returns N."""
+        return len(self._images)
+
+    def __setitem__(self, indices: np.ndarray, values: np.ndarray) -> None:
+        """Replaces images."""
+        if len(indices):
+            self._unwritten.append((np.array(indices), np.array(values, np.float32)))
+            if sum(values.nbytes for _, values in self._unwritten) >= PART:
+                self.flush()
+
+    def __getitem__(self, indices: np.ndarray | slice) -> np.ndarray:
+        """Returns images, float32 in [0, 1]."""
+        self.flush()
+        positions = np.arange(len(self))[indices]
+        found, parts = take(self._images, positions), self._part[positions]
+        for number in np.unique(parts[parts >= 0]):
+            found[parts == number] = self._parts[number]()[self._row[positions[parts == number]]]
+        return found
+
+    def flush(self) -> None:
+        """Writes the images that were set since the last call."""
+        if self._unwritten:
+            indices, values = (np.concatenate(arrays) for arrays in zip(*self._unwritten, strict=True))
+            self.add(indices, (lambda: values) if self._write is None else self._write(indices, values))
+            self._unwritten = []
+
+    def add(self, indices: np.ndarray, read: Callable[[], np.ndarray]) -> None:
+        """Replaces images by those that a function reads.
+
+        Args:
+            indices: Their positions.
+            read: Returns them.
+        """
+        self._part[indices], self._row[indices] = len(self._parts), np.arange(len(indices))
+        self._parts.append(read)
 
 
 def parts_of(path: epath.Path) -> epath.Path:
@@ -159,24 +199,45 @@ class EvaluationState:
             raise UserError(f"{self._path} is of another number of images: remove it, and the evaluation begins anew")
         return found
 
-    def rows(self, name: str, start: np.ndarray) -> Rows:
-        """Returns a large array of a name, of which only the rows that are set are written.
+    def rows(self, name: str, images: np.ndarray) -> Rows:
+        """Returns images of which some will be replaced; those that were replaced before are read when they are needed.
 
         Args:
             name: The name, without the prefix of `under`.
-            start: Its first value, a row for each image; copied.
+            images: uint8, or float in [0, 1], `[N, H, W, C]`.
 
         Raises:
-            UserError: The rows on disk have another shape, or are damaged.
+            UserError: The replaced images on disk have another shape, or are damaged.
         """
         if name not in self._rows:
-            found = Rows(np.array(start))
-            for indices, values in self._written(name):
-                if values.shape[1:] != start.shape[1:] or indices.max(initial=0) >= len(start):
+            in_memory = self._path is None and not self._state.follows
+            found = Rows(images, None if in_memory else functools.partial(self._write_rows, name))
+            for file in () if self._state.anew else self._files():
+                part = _read_rows(file)
+                if _VALUES + name not in part:
+                    continue
+                if part[_VALUES + name].shape[1:] != images.shape[1:] or part[_INDICES].max(initial=0) >= len(images):
                     raise UserError(f"{self._parts()} is of other images: remove it, and the evaluation begins anew")
-                found.array[indices] = values
+                found.add(part[_INDICES], functools.partial(_read_values, file, name))
             self._rows[name] = found
         return self._rows[name]
+
+    def _write_rows(self, name: str, indices: np.ndarray, values: np.ndarray) -> Callable[[], np.ndarray]:
+        if self._state.follows:  # The primary process writes them and reads them.
+            return lambda: values[:0]
+        self._begin()
+        self._parts().mkdir(exist_ok=True)
+        self._state.files += 1
+        file = self._parts() / f"{self._state.files:06d}.npz"
+        with workdir.open_atomically(file) as opened:
+            np.savez(opened, **{_INDICES: indices, _VALUES + name: values})  # type: ignore[arg-type]
+        return functools.partial(_read_values, file, name)
+
+    def _begin(self) -> None:
+        """Removes the images of an earlier state file, which was removed."""
+        if self._state.anew and paths.exists(self._parts()):
+            self._parts().rmtree()
+        self._state.anew = False
 
     def _files(self) -> list[epath.Path]:
         parts = None if self._path is None else self._parts()
@@ -185,17 +246,6 @@ class EvaluationState:
         return sorted(
             (file for file in parts.iterdir() if re.fullmatch("[0-9]+[.]npz", file.name)), key=lambda f: f.name
         )
-
-    def _written(self, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for file in () if self._state.anew else self._files():
-            try:
-                part = files.read_arrays(file)
-                if _VALUES + name in part:
-                    yield part[_INDICES], part[_VALUES + name]
-            except (files.UnreadableError, KeyError) as error:
-                raise UserError(
-                    f"{file} is damaged ({error}): remove {self._path}, and the evaluation begins anew"
-                ) from error
 
     def differs(
         self, models: Sequence[Model | ShardedModel], images: np.ndarray, labels: np.ndarray, threat: ThreatModel,
@@ -352,15 +402,9 @@ class EvaluationState:
         if not self._state.pending:
             return
         if self._path is not None:
-            if self._state.anew and paths.exists(self._parts()):
-                self._parts().rmtree()  # Of an earlier state file, which was removed.
-            self._state.anew = False
-            for name, rows in self._rows.items():
-                if rows.changed:
-                    # Before the file that marks them as known.
-                    self._parts().mkdir(exist_ok=True)
-                    self._state.files += 1
-                    workdir.write_bytes(self._parts() / f"{self._state.files:06d}.npz", rows.packed(name))
+            self._begin()
+            for rows in self._rows.values():
+                rows.flush()  # Before the file that marks them as known.
             workdir.write_bytes(self._path, _packed(self._arrays | {_LAYOUT: np.array(LAYOUT)}))
         self._state.pending, self._state.written = False, time.monotonic()
 
@@ -376,6 +420,7 @@ class EvaluationState:
         content = parallel.broadcast_bytes_from_primary(lambda: _packed(self._arrays))
         if not parallel.is_primary():
             self._path, self._arrays = None, files.unpack_arrays(content)
+            self._state.follows = True
         return self
 
     def _parts(self) -> epath.Path:
@@ -408,6 +453,21 @@ def _digest(array: np.ndarray) -> np.ndarray:
     for part in chunks(array):
         digest.update(np.ascontiguousarray(part).data)
     return np.frombuffer(digest.digest(), np.uint8).astype(np.int16)
+
+
+def _read_rows(file: epath.Path) -> dict[str, np.ndarray]:
+    try:
+        found = files.read_arrays(file)
+        if _INDICES not in found:
+            raise files.UnreadableError(f"it lacks {_INDICES}")
+        return found
+    except (files.UnreadableError, FileNotFoundError) as error:
+        state = file.parent.with_suffix(".npz")
+        raise UserError(f"{file} is damaged ({error}): remove {state}, and the evaluation begins anew") from error
+
+
+def _read_values(file: epath.Path, name: str) -> np.ndarray:
+    return _read_rows(file)[_VALUES + name]
 
 
 def _packed(arrays: dict[str, np.ndarray]) -> bytes:

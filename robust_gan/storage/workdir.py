@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 from etils import epath
@@ -198,12 +198,29 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
     >>> path.read_bytes()
     b'whole'
     """
-    if paths.is_remote(path):
-        path.write_bytes(content)
-        return
-    partial = path.parent / f".{path.name}.partial"
-    partial.write_bytes(content)
-    partial.replace(path)
+    with open_atomically(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def open_atomically(path: epath.Path) -> Iterator[BinaryIO]:
+    """Opens a binary file for writing, which has its name when it is whole.
+
+    >>> path = epath.Path(getfixture("tmp_path")) / "a.npz"
+    >>> with open_atomically(path) as file:
+    ...     written, exists = file.write(b"whole"), path.exists()
+    >>> exists, path.read_bytes()
+    (False, b'whole')
+    """
+    partial = path if paths.is_remote(path) else path.parent / f".{path.name}.partial"
+    try:
+        with partial.open("wb") as file:
+            yield file
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if partial != path:
+        partial.replace(path)
 
 
 class JsonlWriter:

@@ -14,6 +14,7 @@ from robust_gan.attacks.generator import trained
 from robust_gan.errors import UserError
 from robust_gan.evaluation import EvaluationState, Model, alarms, state
 from robust_gan.networks import inference
+from robust_gan.reporting.run import additions
 
 THREAT = LinfThreat(0.05)
 RNG = np.random.default_rng(0)
@@ -222,20 +223,41 @@ def test_rows_are_written_as_they_change_and_read_again(tmp_path, monkeypatch):
     path = tmp_path / "kept.npz"
     start = np.zeros((5, 3), np.float32)
     first = EvaluationState(path).rows("images", start)
-    assert first.array.sum() == 0
+    assert first[:].sum() == 0
     kept = EvaluationState(path)
     rows = kept.rows("images", start)
-    for indices, value in (([0, 3], 1.0), ([3], 2.0)):
-        rows[np.array(indices)] = value
+    for indices, value in (([0, 3], 0.5), ([3], 1.0)):
+        rows[np.array(indices)] = np.full((len(indices), 3), value)
         kept.save()
     sizes = [len(np.load(file)["indices"]) for file in sorted((tmp_path / "kept.parts").iterdir())]
     assert sizes == [2, 1]
-    assert EvaluationState(path).rows("images", start).array[:, 0].tolist() == [1.0, 0.0, 0.0, 2.0, 0.0]
+    for found in (rows, EvaluationState(path).rows("images", start)):
+        assert found[:][:, 0].tolist() == [0.5, 0.0, 0.0, 1.0, 0.0]
+        assert found[np.array([4, 3, 0])][:, 1].tolist() == [0.0, 1.0, 0.5]
     path.unlink()
     anew = EvaluationState(path)
-    assert anew.rows("images", start).array.sum() == 0
+    assert anew.rows("images", start)[:].sum() == 0
     anew.save()
     assert not (tmp_path / "kept.parts").exists()
+
+
+def test_rows_that_a_kill_left_without_marks_are_replaced(tmp_path, monkeypatch):
+    """Large parts are written before the file that marks their images as done."""
+    monkeypatch.setattr(state, "PART", 1)
+    path, start = tmp_path / "kept.npz", np.zeros((5, 3), np.uint8)
+    kept = EvaluationState(path)
+    kept.save()
+    kept.flush()
+    kept.rows("images", start)[np.array([1, 2])] = np.full((2, 3), 0.25)
+    again = EvaluationState(path).rows("images", start)
+    again[np.array([2, 1])] = np.array([[0.5] * 3, [0.75] * 3])
+    assert again[:][:, 0].tolist() == [0.0, 0.75, 0.5, 0.0, 0.0]
+    assert EvaluationState(path).rows("images", start)[:][:, 0].tolist() == [0.0, 0.75, 0.5, 0.0, 0.0]
+    (tmp_path / "kept.parts" / "000001.npz").write_bytes(b"garbled")
+    with pytest.raises(
+        UserError, match=r"000001\.npz is damaged .*: remove .*kept\.npz, and the evaluation begins anew"
+    ):
+        EvaluationState(path).rows("images", start)
 
 
 def test_what_was_found_is_written_every_interval_and_when_an_evaluation_is_interrupted(tmp_path):
@@ -272,7 +294,9 @@ def test_a_model_that_fails_while_it_is_identified_is_one_sentence():
         EvaluationState().differs([Model("a", fails)], IMAGES, LABELS, THREAT, 0)
 
 
-def test_an_evaluation_needs_memory_for_a_batch_and_not_for_all_images(tmp_path):
+def test_an_evaluation_needs_memory_for_a_batch_and_not_for_all_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "PART", 2**16)
+
     def peak(count):
         np.save(tmp_path / "images.npy", RNG.integers(0, 256, (count, 32, 32, 3), np.uint8))
         images = np.load(tmp_path / "images.npy", mmap_mode="r")
@@ -282,10 +306,18 @@ def test_an_evaluation_needs_memory_for_a_batch_and_not_for_all_images(tmp_path)
             for evaluate in (evaluation.evaluate_transfer, evaluation.evaluate_sequential):
                 given = [model] if evaluate is evaluation.evaluate_transfer else model
                 evaluate(given, images, labels, THREAT, attacks=["fgsm"], batch_size=16, state=EvaluationState())
+            kept = EvaluationState(tmp_path / f"{count}.npz")
+            rows = kept.rows("images", images)
+            robust, _ = evaluation.evaluate_sequential(
+                model, images, labels, THREAT, attacks=["fgsm"], batch_size=16, state=kept, adversarial=rows
+            )
+            assert robust.mean() < 0.8
+            additions.write_adversarial(tmp_path, labels, {"a": rows})
+            evaluation.trace_curve([model], images, labels, THREAT, attack="fmn2", batch_size=16)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
 
-    small = peak(64)  # First, so that what JAX keeps of a first call counts here.
-    images_as_floats = 1024 * 32 * 32 * 3 * 4
-    assert peak(1024) - small < images_as_floats / 4
+    small = peak(32)  # First, so that what JAX keeps of a first call counts here.
+    images_as_floats = 256 * 32 * 32 * 3 * 4
+    assert peak(256) - small < images_as_floats / 3

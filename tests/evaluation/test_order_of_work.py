@@ -258,11 +258,13 @@ def _threat():
 
 def test_adversarial_images_of_models_of_any_name_are_written(tmp_path):
     names = ["file", "labels", "allow_pickle", "arr_0", "mit leer", "модель", "a|b", "runs/a/b"]
-    additions.write_adversarial(tmp_path, LABELS, {name: Rows(IMAGES + index) for index, name in enumerate(names)})
+    additions.write_adversarial(
+        tmp_path, LABELS, {name: Rows(IMAGES / (1 + index)) for index, name in enumerate(names)}
+    )
     with np.load(tmp_path / tables.ADVERSARIAL, allow_pickle=False) as file:
         assert (file["labels"] == LABELS).all()
         for index, name in enumerate(names):
-            assert (file[name if name != "labels" else "adversarial: labels"] == IMAGES + index).all()
+            assert (file[name if name != "labels" else "adversarial: labels"] == IMAGES / (1 + index)).all()
 
 
 def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
@@ -331,6 +333,7 @@ def test_attacks_are_taken_by_name_or_as_functions():
             evaluation.evaluate_transfer([model], IMAGES, LABELS, _threat(), attacks=wrong, **settings)
 
 
+@pytest.mark.packaging
 def test_two_signals_together_end_a_loop_and_a_later_one_kills():
     program = """
 import os, signal, sys, threading, time

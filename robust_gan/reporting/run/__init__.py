@@ -258,7 +258,9 @@ def _write_first(folder: epath.Path, result: EvaluationResult, values: dict[str,
         early = "Alarms had not been checked when this was written: rerun the same command; no attack is repeated."
         tables.write(folder, result.scores, values | {"notes": [*values["notes"], early]})
         if result.config.save_adversarial:
-            adversarial = {name: found.adversarial for name, found in result.sequential.items()}
+            adversarial = {
+                name: found.adversarial for name, found in result.sequential.items() if found.adversarial is not None
+            }
             additions.write_adversarial(folder, result.subject.data.labels, adversarial)
     except OSError as error:
         raise UnwrittenError(

@@ -1,6 +1,5 @@
 """Adds files and plots to a report when the attacks are done; what fails becomes a note."""
 
-import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +11,9 @@ from etils import epath
 from robust_gan import attacks as attacks_lib
 from robust_gan import evaluation, prng
 from robust_gan.certification.smoothing import ABSTAINED
+from robust_gan.data.array_files import chunks
 from robust_gan.errors import UserError
-from robust_gan.evaluation import EvaluationResult
+from robust_gan.evaluation import EvaluationResult, state
 from robust_gan.evaluation.evaluate import predictions
 from robust_gan.evaluation.sharded_model import compiled
 from robust_gan.evaluation.state import Rows
@@ -100,7 +100,7 @@ def draw(folder: epath.Path, result: EvaluationResult) -> None:
     adversarial = {name: made for (name, attack), made in scores.shown.items() if attack == plotted}
     attack = plotted
     if not adversarial:
-        adversarial = {name: one.adversarial.array[shown] for name, one in result.sequential.items()
+        adversarial = {name: one.adversarial[shown] for name, one in result.sequential.items()
                        if one.adversarial is not None}  # fmt: skip
         attack = details.SEQUENTIAL if adversarial else plotted
     if "examples" in plots and not adversarial:
@@ -141,7 +141,7 @@ def draw(folder: epath.Path, result: EvaluationResult) -> None:
         result.attempt(tables.TRANSFER, lambda: plots_lib.save(plots_lib.transfer(*matrix, made), path))
 
 
-def write_adversarial(folder: epath.Path, labels: np.ndarray, adversarial: Mapping[str, Rows | None]) -> None:
+def write_adversarial(folder: epath.Path, labels: np.ndarray, adversarial: Mapping[str, Rows]) -> None:
     """Writes the adversarial images of a sequential evaluation by the names of the models, and the labels.
 
     Args:
@@ -149,18 +149,19 @@ def write_adversarial(folder: epath.Path, labels: np.ndarray, adversarial: Mappi
         labels: `[N]`.
         adversarial: For each model its images.
     """
-    # Not np.savez: its own arguments, `file` for one, are no names of arrays there. A model may be called `labels`.
-    arrays = {"labels": labels} | {
-        f"adversarial: {name}" if name == "labels" else name: rows.array
-        for name, rows in adversarial.items()
-        if rows is not None
-    }
-    buffer = io.BytesIO()  # Not compressed: it takes longer than cheap attacks do, and gains little on noise.
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
+    # Not np.savez: it needs whole arrays, and its own arguments, `file` for one, are no names of arrays there. Not
+    # compressed: it takes longer than cheap attacks do, and gains little on noise.
+    with workdir.open_atomically(folder / tables.ADVERSARIAL) as file, zipfile.ZipFile(file, "w") as archive:
+        with archive.open("labels.npy", "w") as member:
+            np.lib.format.write_array(member, labels, allow_pickle=False)
+        for name, rows in adversarial.items():
+            # A model may be called `labels`.
+            name = f"adversarial: {name}" if name == "labels" else name
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-    workdir.write_bytes(folder / tables.ADVERSARIAL, buffer.getvalue())
+                header = {"descr": "<f4", "fortran_order": False, "shape": rows.shape}
+                np.lib.format.write_array_header_1_0(member, header)
+                for part in chunks(rows, state.PART):
+                    member.write(np.ascontiguousarray(part, "<f4").data)
 
 
 def _craft(result, images, shown):
