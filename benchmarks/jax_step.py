@@ -29,7 +29,7 @@ NUM_IMAGES = 50_000
 def read_config(given: argparse.Namespace) -> Config:
     """Returns the config of `configs/cifar10.py` with what was given."""
     form = "exact" if given.penalty == "none" else given.penalty
-    config = methods.resnet_game(
+    config, _, _ = methods.build(
         "generator",
         data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=2),
         epsilon=8 / 256,

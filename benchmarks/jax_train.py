@@ -16,7 +16,7 @@ from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
 
 def read_config(given: argparse.Namespace) -> Config:
     """Returns the config of a method in the schedule of `configs/cifar10_resnet18.py`, in float32."""
-    config = methods.resnet_game(
+    config, _, _ = methods.build(
         given.method,
         data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=4),
         epsilon=train.RADIUS,

@@ -13,7 +13,6 @@ from robust_gan.config import (
     IBPConfig,
     OptimizerConfig,
     PenaltyConfig,
-    PGDConfig,
     ThreatConfig,
     ValidationConfig,
     renamed,
@@ -263,7 +262,7 @@ METHODS: dict[str, Callable[[Config], None]] = {
 released code: with the constants of the paper it is the released game."""
 
 
-def resnet_game(
+def build(
     choice: str,
     *,
     data: DataConfig,
@@ -271,18 +270,17 @@ def resnet_game(
     classifier: str,
     classifier_optimizer: OptimizerConfig,
     generator_optimizer: OptimizerConfig,
-    penalty: PenaltyConfig,
     batch_size: int,
     num_steps: int,
     generator: str = "resnet_generator",
-    validation_every: int = 5_000,
-    released: bool = False,
-    short: Callable[[Config], Config] | None = None,
-) -> Config:
-    """Returns a config of the game on 32x32 images, with the settings that the released code shares among them.
+    penalty: PenaltyConfig | None = None,
+    log_every: int = 100,
+    validation: ValidationConfig | None = None,
+    budgets: Sequence[str] = ("paper", "debug"),
+) -> tuple[Config, str, str]:
+    """Returns a config of the game in the L-infinity ball, the method and the budget; the budget `debug` is applied.
 
-    These are: the L-infinity norm and the residual generator, which takes 5 steps on each batch. PGD takes 10 steps;
-    1,000 images are validated.
+    The generator takes 5 steps on each batch and PGD 10 steps. Of 32x32 images 1,000 are validated each 5,000 steps.
 
     Args:
         choice: The method and the budget, see `parse_choice`.
@@ -291,37 +289,30 @@ def resnet_game(
         classifier: The name of the classifier.
         classifier_optimizer: Its optimiser.
         generator_optimizer: The optimiser of the generator.
-        penalty: The gradient penalty against the generator.
         batch_size: Images in a batch.
         num_steps: Classifier steps.
         generator: The name of the generator.
-        validation_every: Classifier steps between validations.
-        released: Whether baselines are trained `as_released`; not with the budget `short`.
-        short: Returns the config of a method with the budget `short`; None where there is no such budget.
+        penalty: The gradient penalty against the generator; None for no penalty.
+        log_every: Classifier steps between two lines of metrics.
+        validation: The validation.
+        budgets: The budgets of this config.
 
-    >>> config = resnet_game("generator", data=DataConfig(name="cifar10"), epsilon=8 / 256, classifier="resnet20",
-    ...                      classifier_optimizer=OptimizerConfig(), generator_optimizer=OptimizerConfig(),
-    ...                      penalty=PenaltyConfig(), batch_size=64, num_steps=200_000)
-    >>> config.adversary.generator.network, config.adversary.generator.steps
-    ('resnet_generator', 5)
+    >>> config, method, budget = build("pgd", data=DataConfig(name="cifar10"), epsilon=8 / 256, classifier="resnet20",
+    ...                                classifier_optimizer=OptimizerConfig(), generator_optimizer=OptimizerConfig(),
+    ...                                batch_size=64, num_steps=200_000)
+    >>> config.adversary.generator.network, config.adversary.generator.steps, method, budget
+    ('resnet_generator', 5, 'pgd', 'paper')
     """
-    name, budget = parse_choice(choice, BUDGETS if short else ("paper", "debug"))
+    name, budget = parse_choice(choice, budgets)
     config = Config(
         data=data,
         threat=ThreatConfig(norm="linf", epsilon=epsilon),
         classifier=ClassifierConfig(network=classifier, optimizer=classifier_optimizer),
-        adversary=AdversaryConfig(
-            name="generator",
-            pgd=PGDConfig(num_steps=10),
-            generator=GeneratorConfig(network=generator, steps=5, optimizer=generator_optimizer),
-        ),
-        penalty=penalty,
+        adversary=AdversaryConfig(generator=GeneratorConfig(network=generator, optimizer=generator_optimizer)),
+        penalty=penalty or PenaltyConfig(),
         batch_size=batch_size,
         num_steps=num_steps,
-        log_every=100,
-        validation=ValidationConfig(every=validation_every, size=1_000, batch_size=500),
+        log_every=log_every,
+        validation=validation or ValidationConfig(every=5_000, size=1_000),
     )
-    config = apply_method(debug(config) if budget == "debug" else config, name)
-    if short and budget == "short":
-        return short(config)
-    return as_released(config, name) if released else config
+    return apply_method(debug(config) if budget == "debug" else config, name), name, budget

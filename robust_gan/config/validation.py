@@ -8,44 +8,24 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from robust_gan.config import renamed
+from robust_gan.config import renamed, schema
 from robust_gan.config.imports import is_function_name
-from robust_gan.config.schema import (
-    ADVERSARIES,
-    ATTACK_LOSSES,
-    AUGMENTATIONS,
-    BATCH_NORM_MODES,
-    CLASSIFIER_LOSSES,
-    ENSEMBLE_SCHEMES,
-    FGSM_STARTS,
-    GENERATOR_INPUTS,
-    GENERATOR_STARTS,
-    NORMS,
-    OPTIMIZERS,
-    PARAMETRIZATIONS,
-    PENALTY_FORMS,
-    PLAYERS,
-    PRECISIONS,
-    SCHEDULES,
-    Config,
-    GeneratorConfig,
-    OptimizerConfig,
-)
+from robust_gan.config.schema import Config, GeneratorConfig, OptimizerConfig
 from robust_gan.errors import UserError
 
 _CHOICES = {
-    "threat.norm": NORMS,
-    "adversary.name": ADVERSARIES,
-    "adversary.fgsm.start": FGSM_STARTS,
-    "adversary.generator.start": GENERATOR_STARTS,
-    "adversary.pgd.loss": ATTACK_LOSSES,
-    "adversary.ensemble.scheme": ENSEMBLE_SCHEMES,
-    "classifier.attack_bn_mode": BATCH_NORM_MODES,
-    "classifier.loss": CLASSIFIER_LOSSES,
-    "data.augmentation": AUGMENTATIONS,
-    "penalty.form": PENALTY_FORMS,
-    "init_players": PLAYERS,
-    "precision": PRECISIONS,
+    "threat.norm": schema.NORMS,
+    "adversary.name": schema.ADVERSARIES,
+    "adversary.fgsm.start": schema.FGSM_STARTS,
+    "adversary.generator.start": schema.GENERATOR_STARTS,
+    "adversary.pgd.loss": schema.ATTACK_LOSSES,
+    "adversary.ensemble.scheme": schema.ENSEMBLE_SCHEMES,
+    "classifier.attack_bn_mode": schema.BATCH_NORM_MODES,
+    "classifier.loss": schema.CLASSIFIER_LOSSES,
+    "data.augmentation": schema.AUGMENTATIONS,
+    "penalty.form": schema.PENALTY_FORMS,
+    "init_players": schema.PLAYERS,
+    "precision": schema.PRECISIONS,
 }
 _AT_LEAST: tuple[tuple[float, tuple[str, ...]], ...] = (
     (0, ("seed", "data.train_size", "data.extra_size", "data.padding", "data.image_size",
@@ -222,9 +202,9 @@ def _validate_penalty(config: Config) -> None:
 
 
 def _validate_generator(generator: GeneratorConfig, norm: str) -> None:
-    _one_of("adversary.generator.parametrization", generator.parametrization, PARAMETRIZATIONS)
+    _one_of("adversary.generator.parametrization", generator.parametrization, schema.PARAMETRIZATIONS)
     for name in generator.inputs:
-        _one_of("adversary.generator.inputs", name, GENERATOR_INPUTS)
+        _one_of("adversary.generator.inputs", name, schema.GENERATOR_INPUTS)
     if len(set(generator.inputs)) < len(generator.inputs):
         raise UserError(f"adversary.generator.inputs names something twice: {', '.join(generator.inputs)}")
     if generator.diversity and not generator.latent_size:
@@ -246,7 +226,7 @@ def _validate_generator(generator: GeneratorConfig, norm: str) -> None:
 
 
 def _validate_optimizer(optimizer: OptimizerConfig, name: str) -> None:
-    _one_of(f"{name}.name", optimizer.name, OPTIMIZERS)
+    _one_of(f"{name}.name", optimizer.name, schema.OPTIMIZERS)
     if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
         raise UserError(f"{name}.learning_rate must be a positive number, not {optimizer.learning_rate}")
     for field in ("momentum", "b1", "b2"):
@@ -254,7 +234,7 @@ def _validate_optimizer(optimizer: OptimizerConfig, name: str) -> None:
             raise UserError(f"{name}.{field} must be in [0, 1), not {getattr(optimizer, field)}")
     if not (math.isfinite(optimizer.weight_decay) and optimizer.weight_decay >= 0):
         raise UserError(f"{name}.weight_decay must be at least 0, not {optimizer.weight_decay}")
-    _one_of(f"{name}.schedule", optimizer.schedule, SCHEDULES)
+    _one_of(f"{name}.schedule", optimizer.schedule, schema.SCHEDULES)
     if optimizer.schedule == "piecewise" and optimizer.schedule_steps:
         raise UserError(f"{name}.schedule_steps must be 0 with the schedule 'piecewise', which has decay_steps")
     if optimizer.schedule != "piecewise" and not 1 <= optimizer.schedule_steps < 2**31:

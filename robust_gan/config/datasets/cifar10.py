@@ -23,26 +23,22 @@ from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
 
 def get_config(choice: str = "generator") -> Config:
     """Returns the config of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods.parse_choice`."""
-    return methods.resnet_game(
+    config, name, budget = methods.build(
         choice,
         data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=2),
         epsilon=8 / 256,
         classifier="resnet20",
         classifier_optimizer=OptimizerConfig(
-            name="sgd",
-            learning_rate=0.1,
-            momentum=0.9,
-            weight_decay=1e-5,
-            decay_steps=(100_000,),
+            name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=1e-5, decay_steps=(100_000,),
             restart_momentum=True,
         ),
         generator_optimizer=OptimizerConfig(name="adam", learning_rate=0.002, b1=0.5, b2=0.999, weight_decay=1e-5),
         penalty=PenaltyConfig(coefficient=0.01, step=0.01),
         batch_size=64,
         num_steps=200_000,
-        released=True,
-        short=_shortened,
-    )
+        budgets=methods.BUDGETS,
+    )  # fmt: skip
+    return _shortened(config) if budget == "short" else methods.as_released(config, name)
 
 
 def _shortened(config: Config) -> Config:

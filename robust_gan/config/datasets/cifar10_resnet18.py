@@ -10,14 +10,14 @@ The schedule, the augmentation and the weight decay come from Wong, Rice and Kol
 Measured: not run.
 """
 
-from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, methods
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, ValidationConfig, methods
 
 _STEPS = 30 * 191  # 30 epochs of 49,000 images.
 
 
 def get_config(choice: str = "cond_generator_adv_only") -> Config:
     """Returns the config of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods.parse_choice`."""
-    config = methods.resnet_game(
+    config, _, _ = methods.build(
         choice,
         data=DataConfig(name="cifar10", validation_size=1_000, augmentation="crop_flip", padding=4),
         epsilon=8 / 255,
@@ -25,12 +25,12 @@ def get_config(choice: str = "cond_generator_adv_only") -> Config:
         classifier_optimizer=OptimizerConfig(
             name="sgd", learning_rate=0.2, momentum=0.9, weight_decay=5e-4, schedule="one_cycle", schedule_steps=_STEPS
         ),
+        generator="resnet_generator_light",
         generator_optimizer=OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5),
         penalty=PenaltyConfig(coefficient=0.01, step=0.01),
         batch_size=256,
         num_steps=_STEPS,
-        generator="resnet_generator_light",
-        validation_every=1_000,
+        validation=ValidationConfig(every=1_000, size=1_000),
     )
     config.precision = "bfloat16"
     return config

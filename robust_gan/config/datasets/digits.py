@@ -8,50 +8,29 @@ The generator's rate and the penalty were chosen on the validation split, among 
 Measured: see the README.
 """
 
-from robust_gan.config import (
-    AdversaryConfig,
-    ClassifierConfig,
-    Config,
-    DataConfig,
-    GeneratorConfig,
-    OptimizerConfig,
-    PenaltyConfig,
-    PGDConfig,
-    ThreatConfig,
-    ValidationConfig,
-    methods,
-)
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, ValidationConfig, methods
 
 
 def get_config(choice: str = "generator") -> Config:
     """Returns the config of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods.parse_choice`."""
-    name, budget = methods.parse_choice(choice)
-    config = Config(
+    config, _, budget = methods.build(
+        choice,
         data=DataConfig(name="digits", validation_size=180),
-        threat=ThreatConfig(norm="linf", epsilon=0.15),
-        classifier=ClassifierConfig(
-            network="digits_cnn",
-            optimizer=OptimizerConfig(
-                name="sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4, decay_steps=(600,)
-            ),
+        epsilon=0.15,
+        classifier="digits_cnn",
+        classifier_optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.05, momentum=0.9, weight_decay=1e-4, decay_steps=(600,)
         ),
-        adversary=AdversaryConfig(
-            name="generator",
-            pgd=PGDConfig(num_steps=10),
-            generator=GeneratorConfig(
-                network="digits_generator",
-                steps=5,
-                optimizer=OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5),
-            ),
-        ),
+        generator="digits_generator",
+        generator_optimizer=OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5),
         penalty=PenaltyConfig(coefficient=0.1),
         batch_size=64,
         num_steps=800,
         log_every=50,
-        validation=ValidationConfig(every=200, pgd_steps=10),
+        validation=ValidationConfig(every=200),
+        budgets=methods.BUDGETS,
     )
     # The budgets `paper` and `short` are the same: the data set is small.
-    config = methods.apply_method(methods.debug(config) if budget == "debug" else config, name)
     if config.classifier.loss == "ibp" and budget != "debug":
         return methods.certifiable(config, network="mnist_cnn_strided", num_steps=5_000, epsilon=0.2)
     return config

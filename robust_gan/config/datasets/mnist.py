@@ -17,58 +17,31 @@ chosen under PGD, margin-PGD and Square.
 Measured: the budget `short` but for `released`, see docs/results.md; the others: not run.
 """
 
-from robust_gan.config import (
-    AdversaryConfig,
-    ClassifierConfig,
-    Config,
-    DataConfig,
-    GeneratorConfig,
-    OptimizerConfig,
-    PenaltyConfig,
-    PGDConfig,
-    ThreatConfig,
-    ValidationConfig,
-    methods,
-)
+from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, ValidationConfig, methods
 
 
 def get_config(choice: str = "generator") -> Config:
     """Returns the config of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods.parse_choice`."""
-    name, budget = methods.parse_choice(choice, ("paper", "long", "short", "debug"))
-    config = Config(
+    config, name, budget = methods.build(
+        choice,
         data=DataConfig(name="mnist", validation_size=5_000),
-        threat=ThreatConfig(norm="linf", epsilon=0.3),
-        classifier=ClassifierConfig(
-            network="mnist_cnn",
-            optimizer=OptimizerConfig(
-                name="sgd",
-                learning_rate=0.01,
-                momentum=0.9,
-                weight_decay=1e-5,
-                decay_steps=(20_000,),
-                restart_momentum=True,
-            ),
+        epsilon=0.3,
+        classifier="mnist_cnn",
+        classifier_optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-5, decay_steps=(20_000,),
+            restart_momentum=True,
         ),
-        adversary=AdversaryConfig(
-            name="generator",
-            pgd=PGDConfig(num_steps=10),
-            generator=GeneratorConfig(
-                network="mnist_generator",
-                steps=5,
-                # The classifier is updated on every fifth batch: after 25 generator steps.
-                batches_per_step=5,
-                optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-5),
-            ),
-        ),
+        generator="mnist_generator",
+        generator_optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-5),
         penalty=PenaltyConfig(coefficient=0.01, step=0.001),
         batch_size=64,
         num_steps=40_000,
-        log_every=100,
-        validation=ValidationConfig(every=1_000, size=1_000, batch_size=500),
-    )
-    if budget == "debug":
-        config = methods.debug(config)
-    config = methods.apply_method(config, name)
+        validation=ValidationConfig(every=1_000, size=1_000),
+        budgets=("paper", "long", "short", "debug"),
+    )  # fmt: skip
+    if budget != "debug":
+        # The classifier is updated on every fifth batch: after 25 generator steps.
+        config.adversary.generator.batches_per_step = 5
     if config.classifier.loss == "ibp" and budget != "debug":
         config.batch_size = 128
         return methods.certifiable(config, network="mnist_cnn_strided", num_steps=28_000, epsilon=0.4)

@@ -8,46 +8,23 @@ Networks, number of steps and size of the validation split follow the images (`r
 Measured: 20 steps, as a test of the installation; a whole run: not run.
 """
 
-from robust_gan.config import (
-    AdversaryConfig,
-    ClassifierConfig,
-    Config,
-    DataConfig,
-    GeneratorConfig,
-    OptimizerConfig,
-    ThreatConfig,
-    ValidationConfig,
-    methods,
-)
+from robust_gan.config import Config, DataConfig, OptimizerConfig, ValidationConfig, methods
 
 
 def get_config(choice: str = "generator") -> Config:
     """Returns the config of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods.parse_choice`."""
-    name, budget = methods.parse_choice(choice)
-    config = Config(
+    return methods.build(
+        choice,
         data=DataConfig(name=""),
-        threat=ThreatConfig(norm="linf", epsilon=8 / 255),
-        classifier=ClassifierConfig(
-            network="resnet20",
-            optimizer=OptimizerConfig(
-                name="sgd",
-                learning_rate=0.1,
-                momentum=0.9,
-                weight_decay=5e-4,
-                schedule="one_cycle",
-                schedule_steps=3_000,
-            ),
+        epsilon=8 / 255,
+        classifier="resnet20",
+        classifier_optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=5e-4, schedule="one_cycle", schedule_steps=3_000
         ),
-        adversary=AdversaryConfig(
-            generator=GeneratorConfig(
-                network="resnet_generator",
-                optimizer=OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5),
-            ),
-        ),
+        generator_optimizer=OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5),
         batch_size=128,
         num_steps=3_000,
         log_every=50,
         validation=ValidationConfig(every=300),
-    )
-    # The budgets `paper` and `short` are the same.
-    return methods.apply_method(methods.debug(config) if budget == "debug" else config, name)
+        budgets=methods.BUDGETS,  # `paper` and `short` are the same.
+    )[0]

@@ -17,23 +17,19 @@ from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig
 
 def get_config(choice: str = "generator") -> Config:
     """Returns the config of `METHOD` or `METHOD/BUDGET`, see `robust_gan.config.methods.parse_choice`."""
-    return methods.resnet_game(
+    config, name, _ = methods.build(
         choice,
         data=DataConfig(name="svhn_cropped", validation_size=1_000, extra_size=80_000),
         epsilon=0.05,
         classifier="resnet20_svhn",
-        generator="resnet_generator_svhn",
         classifier_optimizer=OptimizerConfig(
-            name="sgd",
-            learning_rate=0.01,
-            momentum=0.9,
-            weight_decay=1e-4,
-            decay_steps=(100_000,),
+            name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4, decay_steps=(100_000,),
             restart_momentum=True,
         ),
+        generator="resnet_generator_svhn",
         generator_optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4),
         penalty=PenaltyConfig(coefficient=0.01, step=0.001),
         batch_size=64,
         num_steps=200_000,
-        released=True,
-    )
+    )  # fmt: skip
+    return methods.as_released(config, name)
