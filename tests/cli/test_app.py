@@ -39,6 +39,7 @@ def test_help_fits_a_screen_groups_every_flag_and_shows_an_example(launch, scrip
     assert sorted(shown) == sorted(defined)
 
 
+@pytest.mark.packaging
 def test_help_is_at_once_and_loads_no_jax():
     for path in (ROOT / "launch").glob("*.py"):
         program = (
@@ -62,6 +63,7 @@ def test_a_configuration_prints_itself_and_can_be_read_back(launch):
     assert (ended.code, ended.out) == (2, "")
 
 
+@pytest.mark.packaging
 def test_a_mistake_is_told_before_jax_is_loaded():
     program = (
         "import runpy, sys\n"
@@ -99,6 +101,7 @@ except AttributeError as error:
 """
 
 
+@pytest.mark.packaging
 def test_public_names_are_loaded_when_they_are_first_used():
     ended = subprocess.run([sys.executable, "-c", RETRAINED], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.splitlines() == ["False", "False", "module 'robust_gan' has no attribute 'nosuch'"]
@@ -158,6 +161,7 @@ def test_ctrl_c_before_there_is_anything_to_save_ends_without_a_traceback(capsys
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
+@pytest.mark.packaging
 def test_a_reader_that_has_had_enough_is_no_mistake():
     program = "from robust_gan import cli\n" \
               "cli.run(lambda argv: [print('line', flush=True) for _ in range(99999)] and 0)"  # fmt: skip
@@ -332,6 +336,7 @@ print(sys.argv[2:], sys.stdin.read())
 """
 
 
+@pytest.mark.packaging
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="large pages are glibc's")
 @pytest.mark.parametrize(("mode", "starts"), [("always [madvise] never", 2), ("[always] madvise never", 1), (None, 1)])
 def test_a_program_starts_again_with_large_pages_where_they_are_given_on_request(tmp_path, mode, starts):

@@ -256,6 +256,7 @@ def test_a_checkpoint_that_is_half_written(mistake, tmp_path, tiny_run):
     assert re.search(r"holds no finished checkpoint: train first", said)
 
 
+@pytest.mark.packaging
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
@@ -272,6 +273,7 @@ def test_a_platform_asked_for_by_the_environment_that_is_absent(tmp_path, enviro
     assert not tree(tmp_path)
 
 
+@pytest.mark.packaging
 def test_a_whole_process_says_one_sentence_and_nothing_else(tmp_path, tiny_run):
     """What this process cannot show: logs of libraries on stderr, and the exit."""
     run = shutil.copytree(tiny_run, tmp_path / "copy")

@@ -85,6 +85,7 @@ def test_the_small_configs_run_a_step_for_real(path):
     assert int(after.step) == 1
 
 
+@pytest.mark.packaging
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_file_is_found_from_any_folder(tmp_path, path):
     """It is run to its end, after which a workdir that cannot be is refused."""

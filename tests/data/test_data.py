@@ -462,6 +462,7 @@ def finish(process):
     return out, err
 
 
+@pytest.mark.packaging
 def test_loading_never_imports_tensorflow(digits):
     directory, _ = digits
     code = (

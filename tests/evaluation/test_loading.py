@@ -289,6 +289,7 @@ def test_a_package_of_a_name_that_is_taken_is_named(tmp_path, monkeypatch):
         loading.load_model("json.mine:model")
 
 
+@pytest.mark.packaging
 def test_the_launchers_folder_is_left(tmp_path):
     (tmp_path / "train.py").write_text("def model():\n    return 3\n")
     script = pathlib.Path(__file__).parents[2] / "launch" / "evaluate.py"

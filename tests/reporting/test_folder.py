@@ -288,6 +288,7 @@ def test_the_record_is_that_of_the_run_that_attacked(brought, monkeypatch):
         brought()
 
 
+@pytest.mark.packaging
 def test_a_folder_is_one_processs_at_a_time(tmp_path):
     program = f"""
 from etils import epath

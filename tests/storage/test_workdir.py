@@ -136,6 +136,7 @@ with workdir.lock(sys.argv[1], Config()):
 """
 
 
+@pytest.mark.packaging
 def test_the_lock_of_a_living_process_holds_and_that_of_a_killed_one_is_free(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     try:
