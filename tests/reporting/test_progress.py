@@ -3,9 +3,9 @@
 import re
 
 import pytest
+import tiny_config
 
 from robust_gan import parallel, training
-from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, DataConfig, ValidationConfig
 from robust_gan.reporting import progress
 
 
@@ -32,15 +32,7 @@ def test_nothing_is_printed_where_nothing_is_wanted_or_in_another_process(capsys
 @pytest.mark.usefixtures("tiny_names")
 def test_a_run_without_a_terminal_prints_losses_between_its_lines_of_metrics(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS", 0.0)
-    config = Config(
-        data=DataConfig(train_size=32, validation_size=16),
-        classifier=ClassifierConfig(network="tiny"),
-        adversary=AdversaryConfig(name="none"),
-        batch_size=16,
-        num_steps=3,
-        log_every=100,
-        validation=ValidationConfig(every=3, pgd_steps=1),
-    )
+    config = tiny_config.make("none", num_steps=3, log_every=100)
     training.train(config, tmp_path, devices=parallel.find_devices(num_devices=1), log_fn=lambda text: None)
     first, *_, last = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"step 1 of 3, clean_loss \d\.\d{3}, .* steps/s, \d+ s left", first)

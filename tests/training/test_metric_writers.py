@@ -5,20 +5,13 @@ import sys
 import types
 
 import pytest
+import tiny_config
 
 from robust_gan import parallel, training
-from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, DataConfig, ValidationConfig
+from robust_gan.config import ValidationConfig
 from robust_gan.errors import UserError
 
-CONFIG = Config(
-    data=DataConfig(train_size=32, validation_size=16),
-    classifier=ClassifierConfig(network="tiny"),
-    adversary=AdversaryConfig(name="none"),
-    batch_size=16,
-    num_steps=2,
-    log_every=1,
-    validation=ValidationConfig(every=2, pgd_steps=1),
-)
+CONFIG = tiny_config.make("none", num_steps=2, log_every=1, validation=ValidationConfig(every=2, pgd_steps=1))
 
 
 class Kept:

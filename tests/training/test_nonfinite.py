@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_config
 
 from robust_gan import checkpoint, parallel, training
 from robust_gan import game as game_lib
 from robust_gan.checkpoint import manager
-from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, DataConfig, GeneratorConfig, ValidationConfig
+from robust_gan.config import AdversaryConfig, DataConfig, GeneratorConfig
 from robust_gan.errors import NotFiniteError, UserError
 from robust_gan.game import TrainState, Variables
 from robust_gan.storage import leaves, workdir
@@ -91,13 +92,11 @@ def test_the_player_that_broke_first_is_named():
 
 
 def tiny(**settings):
-    return Config(
-        data=DataConfig(train_size=64, validation_size=16),
-        classifier=ClassifierConfig(network="tiny"),
-        adversary=AdversaryConfig(generator=GeneratorConfig(network="tiny", steps=1)),
-        batch_size=8,
-        **{"num_steps": 9, "log_every": 4, "validation": ValidationConfig(every=3, pgd_steps=1), **settings},
-    )
+    fields = {
+        "data": DataConfig(train_size=64, validation_size=16),
+        "adversary": AdversaryConfig(generator=GeneratorConfig(network="tiny", steps=1)),
+    }
+    return tiny_config.make(**{**fields, "batch_size": 8, "num_steps": 9, "log_every": 4, **settings})
 
 
 def train(config, directory, **settings):

@@ -13,17 +13,14 @@ import time
 import jax
 import numpy as np
 import pytest
+import tiny_config
 
 from robust_gan import checkpoint, parallel, threat_model, training
 from robust_gan.config import (
     AdversaryConfig,
-    ClassifierConfig,
     Config,
-    DataConfig,
-    GeneratorConfig,
     OptimizerConfig,
     PenaltyConfig,
-    PGDConfig,
     ValidationConfig,
     to_dict,
 )
@@ -36,18 +33,8 @@ pytestmark = pytest.mark.usefixtures("tiny_names")
 
 def tiny(name="generator", **settings):
     """A run of seconds on digits."""
-    return Config(
-        data=DataConfig(train_size=100, validation_size=40, augmentation="crop", padding=1),
-        classifier=ClassifierConfig(network="tiny"),
-        adversary=AdversaryConfig(
-            name=name,
-            pgd=PGDConfig(num_steps=1),
-            generator=GeneratorConfig(network="tiny", steps=1, batches_per_step=2),
-        ),
-        penalty=PenaltyConfig(coefficient=0.01 if name == "generator" else 0.0),
-        batch_size=16,
-        **{"num_steps": 6, "log_every": 2, "validation": ValidationConfig(every=3, pgd_steps=1), **settings},
-    )
+    penalty = PenaltyConfig(coefficient=0.01 if name == "generator" else 0.0)
+    return tiny_config.make(name, **{"penalty": penalty, **settings})
 
 
 def endless(num_steps):
@@ -350,6 +337,7 @@ def test_the_first_signal_saves_and_the_run_goes_on_from_there(tmp_path, number)
     assert result.step == step + 1
 
 
+@pytest.mark.packaging
 def test_a_second_signal_leaves_at_once(tmp_path):
     program = """
 import os, signal, time
