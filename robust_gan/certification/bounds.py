@@ -11,6 +11,8 @@ from robust_gan.certification import interval, linear
 from robust_gan.certification.interval import Interval
 from robust_gan.certification.program import Value, trace
 from robust_gan.errors import UserError
+from robust_gan.losses import check_labels
+from robust_gan.threat_model import check_images
 from robust_gan.types import LogitsFn, ThreatModel, get_compute_dtype
 
 METHODS = ("ibp", "crown_ibp", "crown")
@@ -23,7 +25,7 @@ def input_box(images: jax.Array, threat: ThreatModel) -> Interval:
     It is wider than the ball by a rounding error, as attacks are allowed to be.
 
     Raises:
-        UserError: The threat model is of another norm than L-infinity.
+        UserError: The threat model is of another norm than L-infinity, or the images are not within its bounds.
 
     >>> from robust_gan import LinfThreat
     >>> box = input_box(jnp.full((1, 1, 1, 1), 0.9), LinfThreat(0.25))
@@ -34,6 +36,7 @@ def input_box(images: jax.Array, threat: ThreatModel) -> Interval:
         raise UserError(
             f"interval bounds need the norm linf, but the threat model has {threat.norm}: use randomised smoothing"
         )
+    check_images(jnp.asarray(images), threat)
     low, high = threat.bounds
     images = jnp.asarray(images, get_compute_dtype(jnp.result_type(images)))
     slack = 4 * float(jnp.finfo(images.dtype).eps) * max(abs(low), abs(high))
@@ -65,13 +68,14 @@ def interval_bounds(
     >>> jnp.round(lower, 4).tolist(), jnp.round(upper, 4).tolist()
     ([[0.5]], [[1.5]])
     """
+    boxes = input_box(images, threat)
     program = trace(fn, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
 
     def bounds(box: Interval) -> Interval:
         result = interval.run(program, jax.tree.map(lambda side: side[None], box))
         return jax.tree.map(lambda side: side[0], interval.as_interval(_read(result, program.output)))
 
-    lower, upper = jax.vmap(bounds)(input_box(images, threat))
+    lower, upper = jax.vmap(bounds)(boxes)
     return lower, upper
 
 
@@ -92,7 +96,7 @@ def margin_bounds(
             before each ReLU, at the cost of two backward passes for each element before one, image by image.
 
     Raises:
-        UserError: As `interval_bounds` does, or the method is unknown.
+        UserError: As `interval_bounds` does; the method is unknown, or labels are no integers in 0..K-1.
 
     >>> from robust_gan import LinfThreat
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 1 + x.sum((1, 2, 3))], axis=-1)
@@ -101,6 +105,7 @@ def margin_bounds(
     """
     if method not in METHODS:
         raise UserError(f"the methods of certification by bounds are {', '.join(METHODS)}, not {method!r}")
+    boxes, labels = input_box(images, threat), check_labels(labels, images.shape[:1])
     program = trace(logits_fn, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
 
     def bounds(box: Interval, label: jax.Array) -> jax.Array:
@@ -115,10 +120,12 @@ def margin_bounds(
             found += [linear.lower_bounds(program, tight, rows, relax=relax) for relax in (False, True)]
         return jnp.where(jnp.arange(num_classes) == label, 0.0, functools.reduce(jnp.fmax, found))
 
-    boxes = input_box(images, threat)
     if method == "crown":  # All rows of all images at once would not fit into memory.
-        return jax.lax.map(lambda one: bounds(*one), (boxes, labels))
-    return jax.vmap(bounds)(boxes, labels)
+        found = jax.lax.map(lambda one: bounds(*one), (boxes, labels))
+    else:
+        found = jax.vmap(bounds)(boxes, labels)
+    check_labels(labels, found.shape)
+    return found
 
 
 def certify(
@@ -150,7 +157,7 @@ def certify(
     """
     margins = margin_bounds(logits_fn, images, labels, threat, method=method)
     others = jnp.arange(margins.shape[-1]) != labels[:, None]
-    return jnp.all((margins > 0) | ~others, axis=-1)
+    return jnp.all((margins > 0) | ~others, axis=-1) & ~jnp.all(others, axis=-1)
 
 
 def _read(values: dict[Value, Any], output: Any) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from robust_gan.errors import UserError
+from robust_gan.errors import UserError, one_line
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -60,13 +60,19 @@ def trace(fn: Callable[[jax.Array], jax.Array], like: jax.Array | jax.ShapeDtype
         like: An array, or its shape and dtype.
 
     Raises:
-        UserError: The function returns something other than one array of floats.
+        UserError: The function cannot be traced, or returns something other than one array of floats.
 
     >>> program = trace(lambda x: jax.nn.relu(x) + 1, jnp.zeros(3))
     >>> [equation.name for equation in program.equations], program.output
     (['max', 'add'], 2)
     """
-    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(like)
+    try:
+        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(like)
+    except TypeError as error:  # Among them those of JAX: a branch or a NumPy function needs the pixels themselves.
+        raise UserError(
+            "certification needs a deterministic function of images alone, in JAX, whose control flow does not depend "
+            f"on the pixels; this one cannot be traced: {one_line(error)}"
+        ) from error
     if not isinstance(shapes, jax.ShapeDtypeStruct) or not jnp.issubdtype(shapes.dtype, jnp.floating):
         raise UserError(
             "bounds need a function that returns one array of floats, such as logits; this one returns "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_gan import prng
+from robust_gan.certification.program import trace
 from robust_gan.errors import UserError
 from robust_gan.losses import has_class
 from robust_gan.types import LogitsFn
@@ -57,7 +58,8 @@ def smooth(
         Classes and radii; 10,000 samples certify at most 3.2 sigma with alpha 0.001.
 
     Raises:
-        UserError: Sigma is not positive, a number of samples is below 1, or alpha is not between 0 and 1.
+        UserError: Sigma is not positive, a number of samples is below 1, alpha is not between 0 and 1, the images are
+            no floats, or the classifier is randomised or no function of JAX.
 
     Guarantees:
         `test_the_radius_of_a_linear_classifier_is_its_distance`, `test_the_lower_bound_covers_the_probability`.
@@ -72,6 +74,9 @@ def smooth(
     ([0], True)
     """
     check_settings(sigma, num_samples, alpha, num_selection)
+    if not jnp.issubdtype(jnp.result_type(images), jnp.floating):
+        raise UserError(f"smoothing needs images of floats, such as pixels in [0, 1], not {jnp.result_type(images)}")
+    trace(logits_fn, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))  # Raises where that is not possible.
     keys = prng.per_image_keys(key, images.shape[0])
     selection, votes = _count(jax.tree_util.Partial(logits_fn), keys, images, sigma, num_samples, num_selection)
     return decide(np.asarray(selection), np.asarray(votes), num_samples, sigma, alpha)

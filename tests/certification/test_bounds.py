@@ -226,6 +226,31 @@ def test_what_cannot_be_bounded_is_refused(fn, threat, sentence):
         certification.interval_bounds(fn, jnp.zeros(SHAPE), threat)
 
 
+@pytest.mark.parametrize(
+    ("fn", "images", "labels", "sentence"),
+    [
+        (lambda x, keys: x, jnp.zeros(SHAPE), jnp.array([0]), "cannot be traced: .*'keys'"),
+        (lambda x: x if x.sum() > 0 else -x, jnp.zeros(SHAPE), jnp.array([0]), "cannot be traced: Attempted boolean"),
+        (_flat, jnp.zeros(SHAPE, jnp.uint8), jnp.array([0]), "images must be floats between 0.0 and 1.0, not uint8"),
+        (_flat, jnp.full(SHAPE, 3.0), jnp.array([0]), "pixels must be in"),
+        (_flat, jnp.full(SHAPE, jnp.nan), jnp.array([0]), "images must be finite"),
+        (_flat, jnp.zeros(SHAPE), jnp.array([32]), "labels must be in 0..31"),
+        (_flat, jnp.zeros(SHAPE), jnp.array([0, 1]), "labels must be 1, one for each image"),
+        (_flat, jnp.zeros(SHAPE), jnp.array([0.0]), "labels must be integers"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused_in_one_sentence(fn, images, labels, sentence):
+    with pytest.raises(UserError, match=sentence):
+        certification.certify(fn, images, labels, LinfThreat(0.1))
+
+
+def test_a_label_that_no_class_has_is_never_certified():
+    labels = jnp.array([7])  # Traced, its value is not known.
+    assert not jax.jit(lambda y: certification.certify(lambda x: _flat(x) - 9, jnp.zeros(SHAPE), y, LinfThreat(0.1)))(
+        labels + 100
+    ).any()
+
+
 def test_an_unknown_method_is_refused():
     with pytest.raises(UserError, match="are ibp, crown_ibp, crown, not 'lp'"):
         certification.certify(lambda x: x, jnp.zeros(SHAPE), jnp.array([0]), LinfThreat(0.1), method="lp")

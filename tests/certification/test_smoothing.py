@@ -61,3 +61,11 @@ def test_an_image_does_not_depend_on_the_others():
 def test_what_cannot_be_smoothed_is_refused(settings):
     with pytest.raises(UserError, match=r"must be above 0, not|needs at least 1 sample"):
         smooth(linear, jax.random.key(0), jnp.zeros((1, 1, 2, 1)), **settings)
+
+
+def test_a_randomised_classifier_and_bytes_are_refused():
+    images = jnp.zeros((1, 1, 2, 1))
+    with pytest.raises(UserError, match="a deterministic function of images alone"):
+        smooth(lambda x, keys: linear(x), jax.random.key(0), images, sigma=0.1)
+    with pytest.raises(UserError, match="smoothing needs images of floats"):
+        smooth(linear, jax.random.key(0), images.astype(jnp.uint8), sigma=0.1)
