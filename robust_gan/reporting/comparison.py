@@ -244,14 +244,18 @@ def _by_images(evaluations: Sequence[Evaluation]) -> dict[_Images, list[Evaluati
 
 
 def _attacks(report: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Returns attacks on every model, sequential attacks in their order, and the models on which attacks were made."""
+    """Returns attacks on every model, sequential attacks in their order, and the models on which attacks were made.
+
+    Of one model, or where all attacks are sequential, there are no such models: the attacks are white-box.
+    """
     in_order: list[dict[str, Any]] = next((target["sequential"] for target in report["targets"].values()), [])
-    return tuple(report["attacks"]), tuple(result["attack"] for result in in_order[1:]), tuple(report["models"])
+    models = tuple(report["models"]) if report["attacks"] and len(report["models"]) > 1 else ()
+    return tuple(report["attacks"]), tuple(result["attack"] for result in in_order[1:]), models
 
 
 def _describe(attacks: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]) -> str:
     parallel, in_order, models = attacks
-    parts = [f"{', '.join(parallel)}, made on {', '.join(models)}"] if parallel else []
+    parts = [", ".join(parallel) + (f", made on {', '.join(models)}" if models else "")] if parallel else []
     return "; sequential ".join([*parts, sequence(in_order)] if in_order else parts) or "none"
 
 

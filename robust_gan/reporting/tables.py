@@ -111,7 +111,7 @@ def shaded(
 
 
 def to_csv(table: Table) -> str:
-    """Returns a table as CSV, with accuracy, ends of its interval and number of images in columns of their own.
+    """Returns a table as CSV, with accuracy, ends of its interval, number of images and alarms in columns of their own.
 
     Args:
         table: The table.
@@ -120,11 +120,19 @@ def to_csv(table: Table) -> str:
     model,clean,clean: low,clean: high,clean: images
     a,50.0,44.9,55.1,180
     b,-,,,
+    >>> print(to_csv(Table("", ["model"], [["⚠ a"], ["b"]])), end="")
+    model,alarm fired
+    a,yes
+    b,no
     """
     pattern = re.compile(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)(?:, (\d+))?")
     columns: list[Sequence[str]] = []
     for name, cells in zip(table.header, zip(*table.rows, strict=True), strict=True):
         found = [pattern.fullmatch(cell) for cell in cells]
+        if any(marked := [cell.startswith("⚠ ") for cell in cells]):
+            columns.append([name, *(cell.removeprefix("⚠ ") for cell in cells)])
+            columns.append(["alarm fired", *("yes" if fired else "no" for fired in marked)])
+            continue
         if not any(found):
             columns.append([name, *cells])
             continue

@@ -204,6 +204,19 @@ def test_evaluations_share_a_table_only_with_the_same_images_radius_and_norm(tmp
     assert made[0].rows[0][-3:] == ["-", "-", "-"]
 
 
+def test_models_that_were_evaluated_alone_under_the_same_attacks_share_their_columns(tmp_path):
+    for name in ("a", "b"):
+        path = write_evaluation(tmp_path / name, (name,), fired=False) / "report.json"
+        values = json.loads(path.read_text())
+        del values["models"]["surrogate"]
+        values["targets"][name]["worst_case"] |= {"black_box": None}
+        path.write_text(json.dumps(values))
+    [made] = comparison.accuracy_tables(record.find([tmp_path]).evaluations, [])
+    assert made.header[4:] == ["clean", "fgsm, white box", "pgd10, white box", "apgd_ce", "worst case, white box"]
+    assert not any("-" in row[4:] for row in made.rows)
+    assert made.note.endswith("image by image: fgsm, pgd10; sequential apgd_ce.")
+
+
 def test_models_of_two_evaluations_of_the_same_images_are_compared_in_pairs(tmp_path):
     for name in ("a", "b"):
         change(write_evaluation(tmp_path / name, (name,), fired=False), models={name: {"checkpoint": name}})
