@@ -56,10 +56,14 @@ class Network(NamedTuple):
             With `train=True` BatchNorm normalises with the statistics of the batch (over all devices of `axis_name`)
             and the running ones are returned updated; with `train=False` it uses the running ones and returns them
             unchanged, so that the output for an image does not depend on its batch.
+        apply_both: `(params, batch_stats, first, second, *, axis_name=None) -> ((outputs, outputs), batch_stats)`: what
+            `apply` with `train=True` returns for two batches, one after the other, in one pass with half the
+            all-reduces; None for a network that has no such pass.
     """
 
     init: Callable[[jax.Array, jax.Array], tuple[Params, BatchStats]]
     apply: Callable[..., tuple[jax.Array, BatchStats]]
+    apply_both: Callable[..., tuple[tuple[jax.Array, jax.Array], BatchStats]] | None = None
 
 
 class ThreatModel(Protocol):
@@ -128,12 +132,16 @@ class Adversary(NamedTuple):
         response: `(state, classifier_fn, batch, keys, *, axis_name=None) -> (params, images_fn)` where
             `images_fn(params)` returns what `perturb` returns and is differentiable in `params`; None for an adversary
             without parameters. The gradient penalty needs it.
+        observe: `(classifier_fn, batch) -> observed`: an array that does not depend on the state, which a step computes
+            once and gives to `improve`, `perturb` and `response` as the keyword `observed`; None for an adversary whose
+            functions have no such keyword.
     """
 
     init: Callable[[jax.Array, jax.Array], PyTree]
     improve: Callable[..., tuple[PyTree, Metrics]]
     perturb: Callable[..., jax.Array]
     response: Callable[..., tuple[Params, Callable[[Params], jax.Array]]] | None = None
+    observe: Callable[..., jax.Array] | None = None
 
 
 class Variables(NamedTuple):

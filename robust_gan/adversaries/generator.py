@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from robust_gan import prng
-from robust_gan.attacks.generator import PAPER, Design, draw_latent, generate
+from robust_gan.attacks.generator import PAPER, Design, draw_latent, generate, scaled_gradient, start_at
 from robust_gan.losses import generator_loss
 from robust_gan.optimizers import mean_over
 from robust_gan.types import Adversary, Network, PlayerState, ThreatModel
@@ -63,7 +63,9 @@ def generator(
         raise ValueError(f"diversity is {diversity}, but the design has no random input to differ by")
 
     player = _Generator(network, optimizer, threat, steps, design, diversity, num_classes)
-    return Adversary(player.init, player.improve, player.perturb, player.response)
+    # Every step on a batch, and the attack on it after them, begin with the gradient at one point.
+    observes = "gradient" in design.inputs and design.start in ("none", "memory")
+    return Adversary(player.init, player.improve, player.perturb, player.response, player.observe if observes else None)
 
 
 # Compared by identity: a threat model with an array as its radius has no hash.
@@ -84,25 +86,29 @@ class _Generator:
         params, batch_stats = self.network.init(key, jnp.zeros((*images.shape[:-1], channels), images.dtype))
         return PlayerState(params, batch_stats, self.optimizer.init(params))
 
-    def adversarial_images(self, params, batch_stats, classifier_fn, batch, keys, axis_name):
+    def observe(self, classifier_fn, batch):
+        point = batch.images if batch.start is None else start_at(batch.images, batch.start, self.threat)
+        return scaled_gradient(classifier_fn, point, batch.labels)
+
+    def adversarial_images(self, params, batch_stats, classifier_fn, batch, keys, axis_name, observed):
         def apply(batch_stats, inputs):
             return self.network.apply(params, batch_stats, inputs, train=True, axis_name=axis_name)
 
         return generate(
             apply, batch_stats, classifier_fn, keys, batch.images, batch.labels, self.threat, self.design,
-            self.num_classes, start=batch.start,
+            self.num_classes, start=batch.start, first_gradient=observed,
         )  # fmt: skip
 
-    def improve(self, state, classifier_fn, batch, keys, *, axis_name=None):
+    def improve(self, state, classifier_fn, batch, keys, *, axis_name=None, observed=None):
         def loss_fn(params, batch_stats, draws):
             images, batch_stats = self.adversarial_images(
-                params, batch_stats, classifier_fn, batch, draws[0], axis_name
+                params, batch_stats, classifier_fn, batch, draws[0], axis_name, observed
             )
             loss = jnp.mean(generator_loss(classifier_fn(images), batch.labels))
             objective = loss
             if self.diversity:
                 others, batch_stats = self.adversarial_images(
-                    params, batch_stats, classifier_fn, batch, draws[1], axis_name
+                    params, batch_stats, classifier_fn, batch, draws[1], axis_name, observed
                 )
                 first, second = (draw_latent(keys, self.design) for keys in draws)
                 ratio = mode_seeking_ratio(images, others, first, second, self.threat)
@@ -124,14 +130,15 @@ class _Generator:
         state, metrics = jax.lax.scan(step, state, jnp.arange(self.steps))
         return state, {name: values[-1] for name, values in metrics.items()}
 
-    def response(self, state, classifier_fn, batch, keys, *, axis_name=None):
+    def response(self, state, classifier_fn, batch, keys, *, axis_name=None, observed=None):
         def images_fn(params):
-            return self.adversarial_images(params, state.batch_stats, classifier_fn, batch, keys, axis_name)[0]
+            given = (classifier_fn, batch, keys, axis_name, observed)
+            return self.adversarial_images(params, state.batch_stats, *given)[0]
 
         return state.params, images_fn
 
-    def perturb(self, state, classifier_fn, batch, keys, *, axis_name=None):
-        params, images_fn = self.response(state, classifier_fn, batch, keys, axis_name=axis_name)
+    def perturb(self, state, classifier_fn, batch, keys, **settings):
+        params, images_fn = self.response(state, classifier_fn, batch, keys, **settings)
         return images_fn(params)
 
 

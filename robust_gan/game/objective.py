@@ -48,6 +48,7 @@ def classifier_gradient(
     keys: jax.Array,
     *,
     axis_name: str | None = None,
+    **observed: jax.Array,
 ) -> tuple[PyTree, PyTree, Metrics, jax.Array | None]:
     """Computes the gradient of the classifier's loss on clean and adversarial images, penalty included.
 
@@ -58,6 +59,7 @@ def classifier_gradient(
         batch: This device's share of the batch.
         keys: One key per image, `[B]`.
         axis_name: The mapped axis, if there is one.
+        **observed: `observed`, what the adversary's `observe` returned for this batch, if it has one.
 
     Returns:
         The gradient in the classifier's parameters (weight decay is the optimiser's), the new running statistics and
@@ -79,13 +81,13 @@ def classifier_gradient(
     if game.gradient_penalty:
         if game.adversary.response is None:
             raise ValueError("the gradient penalty needs an adversary with parameters; set gradient_penalty to 0")
-        phi, images_fn = game.adversary.response(adversary, attacked, batch, keys, axis_name=axis_name)
+        phi, images_fn = game.adversary.response(adversary, attacked, batch, keys, axis_name=axis_name, **observed)
         gradient_at = functools.partial(_penalised_gradient, game, classifier, batch, phi, images_fn, axis_name)
         if game.memory is not None:
             images = images_fn(phi)
     else:
         if game.adversarial_weight:
-            images = game.adversary.perturb(adversary, attacked, batch, keys, axis_name=axis_name)
+            images = game.adversary.perturb(adversary, attacked, batch, keys, axis_name=axis_name, **observed)
         gradient_at = functools.partial(_loss_gradient, game, classifier, batch, images, axis_name)
     params = classifier.params
     if game.awp_gamma:
@@ -130,16 +132,12 @@ def _loss_gradient(game, classifier, batch, images, axis_name, params):
     """Computes this device's gradient of the loss, the new running statistics, and metrics."""
 
     def mean_loss(params):
-        batch_stats, logits = classifier.batch_stats, {}
-        # Two passes: BatchNorm normalises clean and adversarial images apart. A term of weight 0 is not computed.
+        inputs = {}  # A term of weight 0 is not computed.
         if game.clean_weight or game.consistency:
-            logits["clean"], batch_stats = game.classifier.apply(
-                params, batch_stats, batch.images, train=True, axis_name=axis_name
-            )
+            inputs["clean"] = batch.images
         if game.adversarial_weight:
-            logits["adversarial"], batch_stats = game.classifier.apply(
-                params, batch_stats, jax.lax.stop_gradient(images), train=True, axis_name=axis_name
-            )
+            inputs["adversarial"] = jax.lax.stop_gradient(images)
+        logits, batch_stats = _logits_of(game, params, classifier.batch_stats, inputs, axis_name)
         loss, bounded = _mean_loss(game, logits, batch.labels), {}
         if game.certified is not None:
             certified, bounded = _certified_loss(game, classifier.batch_stats, batch, params)
@@ -149,6 +147,17 @@ def _loss_gradient(game, classifier, batch, images, axis_name, params):
 
     gradient, (logits, batch_stats, bounded) = jax.grad(mean_loss, has_aux=True)(params)
     return gradient, batch_stats, _measure(game, logits, batch.labels) | bounded
+
+
+def _logits_of(game, params, batch_stats, inputs, axis_name):
+    """Computes the logits of each of the batches: BatchNorm normalises clean and adversarial images apart."""
+    if len(inputs) == 2 and game.classifier.apply_both is not None:
+        both, batch_stats = game.classifier.apply_both(params, batch_stats, *inputs.values(), axis_name=axis_name)
+        return dict(zip(inputs, both, strict=True)), batch_stats
+    logits = {}
+    for name, images in inputs.items():
+        logits[name], batch_stats = game.classifier.apply(params, batch_stats, images, train=True, axis_name=axis_name)
+    return logits, batch_stats
 
 
 def _certified_loss(game, batch_stats, batch, params):
@@ -179,16 +188,16 @@ def _penalised_gradient(game, classifier, batch, phi, images_fn, axis_name, para
     if game.clean_weight:
         gradient, (logits["clean"], batch_stats) = jax.grad(mean_loss, has_aux=True)(params, batch_stats, batch.images)
         terms.append((game.clean_weight, gradient))
-    images, pullback = jax.vjp(images_fn, phi)
-    # One backward pass gives the gradient in theta and the cotangent of the pixels, which is pulled back to phi.
-    (gradient, cotangent), (logits["adversarial"], batch_stats) = jax.grad(mean_loss, argnums=(0, 2), has_aux=True)(
-        params, batch_stats, images
-    )
-    v = mean_over(axis_name, pullback(cotangent)[0])
-    gradient_at = functools.partial(
-        jax.grad(lambda params, images: mean_loss(params, classifier.batch_stats, images)[0]), params
-    )
-    penalty_gradient = _penalty_gradient(game, gradient_at, gradient, images, images_fn, phi, v)
+
+    def gradients(images):
+        # One backward pass gives the gradient in theta and the cotangent of the pixels, which is pulled back to phi.
+        return jax.grad(mean_loss, argnums=(0, 2), has_aux=True)(params, batch_stats, images)
+
+    def gradient_at(images):
+        return jax.grad(lambda params: mean_loss(params, classifier.batch_stats, images)[0])(params)
+
+    gradient, penalty_gradient, v, aux = _penalty_gradient(game, gradients, gradient_at, images_fn, phi, axis_name)
+    logits["adversarial"], batch_stats = aux
     terms += [(game.adversarial_weight, gradient)]
     metrics = _measure(game, logits, labels)
     if game.certified is not None:
@@ -204,21 +213,27 @@ def _penalised_gradient(game, classifier, batch, phi, images_fn, axis_name, para
     return total, batch_stats, penalty | metrics
 
 
-def _penalty_gradient(game, gradient_at, gradient_here, images, images_fn, phi, v):
-    """Computes this device's share of grad_theta R from v = grad_phi CE over all devices.
+def _penalty_gradient(game, gradients, gradient_at, images_fn, phi, axis_name):
+    """Computes this device's gradient of the adversarial term, grad_theta R, v = grad_phi CE over all devices, and aux.
 
     Exactly, grad_theta R = grad_theta <v(theta), v> = grad_theta <grad_x CE, u>, where u = (d images / d phi) v does
-    not depend on theta: one forward-mode pass through the generator, then forward over reverse through the classifier
-    alone. The finite difference moves the generator by +h v, as a gradient step on its loss does, with
-    `game.penalty_decay` as weight decay.
+    not depend on theta: forward mode through the generator, then forward over reverse through the classifier alone.
+    Each is linearised once, and serves both directions. The finite difference moves the generator by +h v, as a
+    gradient step on its loss does, with `game.penalty_decay` as weight decay.
     """
+    images, push = jax.linearize(images_fn, phi)
+    pull = jax.linear_transpose(push, phi)
     if game.penalty_form == "exact":
-        tangent = jax.jvp(images_fn, (phi,), (v,))[1]
-        return jax.jvp(gradient_at, (images,), (tangent,))[1]
+        (gradient, cotangent), tangents, aux = jax.linearize(gradients, images, has_aux=True)
+        v = mean_over(axis_name, pull(cotangent)[0])
+        return gradient, tangents(push(v))[0], v, aux
+    (gradient, cotangent), aux = gradients(images)
+    v = direction = mean_over(axis_name, pull(cotangent)[0])
     if game.penalty_decay:
-        v = jax.tree.map(lambda p, d, decays: d - game.penalty_decay * decays * p, phi, v, kernels(phi))
-    virtual = images_fn(jax.tree.map(lambda p, d: p + game.penalty_step * d, phi, v))
-    return jax.tree.map(lambda a, b: (a - b) / game.penalty_step, gradient_at(virtual), gradient_here)
+        direction = jax.tree.map(lambda p, d, decays: d - game.penalty_decay * decays * p, phi, v, kernels(phi))
+    virtual = images_fn(jax.tree.map(lambda p, d: p + game.penalty_step * d, phi, direction))
+    difference = jax.tree.map(lambda a, b: (a - b) / game.penalty_step, gradient_at(virtual), gradient)
+    return gradient, difference, v, aux
 
 
 def _mean_loss(game, logits, labels):

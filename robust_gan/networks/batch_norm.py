@@ -13,6 +13,9 @@ from jax import lax
 
 from robust_gan.types import get_compute_dtype
 
+MOMENTUM = "momentum"
+"""Collection in which a layer tells, if it is mutable, the momentum of each of its running statistics."""
+
 
 class BatchNorm(nn.Module):
     """BatchNorm over all axes but the last, with the parameters and statistics of `flax.linen.BatchNorm`.
@@ -66,6 +69,8 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+            for name in ("mean", "var") if self.is_mutable_collection(MOMENTUM) else ():
+                self.put_variable(MOMENTUM, name, jnp.float32(self.momentum))
         factor = scale * lax.rsqrt(var + self.epsilon)
         # One array less for the backward pass to keep than of x - mean; it rounds as x itself is rounded.
         return (x * factor + (bias - mean * factor)).astype(dtype)

@@ -26,13 +26,13 @@ def load(name: str, kind: str, **arguments: Any) -> Network:
         UserError: The function cannot be imported or called, raises, or returns something else.
     """
     network = imports.call_function(name, kind, f"a {kind}", arguments)
-    for part in Network._fields:
+    for part in ("init", "apply"):
         if not callable(getattr(network, part, None)):
             raise UserError(
                 f"{name} must return a robust_gan.Network of the functions init and apply: the "
                 f"{type(network).__name__} that it returned has no {part}"
             )
-    return Network(network.init, network.apply)
+    return Network(network.init, network.apply, getattr(network, "apply_both", None))
 
 
 def check(name: str, network: Network, input_shape: Sequence[int], output_shape: Sequence[int]) -> None:

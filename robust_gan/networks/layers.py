@@ -11,6 +11,7 @@ References:
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from robust_gan.errors import UserError
-from robust_gan.networks.batch_norm import BatchNorm
+from robust_gan.networks.batch_norm import MOMENTUM, BatchNorm
 from robust_gan.networks.convolution import convolution, transposed_convolution
 from robust_gan.types import BatchStats, Network, Params
 
@@ -232,4 +233,25 @@ def as_network(module: Callable[..., nn.Module], *, size_multiple: int = 1) -> N
         outputs, updates = net.apply(variables, prepare(images), mutable=["batch_stats"])
         return jnp.asarray(outputs), updates.get("batch_stats", {})
 
-    return Network(init, apply)
+    def apply_both(
+        params: Params, batch_stats: BatchStats, first: jax.Array, second: jax.Array, *, axis_name: str | None = None
+    ) -> tuple[tuple[jax.Array, jax.Array], BatchStats]:
+        def train(images: jax.Array) -> Any:
+            variables = {"params": params, "batch_stats": batch_stats}
+            net = module(train=True, axis_name=axis_name)
+            return net.apply(variables, prepare(images), mutable=["batch_stats", MOMENTUM])
+
+        outputs, updates = jax.vmap(train)(jnp.stack([first, second]))
+        momenta = updates.get(MOMENTUM, {})
+        if str(jax.tree.structure(momenta)) != str(jax.tree.structure(batch_stats)):  # Of layers that are not ours.
+            logits, batch_stats = apply(params, batch_stats, first, train=True, axis_name=axis_name)
+            others, batch_stats = apply(params, batch_stats, second, train=True, axis_name=axis_name)
+            return (logits, others), batch_stats
+
+        def later(old: jax.Array, new: jax.Array, momentum: jax.Array) -> jax.Array:
+            """The second pass's update of what the first pass made of the old statistics."""
+            return new[1] + momentum[0] * (new[0] - old)
+
+        return (outputs[0], outputs[1]), jax.tree.map(later, batch_stats, updates.get("batch_stats", {}), momenta)
+
+    return Network(init, apply, apply_both)
