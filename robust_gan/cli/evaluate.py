@@ -23,8 +23,8 @@ flags.DEFINE_string("suite", "", "quick, paper, autoattack, full or corruptions;
 flags.DEFINE_string(
     "attacks",
     None,
-    "In place of the suite's, made on every model and evaluated on every checkpoint: generator, fgsm, pgdNxR (N steps, "
-    "R restarts), margin_pgdNxR, apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, uniform_noise, retrained_generator, "
+    "In place of the suite's, made on every model: generator, fgsm, pgdNxR (N steps, R restarts), margin_pgdNxR, "
+    "apgd_ce, apgd_dlr, apgd_t, fab_t, square, spsa, uniform_noise, retrained_generator, "
     "retrained_generator_label, retrained_generator_refined. Default: clean,fgsm,pgd10,generator.",
 )
 flags.DEFINE_string("sequential", None, "In place of the suite's, each on the examples that remain.")
@@ -36,7 +36,7 @@ flags.DEFINE_string("data", "", "A TFDS name, FILE.npz, IMAGES.npy,LABELS.npy, f
 flags.DEFINE_string("split", "test", "test, validation or train.")
 flags.DEFINE_integer("num_examples", 0, "Only the first images of the split; 0 for all.")
 flags.DEFINE_string("norm", "", "linf, l2, or several with radii; empty for the norm of training.")
-flags.DEFINE_string("epsilon", None, "In units of [0, 1]: 8/255, or 4/255,8/255; by default that of training.")
+flags.DEFINE_string("epsilon", None, "In units of [0, 1]: 8/255, or several; by default that of training.")
 flags.DEFINE_integer("batch_size", 500, "Images at once; no result depends on it.")
 flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
 flags.DEFINE_string("data_dir", "", "Prepared data; empty for where the training found them.")
@@ -56,7 +56,7 @@ flags.DEFINE_integer("num_devices", 0, "How many devices; 0 for all.")
 flags.DEFINE_bool("progress", None, "Show a bar; by default on a terminal, and lines in a file.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "With --topology: write nothing, and end.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Compile the attacks for absent TPUs, such as v5e:2x2.")
-flags.DEFINE_string("adversarial", "", "FILE.npz of adversarial images of the evaluated ones, scored as an attack.")
+flags.DEFINE_string("adversarial", "", "Adversarial images of the evaluated ones, scored as an attack.")
 flags.DEFINE_string("require", "", "Exit code 3 where an accuracy is lower: autoattack>=0.45,clean>=0.9.")
 
 _FLAGS = {"checkpoints": "checkpoint", "models": "model"}
@@ -65,8 +65,8 @@ _FLAGS = {"checkpoints": "checkpoint", "models": "model"}
 _GROUPS = {
     "Models": ["checkpoint=DIR[@STEP],..", "model=MODULE:FUNCTION,..", "surrogates=DIR[@STEP],.."],
     "Attacks": ["suite=NAME", "attacks=NAME,..", "sequential=NAME,..", "norm=linf|l2,..",
-                "epsilon=X,..", "seed=N"],
-    "Certification": ["certify=NAME,..", "smoothing_sigma=X", "smoothing_samples=N", "smoothing_alpha=X"],
+                "epsilon=X,..", "seed=N", "certify=NAME,..", "smoothing_sigma=X", "smoothing_samples=N",
+                "smoothing_alpha=X"],
     "Images": ["data=NAME|FILE", "data_dir=DIR", "split=NAME", "num_examples=N", "image_size=N", "channels=last",
                "adversarial=FILE"],
     "Report": ["output=DIR", "overwrite", "plots=NAME,..", "save_adversarial", "require=NAME>=X,.."],
