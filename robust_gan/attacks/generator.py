@@ -313,7 +313,7 @@ def scaled_gradient(logits_fn: LogitsFn | None, point: jax.Array, labels: jax.Ar
     >>> scaled_gradient(lambda x: jnp.zeros((1, 2)), jnp.ones((1, 1, 1, 1)), jnp.array([0])).item()
     0.5
     """
-    gradient = input_gradient(logits_fn, point, labels)
+    gradient = input_gradient(logits_fn, point, labels)  # type: ignore[arg-type]  # It refuses None.
     # Tiny gradients would underflow when squared. A maximum over many numbers loses NaN on a CPU (jaxlib 0.10).
     largest = jnp.max(jnp.where(jnp.isnan(gradient), 0.0, jnp.abs(gradient)), axis=(1, 2, 3), keepdims=True)
     gradient = jnp.nan_to_num(gradient / jnp.where(largest > 0, largest, 1.0))
