@@ -68,8 +68,9 @@ def test_each_threat_model_is_evaluated_as_if_alone(monkeypatch):
     }
     with pytest.raises(UserError, match=r"one norm and one epsilon are expected here: .* evaluation.evaluate_threats"):
         rg.evaluate({"m": linear}, (IMAGES, LABELS), config)
-    with pytest.raises(UserError, match="--certify covers the norm linf, but the evaluation has l2"):
-        evaluation.evaluate_threats({"m": linear}, (IMAGES, LABELS), EvaluationConfig(**PAIRS, certify="ibp"))
+    config = EvaluationConfig(norm="l2", epsilon="0.1,0.2", certify="ibp")
+    with pytest.raises(UserError, match="--certify=ibp covers the norm linf, but the evaluation has l2"):
+        evaluation.evaluate_threats({"m": linear}, (IMAGES, LABELS), config)
 
 
 def test_the_reports_of_threat_models_are_resumed_and_joined(tmp_path, monkeypatch):
