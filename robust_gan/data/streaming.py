@@ -46,6 +46,14 @@ class StreamedImages:
         """
         return self._read(self._positions[rows])
 
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """Reads all images into memory."""
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def astype(self, dtype: type) -> np.ndarray:
+        """Reads all images into memory."""
+        return self[:].astype(dtype)
+
     def select(self, positions: np.ndarray) -> "StreamedImages":
         """Returns some of the images, which are not read yet."""
         return StreamedImages(self._read, self._positions[positions], self.shape[1:])

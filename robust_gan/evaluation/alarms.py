@@ -15,6 +15,7 @@ import numpy as np
 
 from robust_gan import threat_model
 from robust_gan.data.array_files import check_images
+from robust_gan.data.streaming import StreamedImages
 from robust_gan.evaluation.checks import needs_gradient
 from robust_gan.evaluation.curve import Curve
 from robust_gan.evaluation.models import CLEAN, Model
@@ -97,7 +98,7 @@ def check_model(
     >>> [alarm.name for alarm in check_model(logits_fn, images, labels, LinfThreat(0.1)) if alarm.fired]
     []
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = images if isinstance(images, StreamedImages) else np.asarray(images), np.asarray(labels)
     if count < 1 or batch_size < 1:
         raise ValueError(f"count and batch_size must be at least 1, not {count} and {batch_size}")
     if getattr(threat, "bounds", (0.0, 1.0)) != (0.0, 1.0):

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from robust_gan import data, parallel, training
+from robust_gan import data, evaluation, parallel, training
 from robust_gan.config import AdversaryConfig, ClassifierConfig, Config, DataConfig, ValidationConfig
 from robust_gan.data import array_files, own, streaming
 from robust_gan.errors import DataError, UserError
@@ -109,6 +109,19 @@ def test_training_and_evaluation_do_not_depend_on_how_images_are_read(tmp_path, 
         found.append((state, array_files.take(images.images, np.arange(1))))
     for left, right in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def test_an_evaluation_of_streamed_images_is_that_of_the_images_in_memory():
+    images, labels = make(12)
+    weights = jax.random.normal(jax.random.key(0), (images[0].size, 3)) / 10
+    streamed = streaming.StreamedImages(lambda positions: images[positions], np.arange(12), images.shape[1:])
+    config, found = EvaluationConfig(epsilon=0.02, attacks="fgsm", sequential="fgsm,square10"), []
+    for part in (images, streamed):
+        of = evaluation.EvaluationData("x", "test", part, labels, ("0", "1", "2"))
+        result = evaluation.evaluate({"linear": lambda x: x.reshape(len(x), -1) @ weights}, of, config)
+        found.append((result.scores.robust, result.sequential["linear"].robust, result.alarms))
+    np.testing.assert_equal(found[0], found[1])
+    np.testing.assert_array_equal(np.asarray(streamed), images)
 
 
 def test_a_streamed_folder_counts_damaged_files_when_it_meets_one(tmp_path, monkeypatch):
