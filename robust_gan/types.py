@@ -132,16 +132,12 @@ class Adversary(NamedTuple):
         response: `(state, classifier_fn, batch, keys, *, axis_name=None) -> (params, images_fn)` where
             `images_fn(params)` returns what `perturb` returns and is differentiable in `params`; None for an adversary
             without parameters. The gradient penalty needs it.
-        observe: `(classifier_fn, batch) -> observed`: an array that does not depend on the state, which a step computes
-            once and gives to `improve`, `perturb` and `response` as the keyword `observed`; None for an adversary whose
-            functions have no such keyword.
     """
 
     init: Callable[[jax.Array, jax.Array], PyTree]
     improve: Callable[..., tuple[PyTree, Metrics]]
     perturb: Callable[..., jax.Array]
     response: Callable[..., tuple[Params, Callable[[Params], jax.Array]]] | None = None
-    observe: Callable[..., jax.Array] | None = None
 
 
 class Variables(NamedTuple):

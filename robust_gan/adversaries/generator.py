@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from robust_gan import prng
-from robust_gan.attacks.generator import PAPER, Design, draw_latent, generate, scaled_gradient, start_at
+from robust_gan.attacks.generator import PAPER, Design, draw_latent, generate
 from robust_gan.losses import generator_loss
 from robust_gan.optimizers import mean_over
 from robust_gan.types import Adversary, Network, PlayerState, ThreatModel
@@ -63,9 +63,7 @@ def generator(
         raise ValueError(f"diversity is {diversity}, but the design has no random input to differ by")
 
     player = _Generator(network, optimizer, threat, steps, design, diversity, num_classes)
-    # Every step on a batch, and the attack on it after them, begin with the gradient at one point.
-    observes = "gradient" in design.inputs and design.start in ("none", "memory")
-    return Adversary(player.init, player.improve, player.perturb, player.response, player.observe if observes else None)
+    return Adversary(player.init, player.improve, player.perturb, player.response)
 
 
 # Compared by identity: a threat model with an array as its radius has no hash.
@@ -86,29 +84,25 @@ class _Generator:
         params, batch_stats = self.network.init(key, jnp.zeros((*images.shape[:-1], channels), images.dtype))
         return PlayerState(params, batch_stats, self.optimizer.init(params))
 
-    def observe(self, classifier_fn, batch):
-        point = batch.images if batch.start is None else start_at(batch.images, batch.start, self.threat)
-        return scaled_gradient(classifier_fn, point, batch.labels)
-
-    def adversarial_images(self, params, batch_stats, classifier_fn, batch, keys, axis_name, observed):
+    def adversarial_images(self, params, batch_stats, classifier_fn, batch, keys, axis_name):
         def apply(batch_stats, inputs):
             return self.network.apply(params, batch_stats, inputs, train=True, axis_name=axis_name)
 
         return generate(
             apply, batch_stats, classifier_fn, keys, batch.images, batch.labels, self.threat, self.design,
-            self.num_classes, start=batch.start, first_gradient=observed,
+            self.num_classes, start=batch.start,
         )  # fmt: skip
 
-    def improve(self, state, classifier_fn, batch, keys, *, axis_name=None, observed=None):
+    def improve(self, state, classifier_fn, batch, keys, *, axis_name=None):
         def loss_fn(params, batch_stats, draws):
             images, batch_stats = self.adversarial_images(
-                params, batch_stats, classifier_fn, batch, draws[0], axis_name, observed
+                params, batch_stats, classifier_fn, batch, draws[0], axis_name
             )
             loss = jnp.mean(generator_loss(classifier_fn(images), batch.labels))
             objective = loss
             if self.diversity:
                 others, batch_stats = self.adversarial_images(
-                    params, batch_stats, classifier_fn, batch, draws[1], axis_name, observed
+                    params, batch_stats, classifier_fn, batch, draws[1], axis_name
                 )
                 first, second = (draw_latent(keys, self.design) for keys in draws)
                 ratio = mode_seeking_ratio(images, others, first, second, self.threat)
@@ -130,15 +124,14 @@ class _Generator:
         state, metrics = jax.lax.scan(step, state, jnp.arange(self.steps))
         return state, {name: values[-1] for name, values in metrics.items()}
 
-    def response(self, state, classifier_fn, batch, keys, *, axis_name=None, observed=None):
+    def response(self, state, classifier_fn, batch, keys, *, axis_name=None):
         def images_fn(params):
-            given = (classifier_fn, batch, keys, axis_name, observed)
-            return self.adversarial_images(params, state.batch_stats, *given)[0]
+            return self.adversarial_images(params, state.batch_stats, classifier_fn, batch, keys, axis_name)[0]
 
         return state.params, images_fn
 
-    def perturb(self, state, classifier_fn, batch, keys, **settings):
-        params, images_fn = self.response(state, classifier_fn, batch, keys, **settings)
+    def perturb(self, state, classifier_fn, batch, keys, *, axis_name=None):
+        params, images_fn = self.response(state, classifier_fn, batch, keys, axis_name=axis_name)
         return images_fn(params)
 
 

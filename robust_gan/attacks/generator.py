@@ -193,7 +193,6 @@ def generate(
     design: Design,
     num_classes: int,
     start: jax.Array | None = None,
-    first_gradient: jax.Array | None = None,
 ) -> tuple[jax.Array, PyTree]:
     """Computes a generator's adversarial images, in training and after it.
 
@@ -212,7 +211,6 @@ def generate(
         num_classes: K; used only where the label is an input.
         start: `[B, H, W, C]`, the perturbation in units of epsilon at which the generator is first applied; None for
             the start of the design.
-        first_gradient: `scaled_gradient` at the point at which it is first applied, where it is known.
 
     Returns:
         Adversarial images `[B, H, W, C]`, and the last carry.
@@ -238,10 +236,9 @@ def generate(
         point = draw_start(keys, images, threat, design)
         images = point if design.start == "noise" else images
     if start is not None:
-        point = start_at(images, start, threat)
-    for index in range(design.num_refinements):
-        known = first_gradient if index == 0 else None
-        inputs = generator_inputs(logits_fn, latent, images, point, labels, threat, design, num_classes, known)
+        point = threat_model.project(images + jnp.asarray(threat.epsilon, images.dtype) * start, images, threat)
+    for _ in range(design.num_refinements):
+        inputs = generator_inputs(logits_fn, latent, images, point, labels, threat, design, num_classes)
         noise, carry = apply(carry, inputs)
         if design.parametrization == "rescale":
             point = threat_model.perturb_rescaled(images, noise, threat)
@@ -265,12 +262,12 @@ def generator_inputs(
     threat: ThreatModel,
     design: Design,
     num_classes: int,
-    gradient: jax.Array | None = None,
 ) -> jax.Array:
     """Computes the generator's inputs: channels in [0, 1], the image first, `[B, H, W, C']`.
 
-    The perturbation is in units of epsilon, moved from [-1, 1] to [0, 1]; the gradient is `scaled_gradient` at the
-    point, which is not computed where it is given.
+    The gradient is divided by its root mean square over the image and passed through tanh, so that its scale does not
+    depend on the confidence of the classifier. It and the perturbation (in units of epsilon) are moved from [-1, 1] to
+    [0, 1].
 
     >>> from robust_gan import LinfThreat
     >>> x = jnp.full((1, 1, 1, 1), 0.5)
@@ -283,7 +280,9 @@ def generator_inputs(
     stack = [images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)]
     for name in design.inputs:
         if name == "gradient":
-            stack.append(scaled_gradient(logits_fn, point, labels) if gradient is None else gradient)
+            gradient = _unit_gradient(logits_fn, point, labels)
+            size = jnp.sqrt(jnp.mean(jnp.square(gradient), axis=(1, 2, 3), keepdims=True))
+            stack.append(0.5 + 0.5 * jnp.tanh(gradient / jnp.where(size > 0, size, 1.0)))
         elif name == "perturbation":
             epsilon = jnp.asarray(threat.epsilon, images.dtype)
             stack.append(0.5 + 0.5 * (point - images) / jnp.where(epsilon > 0, epsilon, 1.0))
@@ -294,31 +293,11 @@ def generator_inputs(
     return jnp.concatenate([part.astype(images.dtype) for part in stack], axis=-1)
 
 
-def start_at(images: jax.Array, start: jax.Array, threat: ThreatModel) -> jax.Array:
-    """Returns images with perturbations in units of epsilon, projected into the ball: `[B, H, W, C]`.
-
-    >>> from robust_gan import LinfThreat
-    >>> start_at(jnp.full((1, 1, 1, 1), 0.5), jnp.full((1, 1, 1, 1), -0.5), LinfThreat(0.25)).item()
-    0.375
-    """
-    return threat_model.project(images + jnp.asarray(threat.epsilon, images.dtype) * start, images, threat)
-
-
-def scaled_gradient(logits_fn: LogitsFn | None, point: jax.Array, labels: jax.Array | None) -> jax.Array:
-    """Computes the input `gradient` of a generator: that of the classifier's loss in the pixels, in [0, 1].
-
-    It is divided by its root mean square over the image and passed through tanh, so that its scale does not depend on
-    the confidence of the classifier; the result is moved from [-1, 1] to [0, 1].
-
-    >>> scaled_gradient(lambda x: jnp.zeros((1, 2)), jnp.ones((1, 1, 1, 1)), jnp.array([0])).item()
-    0.5
-    """
-    gradient = input_gradient(logits_fn, point, labels)  # type: ignore[arg-type]  # It refuses None.
+def _unit_gradient(logits_fn, point, labels):
+    gradient = input_gradient(logits_fn, point, labels)
     # Tiny gradients would underflow when squared. A maximum over many numbers loses NaN on a CPU (jaxlib 0.10).
     largest = jnp.max(jnp.where(jnp.isnan(gradient), 0.0, jnp.abs(gradient)), axis=(1, 2, 3), keepdims=True)
-    gradient = jnp.nan_to_num(gradient / jnp.where(largest > 0, largest, 1.0))
-    size = jnp.sqrt(jnp.mean(jnp.square(gradient), axis=(1, 2, 3), keepdims=True))
-    return 0.5 + 0.5 * jnp.tanh(gradient / jnp.where(size > 0, size, 1.0))
+    return jnp.nan_to_num(gradient / jnp.where(largest > 0, largest, 1.0))
 
 
 def _broadcast(vectors, images):

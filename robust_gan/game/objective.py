@@ -48,7 +48,6 @@ def classifier_gradient(
     keys: jax.Array,
     *,
     axis_name: str | None = None,
-    **observed: jax.Array,
 ) -> tuple[PyTree, PyTree, Metrics, jax.Array | None]:
     """Computes the gradient of the classifier's loss on clean and adversarial images, penalty included.
 
@@ -59,7 +58,6 @@ def classifier_gradient(
         batch: This device's share of the batch.
         keys: One key per image, `[B]`.
         axis_name: The mapped axis, if there is one.
-        **observed: `observed`, what the adversary's `observe` returned for this batch, if it has one.
 
     Returns:
         The gradient in the classifier's parameters (weight decay is the optimiser's), the new running statistics and
@@ -81,13 +79,13 @@ def classifier_gradient(
     if game.gradient_penalty:
         if game.adversary.response is None:
             raise ValueError("the gradient penalty needs an adversary with parameters; set gradient_penalty to 0")
-        phi, images_fn = game.adversary.response(adversary, attacked, batch, keys, axis_name=axis_name, **observed)
+        phi, images_fn = game.adversary.response(adversary, attacked, batch, keys, axis_name=axis_name)
         gradient_at = functools.partial(_penalised_gradient, game, classifier, batch, phi, images_fn, axis_name)
         if game.memory is not None:
             images = images_fn(phi)
     else:
         if game.adversarial_weight:
-            images = game.adversary.perturb(adversary, attacked, batch, keys, axis_name=axis_name, **observed)
+            images = game.adversary.perturb(adversary, attacked, batch, keys, axis_name=axis_name)
         gradient_at = functools.partial(_loss_gradient, game, classifier, batch, images, axis_name)
     params = classifier.params
     if game.awp_gamma:

@@ -73,17 +73,14 @@ def train_step(
 
     # The adversary ascends the loss of the classifier, which stays as it is.
     metrics: Metrics = {}
-    classifier_fn = attacked_classifier(game, classifier, axis_name)
-    observe = game.adversary.observe
-    seen = [{} if observe is None else {"observed": observe(classifier_fn, each)} for each in (*earlier, batch)]
     if game.adversarial_weight:
-        batches = list(zip([*earlier, batch], seen, strict=True))
-        adversary, metrics = _improve(game, adversary, classifier_fn, batches, keys.improve, step, axis_name)
+        classifier_fn = attacked_classifier(game, classifier, axis_name)
+        adversary, metrics = _improve(game, adversary, classifier_fn, [*earlier, batch], keys.improve, step, axis_name)
 
     # The classifier descends its loss on the clean and the adversarial images.
     perturb_keys = image_keys(keys.perturb, count, axis_name)
     gradient, batch_stats, classifier_metrics, images = classifier_gradient(
-        game, classifier, adversary, batch, perturb_keys, axis_name=axis_name, **seen[-1]
+        game, classifier, adversary, batch, perturb_keys, axis_name=axis_name
     )
     updates, opt_state = game.optimizer.update(gradient, classifier.opt_state, classifier.params)
     classifier = PlayerState(optax.apply_updates(classifier.params, updates), batch_stats, opt_state)
@@ -101,11 +98,9 @@ def _improve(game, adversary, classifier_fn, batches, key, step, axis_name):
 
     def improve(adversary):
         metrics: Metrics = {}
-        for index, (batch, seen) in enumerate(batches):
+        for index, batch in enumerate(batches):
             keys = image_keys(jax.random.fold_in(key, index), len(batch.labels), axis_name)
-            adversary, metrics = game.adversary.improve(
-                adversary, classifier_fn, batch, keys, axis_name=axis_name, **seen
-            )
+            adversary, metrics = game.adversary.improve(adversary, classifier_fn, batch, keys, axis_name=axis_name)
         return adversary, metrics
 
     if game.update_every == 1:

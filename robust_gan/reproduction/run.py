@@ -96,11 +96,15 @@ def run(
     workdir.write_text(folder / TABLES, text)
     workdir.write_text(folder / RECORD, json.dumps(values, indent=2) + "\n")
     if plots.can_plot():
-        rows = tables.columns(plan, table)
-        plots.save(plots.accuracies(rows, {name: index for index, name in enumerate(rows)}), folder / PICTURE)
-        histories = {row["label"]: [paid["history"] for paid in row["cost"]] for row in table.values()}
-        plots.save(plots.costs(histories), folder / COSTS)
+        _plot(plan, table, folder)
     return text, values
+
+
+def _plot(plan, table, folder):
+    rows = tables.columns(plan, table)
+    plots.save(plots.accuracies(rows, {name: index for index, name in enumerate(rows)}), folder / PICTURE)
+    histories = {row["label"]: [paid["history"] for paid in row["cost"]] for row in table.values()}
+    plots.save(plots.costs(histories), folder / COSTS)
 
 
 def _check_data(folder, dataset):

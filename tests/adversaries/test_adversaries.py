@@ -175,26 +175,6 @@ def test_two_steps_on_four_devices_are_two_steps_on_one(name):
     assert not np.array_equal(one.classifier.params["in"], state.classifier.params["in"])
 
 
-def test_the_gradient_at_the_clean_images_is_computed_once():
-    adversary = grown(Design(inputs=("gradient", "perturbation"), num_refinements=2, final_fgsm_step=0.5))
-    batch, passes, states = make_batch(), [], []
-    for observe in (adversary.observe, None):
-        counted = []
-
-        def apply(params, stats, images, counted=counted, **_):
-            counted.append(None)
-            return two_layers(params, images), stats
-
-        game = Game(Network(init_classifier, apply), optax.sgd(0.1), adversary._replace(observe=observe))
-        state = game_lib.init(game, jax.random.key(0), batch.images)
-        states.append(jax.jit(functools.partial(game_lib.train_step, game))(state, batch))
-        passes.append(len(counted))
-    # The improvement and the attack each save the gradient at their start, and share one.
-    assert passes[0] == passes[1] - 1
-    for once, twice in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
-        np.testing.assert_array_equal(_data(once), _data(twice))
-
-
 def _data(leaf):
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
