@@ -1,7 +1,7 @@
 """Classifiers and generators as pairs of pure functions; the only package that knows flax.linen.
 
 >>> build_classifier("resnet20", 10)._fields
-('init', 'apply')
+('init', 'apply', 'apply_both')
 """
 
 import math
