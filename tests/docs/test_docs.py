@@ -85,7 +85,9 @@ def test_a_suite_holds_what_its_row_says():
             for place, words in enumerate(named)
         ]
     assert held == {
-        name: [part.split(",") if part else [] for part in suite] for name, suite in evaluation.SUITES.items()
+        name: [part.split(",") if part else [] for part in suite]
+        for name, suite in evaluation.SUITES.items()
+        if any(suite)  # That of corruptions holds no attack.
     }
 
 
@@ -93,7 +95,8 @@ def test_a_suite_holds_what_its_row_says():
 def test_the_attacks_that_a_page_advises_are_such_as_there_are(page):
     flags = re.findall(r"--(attacks|sequential|suite)=([\w,.:]+)", page.read_text())
     for flag, value in flags if page.name != "errors.md" else ():  # Its mistakes are made: tests/test_errors.py.
-        assert evaluation.get_suite(value, None, None) if flag == "suite" else evaluation.attack_names(value)
+        # Either raises where there is no such suite or attack.
+        evaluation.get_suite(value, None, None) if flag == "suite" else evaluation.attack_names(value)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
