@@ -111,6 +111,7 @@ def test_training_and_evaluation_do_not_depend_on_how_images_are_read(tmp_path, 
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_streamed_images_is_that_of_the_images_in_memory():
     images, labels = make(12)
     weights = jax.random.normal(jax.random.key(0), (images[0].size, 3)) / 10

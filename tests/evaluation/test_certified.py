@@ -44,6 +44,7 @@ def test_certified_images_are_robust_and_not_attacked_again():
     json.dumps(values)
 
 
+@pytest.mark.slow
 def test_the_result_is_the_same_without_skipping():
     config = EvaluationConfig(epsilon=0.2, attacks="fgsm", sequential="pgd5,square50")
     plain = evaluate({"dark": dark}, (IMAGES, LABELS), config)

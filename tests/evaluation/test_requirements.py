@@ -60,6 +60,7 @@ def test_requirements_are_met_or_missed_by_the_figures_of_the_evaluation():
     assert str(fgsm) == f"fgsm of m is {fgsm.found:.4f}, below what is required (at least 0.999)"
 
 
+@pytest.mark.slow
 def test_a_missed_requirement_is_exit_code_3(tmp_path, tiny_run, launch):
     arguments = [f"--checkpoint={tiny_run}", "--attacks=fgsm", "--num_examples=20", f"--output={tmp_path / 'out'}"]
     ended = launch("evaluate", *arguments, "--require=clean>=0")

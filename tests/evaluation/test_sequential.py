@@ -141,7 +141,7 @@ def test_what_was_finished_is_not_attacked_again(tmp_path, monkeypatch):
     assert np.array_equal(whole, resumed)
 
 
-@pytest.mark.parametrize("saves", [1, 3, 6, 9])
+@pytest.mark.parametrize("saves", [1, *(pytest.param(saves, marks=pytest.mark.slow) for saves in (3, 6, 9))])
 def test_a_stopped_evaluation_goes_on_to_the_same_scores(tmp_path, saves):
     model, other = Model("a", make_model()), Model("b", make_model(1))
     images, labels = data(model.logits_fn)

@@ -50,6 +50,7 @@ def test_threat_models_that_cannot_be_meant_are_refused(given, sentence):
         EvaluationConfig(**given)
 
 
+@pytest.mark.slow
 def test_each_threat_model_is_evaluated_as_if_alone(monkeypatch):
     monkeypatch.setattr(alarms, "_STEPS", 2)
     given = {"attacks": "fgsm", "sequential": "apgd_ce4", "batch_size": 5}
@@ -73,6 +74,7 @@ def test_each_threat_model_is_evaluated_as_if_alone(monkeypatch):
         evaluation.evaluate_threats({"m": linear}, (IMAGES, LABELS), config)
 
 
+@pytest.mark.slow
 def test_the_reports_of_threat_models_are_resumed_and_joined(tmp_path, monkeypatch):
     monkeypatch.setattr(alarms, "_STEPS", 2)
     module = types.ModuleType("models_of_threats")

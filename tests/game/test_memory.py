@@ -118,6 +118,7 @@ def test_the_generator_starts_from_the_perturbation_it_is_given():
     assert not design.is_random  # As an attack after training it needs no key: it starts at the image.
 
 
+@pytest.mark.slow
 def test_four_devices_remember_the_same_as_one():
     config = make_config()
     game, state, arrays = make_run(config)

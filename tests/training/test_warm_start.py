@@ -86,6 +86,7 @@ def train(config, directory, log_fn=lambda text: None):
     return training.train(config, directory, devices=devices, progress=False, log_fn=log_fn)
 
 
+@pytest.mark.slow
 def test_a_resumed_warm_start_is_exact_and_needs_the_source_no_more(tiny_run, tmp_path):
     source = shutil.copytree(tiny_run, tmp_path / "source")
     said = []

@@ -133,6 +133,7 @@ def test_shipped_models_are_the_sources_of_an_ensemble():
         setup.load_sources(config, info._replace(name="mnist"))
 
 
+@pytest.mark.slow
 def test_shipped_models_are_evaluated_and_are_surrogates_by_name(launch, tiny_run, tmp_path):
     for output, given in (("a", ("zoo:digits/pgd", f"{tiny_run}@2")), ("b", (f"{tiny_run}@2", "zoo:digits/pgd"))):
         ended = launch(
