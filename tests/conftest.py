@@ -7,6 +7,7 @@ import pathlib
 import runpy
 import shutil
 import sys
+import types
 import warnings
 from typing import NamedTuple
 
@@ -136,6 +137,21 @@ def tiny_run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "tiny"
     training.train(config, directory, devices=parallel.find_devices(num_devices=1), progress=False)
     return directory
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """Returns a function that makes a model importable and saves images: fields of an `EvaluationConfig`."""
+    import numpy as np
+
+    def save(make, images, labels, name="f"):
+        module = types.ModuleType("models_of_order")
+        setattr(module, name, make)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        np.savez(tmp_path / "d.npz", images=images, labels=labels)
+        return {"models": [f"{module.__name__}:{name}"], "data": str(tmp_path / "d.npz")}
+
+    return save
 
 
 @pytest.fixture

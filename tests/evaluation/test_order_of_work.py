@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -95,21 +94,15 @@ def with_at():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, own_model):
     """Evaluates a model of a module of its own, on a few images; returns the record and the folder."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(alarms, "_STEPS", 2)
 
     def evaluate(make, images=IMAGES, labels=LABELS, name="f", output="out", **settings):
-        module = types.ModuleType("models_of_order")
-        setattr(module, name, make)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        np.savez(tmp_path / "d.npz", images=images, labels=labels)
         given = {"attacks": "fgsm", "epsilon": 0.05, "batch_size": 2, "progress": False} | settings
         folder = tmp_path / output
-        config = evaluation.EvaluationConfig(
-            models=[f"{module.__name__}:{name}"], data=str(tmp_path / "d.npz"), output=folder, **given
-        )
+        config = evaluation.EvaluationConfig(**own_model(make, images, labels, name), output=folder, **given)
         _, values = run_lib.run(config, devices=jax.devices()[:1])
         assert json.loads((folder / tables.RECORD).read_text()) == json.loads(json.dumps(values))
         return values, folder

@@ -1,8 +1,6 @@
 """Several threat models in one evaluation: each as if it were alone, joined by image."""
 
 import json
-import sys
-import types
 
 import jax
 import numpy as np
@@ -75,15 +73,11 @@ def test_each_threat_model_is_evaluated_as_if_alone(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_reports_of_threat_models_are_resumed_and_joined(tmp_path, monkeypatch):
+def test_the_reports_of_threat_models_are_resumed_and_joined(tmp_path, monkeypatch, own_model):
     monkeypatch.setattr(alarms, "_STEPS", 2)
-    module = types.ModuleType("models_of_threats")
-    module.f = lambda: linear
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    np.savez(tmp_path / "d.npz", images=IMAGES, labels=LABELS)
     config = EvaluationConfig(
-        models="models_of_threats:f", data=str(tmp_path / "d.npz"), output=tmp_path / "out", attacks="fgsm",
-        sequential="apgd_ce4", progress=False, save_adversarial=True, require="fgsm>=0.999", **PAIRS,
+        **own_model(lambda: linear, IMAGES, LABELS), output=tmp_path / "out", attacks="fgsm", sequential="apgd_ce4",
+        progress=False, save_adversarial=True, require="fgsm>=0.999", **PAIRS,
     )  # fmt: skip
     made = run_lib.run_threats(config, devices=jax.devices()[:1])
     joined = json.loads((tmp_path / "out" / threats.RECORD).read_text())

@@ -1,8 +1,6 @@
 """The steps of an attack in the report."""
 
 import json
-import sys
-import types
 
 import jax
 import jsonschema
@@ -38,16 +36,12 @@ def test_the_steps_are_those_of_the_attack(attack, traced):
     assert 0 < rows["misclassified"][-1] < 1
 
 
-def test_the_report_has_the_steps_and_draws_them(tmp_path, monkeypatch):
+def test_the_report_has_the_steps_and_draws_them(tmp_path, monkeypatch, own_model):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(alarms, "_STEPS", 2)
-    module = types.ModuleType("models_of_traces")
-    module.f = lambda: linear
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    np.savez(tmp_path / "d.npz", images=IMAGES, labels=LABELS)
     config = EvaluationConfig(
-        models="models_of_traces:f", data=str(tmp_path / "d.npz"), output=tmp_path / "out", attacks="pgd3",
-        epsilon=0.05, progress=False, plots="trace",
+        **own_model(lambda: linear, IMAGES, LABELS), output=tmp_path / "out", attacks="pgd3", epsilon=0.05,
+        progress=False, plots="trace",
     )  # fmt: skip
     _, values = run_lib.run(config, devices=jax.devices()[:1])
     assert (values["traces"]["attack"], values["notes"]) == ("pgd3", [])
