@@ -369,12 +369,12 @@ def prepare_each(
     models: Sequence[EvaluatedModel], num_targets: int, data: EvaluationData, threats: Sequence[ThreatModel],
     plans: Sequence[AttackPlan], batch_size: int, devices: Sequence[jax.Device],
 ) -> list[Subject]:  # fmt: skip
-    """Returns what `prepare` does for each threat model and its attacks; nothing is compiled twice."""
-    subjects = [
-        prepare(models, num_targets, data, threat, plan, batch_size, devices)
-        for threat, plan in zip(threats, plans, strict=True)
-    ]
-    return [subject._replace(sharded=subjects[0].sharded) for subject in subjects]
+    """Returns what `prepare` does for each threat model and its attacks; the models are copied to the devices once."""
+    subjects: list[Subject] = []
+    for threat, plan in zip(threats, plans, strict=True):
+        copied = subjects[0].sharded if subjects else None
+        subjects.append(prepare(models, num_targets, data, threat, plan, batch_size, devices, copied))
+    return subjects
 
 
 def get_threat(norm: str, epsilon: float | None, image_shape: tuple[int, ...] = ()) -> ThreatModel:
@@ -393,7 +393,7 @@ def get_threat(norm: str, epsilon: float | None, image_shape: tuple[int, ...] = 
 
 def prepare(
     models: Sequence[EvaluatedModel], num_targets: int, data: EvaluationData, threat: ThreatModel, attacks: AttackPlan,
-    batch_size: int, devices: Sequence[jax.Device],
+    batch_size: int, devices: Sequence[jax.Device], copied: list[ShardedModel] | None = None,
 ) -> Subject:  # fmt: skip
     """Tries models and attacks on a few images, and copies the models to the devices.
 
@@ -405,6 +405,7 @@ def prepare(
         attacks: The attacks.
         batch_size: Images at once, over all devices.
         devices: The devices; the first alone where a PyTorch module is called through a callback.
+        copied: The models on the devices, where they are there already.
 
     Raises:
         UserError: A model or an attack fails, or they do not fit each other.
@@ -446,8 +447,9 @@ def prepare(
     # The labels of a file may lack classes that a model knows.
     more = tuple(map(str, range(len(data.label_names), largest)))
     data = data._replace(label_names=data.label_names + more)
-    sharded = shard_models([evaluated.model for evaluated in tried], images, data.labels, devices, attacks.functions)
-    return Subject(tried, num_targets, data, threat, attacks, missing, sharded, devices)
+    if copied is None:
+        copied = shard_models([evaluated.model for evaluated in tried], images, data.labels, devices, attacks.functions)
+    return Subject(tried, num_targets, data, threat, attacks, missing, copied, devices)
 
 
 def _fit_classes(attacks: AttackPlan, model: str, classes: int) -> AttackPlan:
