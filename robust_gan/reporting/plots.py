@@ -204,6 +204,8 @@ def traces(found: Mapping[str, Any], colours: Mapping[str, int]) -> "Figure":
         _draw_lines(shares, [Series(name, colours[name], steps, rows["misclassified"])], percent=True)
     losses.set(xlabel=f"step of {found['attack']}", ylabel=f"loss, mean of {found['images']} images")
     shares.set(xlabel=f"step of {found['attack']}", ylabel="misclassified so far in %")
+    for axes in (losses, shares):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     losses.legend(fontsize=8)
     return figure
 
