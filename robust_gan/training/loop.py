@@ -97,15 +97,13 @@ def train(
     # Before the data, which take long to decode.
     parallel.run_on_all_processes(lambda: workdir.check(directory, config) if parallel.is_primary() else None)
     start = setup.build(config, devices)
-    for note in start.dataset.notes:
-        log_fn(note)
-    # A resumed run has checkpoints of its own; all images are read for this warning.
+    # A resumed run has checkpoints of its own; all images are read to find an overlap.
     is_new = not parallel.broadcast_from_primary(lambda: checkpoint.has_steps(directory))
-    if is_new:
-        for note in parallel.run_on_all_processes(
-            lambda: data.find_overlap(start.dataset) if parallel.is_primary() else ()
-        ):
-            log_fn(note)
+    overlap = parallel.run_on_all_processes(
+        lambda: data.find_overlap(start.dataset) if is_new and parallel.is_primary() else ()
+    )
+    for note in (*start.dataset.notes, *overlap):
+        log_fn(note)
     if config.init_from and is_new:
         state, said = parallel.run_on_all_processes(lambda: warm_start.load(config, start.info, start.state))
         start = start._replace(state=state)
