@@ -98,7 +98,7 @@ def check_arrays(path: epath.PathLike, images: np.ndarray, labels: np.ndarray, c
     if channels != "last" and _looks_channels_first(images.shape):
         raise DataError(
             f"the images of {path} have shape {images.shape}, channels first: give [N, H, W, C], "
-            "images.transpose(0, 2, 3, 1); or --channels=last where the channels are last already"
+            "images.transpose(0, 2, 3, 1); an evaluation takes --channels=last where the channels are last already"
         )
     native = images.dtype.newbyteorder("=")  # JAX takes no other byte order.
     return Arrays(images.astype(native, copy=False), labels.astype(labels.dtype.newbyteorder("="), copy=False))

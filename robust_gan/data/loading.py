@@ -46,7 +46,7 @@ class Dataset(NamedTuple):
         test: The test split.
         num_classes: K.
         label_names: The names of the K classes.
-        notes: Sentences on how files of the user's own were split.
+        notes: Sentences on files of the user's own: how they were split, classes without images.
     """
 
     name: str
@@ -132,12 +132,14 @@ def load(
 
 def _load_own(location, image_size, validation_size, train_size, seed):
     found = _read_own(location, image_size)
-    positions, test, test_positions, note = _separate(found)
+    positions, test, test_positions, notes = _separate(found)
     chosen, held_out = _held_out(found.name, len(positions), validation_size, train_size, seed)
     train, test_split = _open(found.train, positions[chosen]), _open(test, test_positions)
     validation = _select(found.train, positions[held_out])
     names = found.label_names
-    return Dataset(found.name, train, validation, test_split, len(names), names, (note,) if note else ())
+    if (classes := len(np.unique(found.train.labels))) < len(names):
+        notes += (f"{found.name} has images of {classes} of its {len(names)} classes, 0 to {len(names) - 1}",)
+    return Dataset(found.name, train, validation, test_split, len(names), names, notes)
 
 
 def find_overlap(dataset: Dataset) -> tuple[str, ...]:
@@ -163,20 +165,27 @@ def _read_own(location: str, image_size: int) -> own.OwnData:
     classes = np.unique(found.train.labels)
     if len(classes) < 2:
         raise DataError(f"all images of {found.name} are of class {classes[0]}: a classifier needs two classes or more")
+    unknown = () if found.test is None else np.setdiff1d(found.test.labels, classes)
+    if len(unknown):
+        raise DataError(f"{found.name} has test images of class {unknown[0]}, which the images to train on lack")
     return found
 
 
-def _separate(found: own.OwnData) -> tuple[np.ndarray, Arrays, np.ndarray, str]:
-    """Returns the positions in `found.train` to train on, the arrays to test on with the positions there, and a note.
+def _separate(found: own.OwnData) -> tuple[np.ndarray, Arrays, np.ndarray, tuple[str, ...]]:
+    """Returns the positions in `found.train` to train on, the arrays to test on with the positions there, and notes.
 
     Where the files do not separate them, a permutation does.
     """
     total = len(found.train.labels)
     if found.test is not None:
-        return np.arange(total), found.test, np.arange(len(found.test.labels)), ""
+        return np.arange(total), found.test, np.arange(len(found.test.labels)), ()
     order, count = permutation(total, 0, purpose=_TEST), min(total // _TEST_SHARE, _MAX_TEST)
+    if not count:
+        raise DataError(
+            f"{found.name} has {total} images, of which none can be held out for test: give {_TEST_SHARE} or more"
+        )
     note = f"{found.name} has no test images: {count} of its {total} images are held out for test, drawn with seed 0"
-    return np.sort(order[count:]), found.train, np.sort(order[:count]), note
+    return np.sort(order[count:]), found.train, np.sort(order[:count]), (note,)
 
 
 def _open(arrays: Arrays, positions: np.ndarray) -> Split:

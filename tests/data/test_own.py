@@ -167,6 +167,8 @@ def test_the_splits_of_a_file_share_no_image_and_lose_none(tmp_path):
     found = np.concatenate(parts).reshape(100, -1)
     assert {row.tobytes() for row in found} == {row.tobytes() for row in images.reshape(100, -1)}
     assert dataset.notes == ("a.npz has no test images: 20 of its 100 images are held out for test, drawn with seed 0",)
+    gaps = data.load(save(tmp_path, images=images, labels=5 * labels), validation_size=10)
+    assert gaps.notes[1:] == ("a.npz has images of 3 of its 11 classes, 0 to 10",)
     (tmp_path / "pair").mkdir()
     pair = data.load(save_pair(tmp_path / "pair"), validation_size=10)
     np.testing.assert_array_equal(pair.test.images[:], data.load(save(tmp_path), validation_size=10).test.images)
@@ -205,6 +207,14 @@ BAD = {
     "test shape": (
         lambda folder: save(folder, test_images=make(4, size=9)[0], test_labels=np.arange(4) % 3),
         r"must have one shape, but those of .* have \(8, 8, 3\) and those to test on \(9, 9, 3\)",
+    ),
+    "unknown test class": (
+        lambda folder: save(folder, test_images=make(4)[0], test_labels=np.array([0, 1, 2, 7])),
+        r"a\.npz has test images of class 7, which the images to train on lack",
+    ),
+    "too few": (
+        lambda folder: save(folder, images=make(4)[0], labels=np.array([0, 1, 0, 1])),
+        r"a\.npz has 4 images, of which none can be held out for test: give 5 or more",
     ),
     "no test labels": (lambda folder: save(folder, test_images=make()[0]), "lacks the array test_labels"),
     "few test labels": (

@@ -316,7 +316,7 @@ def test_channels_first_are_named_and_everything_else_is_taken(name, tmp_path):
     images = np.random.default_rng(0).random(shape)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6))
     if refused:
-        with pytest.raises(DataError, match=r"channels first: give \[N, H, W, C\], .*or --channels=last where"):
+        with pytest.raises(DataError, match=r"channels first: give \[N, H, W, C\], .*takes --channels=last where"):
             own.read(str(tmp_path / "a.npz"))
     assert own.read(str(tmp_path / "a.npz"), channels="last").train.images.shape == shape
 
