@@ -95,9 +95,9 @@ def main(argv):
     config = EvaluationConfig(**values)
     if _TOPOLOGY.value:
         return _compile_attacks(config)
-    results, unwritten = [], ""
+    joined, unwritten = None, ""
     try:
-        results = run.run_threats(config)
+        results, joined = run.run_threats(config)
         found = [(result.scores, values) for result, values in results]
     except run.UnwrittenError as error:
         found, unwritten = [(error.scores, error.values)], str(error)
@@ -106,10 +106,10 @@ def main(argv):
     missed = [row for scores, values in found for row in _print(config, scores, values)]
     if unwritten:
         return cli.complain(unwritten)
-    if len(found) > 1:
-        print(f"\nAll threat models:\n{threats.markdown(threats.record([result for result, _ in results]))}")
+    if joined:
+        print(f"\nAll threat models:\n{threats.markdown(joined)}")
     if config.output:
-        page, also = (threats.TABLES, threats.RECORD) if len(found) > 1 else (tables.TABLES, tables.RECORD)
+        page, also = (threats.TABLES, threats.RECORD) if joined else (tables.TABLES, tables.RECORD)
         print(f"\nReport: {config.output.rstrip('/')}/{page}, and the same as {also}")
     if missed:
         cli.complain("; ".join(missed))

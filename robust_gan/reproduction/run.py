@@ -125,7 +125,7 @@ def _train(plan, folder, devices, progress, log_fn):
         log_fn(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")
         if _is_finished(where, config):
             continue
-        result = training.train(config, where, devices=devices, progress=progress, log_fn=lambda text: None)
+        result = training.train(config, where, devices=devices, progress=progress, log_fn=None)
         if not result.finished:
             raise InterruptedRunError(f"stopped at step {result.step} of {where}; rerun the same command to resume")
 

@@ -50,7 +50,7 @@ def train(
     tensorboard: bool = False,
     metric_writers: Sequence[writers.MetricWriter] = (),
     on_nan: str = "stop",
-    log_fn: Callable[[str], Any] = print,
+    log_fn: Callable[[str], Any] | None = print,
 ) -> Result:
     """Trains until `config.num_steps`, or resumes a stopped run.
 
@@ -72,7 +72,7 @@ def train(
             `stop` ends the run by the next line of metrics and saves the state before that step in `not_finite/`;
             `skip` continues, counts it in `train/skipped_steps`, and ends the run only after
             `nonfinite.MAX_CONSECUTIVE` in a row.
-        log_fn: Called with a sentence.
+        log_fn: Called with a sentence. None: nothing is said, and no test images are searched among those of training.
 
     Returns:
         The result.
@@ -93,15 +93,14 @@ def train(
         raise UserError("--tensorboard needs tensorboardX: pip install 'robust_gan[tensorboard]'")
     versions = {"robust_gan": __version__, "jax": jax.__version__}
     parallel.assert_equal_across_processes({"config": to_dict(config), "on_nan": on_nan, "versions": versions})
-    log_fn = log_fn if parallel.is_primary() else _ignore
+    searches = log_fn is not None and parallel.is_primary()
+    log_fn = log_fn if log_fn is not None and parallel.is_primary() else _ignore
     # Before the data, which take long to decode.
     parallel.run_on_all_processes(lambda: workdir.check(directory, config) if parallel.is_primary() else None)
     start = setup.build(config, devices)
     # A resumed run has checkpoints of its own; all images are read to find an overlap.
     is_new = not parallel.broadcast_from_primary(lambda: checkpoint.has_steps(directory))
-    overlap = parallel.run_on_all_processes(
-        lambda: data.find_overlap(start.dataset) if is_new and parallel.is_primary() else ()
-    )
+    overlap = parallel.run_on_all_processes(lambda: data.find_overlap(start.dataset) if is_new and searches else ())
     for note in (*start.dataset.notes, *overlap):
         log_fn(note)
     if config.init_from and is_new:

@@ -79,17 +79,18 @@ def test_the_reports_of_threat_models_are_resumed_and_joined(tmp_path, monkeypat
         **own_model(lambda: linear, IMAGES, LABELS), output=tmp_path / "out", attacks="fgsm", sequential="apgd_ce4",
         progress=False, save_adversarial=True, require="fgsm>=0.999", **PAIRS,
     )  # fmt: skip
-    made = run_lib.run_threats(config, devices=jax.devices()[:1])
+    made, found = run_lib.run_threats(config, devices=jax.devices()[:1])
     joined = json.loads((tmp_path / "out" / threats.RECORD).read_text())
-    assert joined == json.loads(json.dumps(threats.record([result for result, _ in made])))
+    assert joined == json.loads(json.dumps(found))
+    assert found == threats.record([result for result, _ in made])
     for threat, (_, values) in zip(joined["threats"], made, strict=True):
         folder = tmp_path / "out" / threat["folder"]
         assert json.loads((folder / "report.json").read_text())["threat"]["epsilon"] == threat["epsilon"]
         assert (folder / "adversarial.npz").exists()
         assert [row["is_met"] for row in values["requirements"]] == [False]
     monkeypatch.setattr(ShardedModel, "craft", None)
-    again = run_lib.run_threats(config, devices=jax.devices()[:1])
-    assert threats.record([result for result, _ in again]) == threats.record([result for result, _ in made])
+    _, again = run_lib.run_threats(config, devices=jax.devices()[:1])
+    assert again == found
     page = html.write([tmp_path / "out"], tmp_path / "page.html", tmp_path / "csv").read_text()
     assert page.count("all threat models") == 1
     first = min((tmp_path / "csv").iterdir()).read_text().splitlines()

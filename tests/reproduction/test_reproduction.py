@@ -225,7 +225,11 @@ def test_a_killed_experiment_goes_on_to_the_same_tables(launch, tmp_path):
 
 
 @pytest.mark.slow
-def test_methods_are_reproduced_on_ones_own_file(launch, tmp_path):
+def test_methods_are_reproduced_on_ones_own_file(launch, tmp_path, monkeypatch):
+    from robust_gan import data
+
+    searched, find_overlap = [], data.find_overlap
+    monkeypatch.setattr(data, "find_overlap", lambda dataset: searched.append(dataset.name) or find_overlap(dataset))
     labels = np.arange(60) % 3
     images = np.random.default_rng(0).integers(0, 256, (60, 12, 12, 1), np.uint8)
     files = {"images": images[:50], "labels": labels[:50], "test_images": images[40:], "test_labels": labels[40:]}
@@ -234,6 +238,7 @@ def test_methods_are_reproduced_on_ones_own_file(launch, tmp_path):
     ended = launch("reproduce", *flags, f"--output={tmp_path}/out")
     assert ended.code == 0, ended.err
     assert re.search(r"^warning: \d+ of the 20 test images of mine.npz are among the training images$", ended.out, re.M)
+    assert searched == ["mine.npz"]  # Not once more in each run.
     values = json.loads((tmp_path / "out" / "reproduction.json").read_text())
     assert (values["dataset"], values["images"], list(values["methods"])) == ("mine.npz", 20, ["none"])
     np.savez(tmp_path / "mine.npz", **files | {"images": 255 - images[:50]})

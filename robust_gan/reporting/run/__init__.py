@@ -67,13 +67,13 @@ def run(config: EvaluationConfig, *, devices: Sequence[jax.Device] | None = None
         UnwrittenError: The attacks were made, but the report could not be written.
     """
     _ = config.radius  # Refuses several.
-    [(result, values)] = run_threats(config, devices=devices)
+    [(result, values)], _ = run_threats(config, devices=devices)
     return result.scores, values
 
 
 def run_threats(
     config: EvaluationConfig, *, devices: Sequence[jax.Device] | None = None
-) -> list[tuple[EvaluationResult, dict[str, Any]]]:
+) -> tuple[list[tuple[EvaluationResult, dict[str, Any]]], dict[str, Any] | None]:
     """Evaluates models under each threat model of a configuration, `EvaluationConfig.per_threat`.
 
     Several have a report each, in a folder of their own in the report folder, and `threats.md` and `threats.json`
@@ -84,7 +84,8 @@ def run_threats(
         devices: Devices to use in place of those that the configuration names.
 
     Returns:
-        For each threat model the result, and the record that its `report.json` contains.
+        For each threat model the result, and the record that its `report.json` contains; and the record of several, the
+        content of `threats.json`, None for a single threat model.
 
     Raises:
         UserError: As `run`.
@@ -96,14 +97,14 @@ def run_threats(
         found = []
         for part, subject in _load(config, devices or parallel.find_devices(config.platform, config.num_devices)):
             found.append(_run(part, subject))
-        if len(found) > 1 and config.output and parallel.is_primary():
-            values = threats.record([result for result, _ in found])
+        joined = threats.record([result for result, _ in found]) if len(found) > 1 else None
+        if joined is not None and config.output and parallel.is_primary():
             try:
-                threats.write(epath.Path(config.output), values)
+                threats.write(epath.Path(config.output), joined)
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 raise UserError(f"{config.output} cannot be written ({reason}): {_resuming(config.output)}") from error
-    return found
+    return found, joined
 
 
 def _check_folder(config: EvaluationConfig) -> epath.Path | None:
