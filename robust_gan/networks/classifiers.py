@@ -28,6 +28,7 @@ from robust_gan.networks.layers import (
     glorot_uniform,
     he_normal,
     inner_dtype,
+    keeps_interval_width,
     lecun_normal,
     max_pool,
     small_normal,
@@ -132,8 +133,6 @@ class StridedCNN(nn.Module):
         train: Has no effect.
         axis_name: Has no effect.
         dtype: In which all but the first and the last layer are computed; None for float32.
-        widths: Channels of the convolutions.
-        hidden: Size of the hidden dense layer.
 
     >>> import jax, jax.numpy as jnp
     >>> net = StridedCNN(num_classes=10, train=False, axis_name=None)
@@ -145,17 +144,50 @@ class StridedCNN(nn.Module):
     train: bool
     axis_name: str | None
     dtype: Dtype | None = None
-    widths: tuple[int, ...] = (16, 32)
-    hidden: int = 100
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
-        for index, features in enumerate(self.widths):
+        for index, features in enumerate((16, 32)):
             x = nn.relu(Conv(features, (4, 4), (2, 2), use_bias=True, dtype=self.dtype if index else None)(x))
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(self.hidden, kernel_init=he_normal, dtype=self.dtype)(x)).astype(jnp.float32)
+        x = nn.relu(nn.Dense(100, kernel_init=he_normal, dtype=self.dtype)(x)).astype(jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=he_normal)(x)
+
+
+class CertifiableCNN(nn.Module):
+    """Convolutions and dense layers with bias and ReLU, no BatchNorm, and initial weights for interval bounds.
+
+    Attributes:
+        num_classes: Number of classes, K.
+        train: Has no effect.
+        axis_name: Has no effect.
+        dtype: In which all but the first and the last layer are computed; None for float32.
+        convolutions: Features, kernel size and stride of each convolution.
+        hidden: Size of the hidden dense layer.
+
+    >>> import jax, jax.numpy as jnp
+    >>> net = CertifiableCNN(num_classes=10, train=False, axis_name=None)
+    >>> jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros((2, 28, 28, 1)))[0].shape
+    (2, 10)
+    """
+
+    num_classes: int
+    train: bool
+    axis_name: str | None
+    dtype: Dtype | None = None
+    convolutions: tuple[tuple[int, int, int], ...] = ((32, 4, 2), (32, 3, 1), (64, 4, 2), (64, 3, 1))
+    hidden: int = 256
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns logits `[B, K]` for pixels `[B, H, W, C]` in [-1, 1]."""
+        conv = functools.partial(Conv, use_bias=True, kernel_init=keeps_interval_width)
+        for index, (features, size, stride) in enumerate(self.convolutions):
+            x = nn.relu(conv(features, (size, size), (stride, stride), dtype=self.dtype if index else None)(x))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.Dense(self.hidden, kernel_init=keeps_interval_width, dtype=self.dtype)(x)).astype(jnp.float32)
+        return nn.Dense(self.num_classes, kernel_init=keeps_interval_width)(x)
 
 
 class DigitsCNN(nn.Module):
@@ -205,7 +237,8 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
     ),
     "mnist_cnn": MnistCNN,
     "mnist_cnn_strided": StridedCNN,
-    "mnist_cnn_strided_wide": functools.partial(StridedCNN, widths=(32, 64), hidden=512),
+    "certifiable_cnn": CertifiableCNN,
+    "certifiable_cnn_light": functools.partial(CertifiableCNN, convolutions=((16, 4, 2), (32, 4, 2)), hidden=100),
     "digits_cnn": DigitsCNN,
 }
 """Modules by name; `registry.py` adds to them."""
@@ -223,10 +256,10 @@ def build_classifier(name: str, num_classes: int, dtype: str = "float32") -> Net
     Args:
         name: One of `CLASSIFIERS`. "resnet20" is the released network for CIFAR-10 ("resnet18_2" there),
             "resnet20_wide" ten times as wide, "resnet18" the one that later work compares on, "resnet20_svhn" and
-            "mnist_cnn" the released one for SVHN and MNIST, "mnist_cnn_strided" a light one for MNIST and
-            "mnist_cnn_strided_wide" a wider one (these three fix the size of the images when they are initialised),
-            "digits_cnn" a small one for 8x8 images. Or
-            `package.module:function`, a function that takes any of `num_classes` and `dtype` and returns a `Network`.
+            "mnist_cnn" the released one for SVHN and MNIST, "mnist_cnn_strided" a light one for MNIST, and
+            "certifiable_cnn" and "certifiable_cnn_light" are for the loss `ibp` (these four fix the size of the images
+            when they are initialised), "digits_cnn" a small one for 8x8 images. Or `package.module:function`, taking
+            any of `num_classes` and `dtype` and returning a `Network`.
         num_classes: Number of classes, K.
         dtype: `float32`, or `bfloat16`: parameters, statistics, the first and the last layer stay float32, so that no
             perturbation is rounded away and the losses are exact.

@@ -7,10 +7,13 @@ References:
         4.2.1 (initialisation, uniform).
     Yann LeCun, Leon Bottou, Genevieve Orr, Klaus-Robert Mueller, "Efficient BackProp", section 4.6 (initialisation).
     Sergey Ioffe, Christian Szegedy, "Batch Normalization", section 3.
+    Zhouxing Shi et al., "Fast Certified Robust Training with Short Warmup", NeurIPS 2021, section 3.2 (initialisation
+        for interval bounds).
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +39,25 @@ small_normal: Initializer = nn.initializers.truncated_normal(stddev=0.02)
 # TensorFlow keeps the kernel of a transposed convolution as [h, w, features, C], and takes what is in the place of the
 # inputs for its fan in: h * w * features.
 he_normal_transposed: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+
+
+def keeps_interval_width(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
+    """Draws a kernel after which interval bounds are as wide, on average, as before it and a ReLU.
+
+    A sum of n products widens intervals n E|w| times, and a ReLU halves them: the kernel is normal of the deviation
+    sqrt(2 pi) / n, at which E|w| is 2 / n. He's deviation, sqrt(2 / n), would widen them about sqrt(n) / 2 times.
+
+    Args:
+        key: A JAX random key.
+        shape: Of the kernel; all axes but the last are summed over, which makes n.
+        dtype: Of the kernel.
+
+    >>> kernel = keeps_interval_width(jax.random.key(0), (100, 500))
+    >>> round(float(100 * abs(kernel).mean() / 2), 2)
+    1.0
+    """
+    return math.sqrt(2 * math.pi) / math.prod(shape[:-1]) * jax.random.normal(key, shape, dtype)
+
 
 # A bias before BatchNorm has no gradient but rounding noise, which Adam turns into full steps that differ from one
 # number of devices to another: convolutions have none unless asked.

@@ -21,7 +21,8 @@ IMAGE_SHAPES = {
     "resnet20_svhn": (32, 32, 3),
     "mnist_cnn": (28, 28, 1),
     "mnist_cnn_strided": (28, 28, 1),
-    "mnist_cnn_strided_wide": (28, 28, 1),
+    "certifiable_cnn": (28, 28, 1),
+    "certifiable_cnn_light": (8, 8, 1),
     "digits_cnn": (8, 8, 1),
     "resnet_generator": (32, 32, 3),
     "resnet_generator_svhn": (32, 32, 3),
@@ -64,8 +65,10 @@ def assert_close(actual, expected, tolerance=1e-5):
         ("mnist_cnn", 83_466),
         # 4*4*1*16+16 + 4*4*16*32+32 + 1568*100+100 + 100*10+10: that of Wong et al.
         ("mnist_cnn_strided", 166_406),
-        # 4*4*1*32+32 + 4*4*32*64+64 + 3136*512+512 + 512*10+10.
-        ("mnist_cnn_strided_wide", 1_644_650),
+        # 4*4*1*32+32 + 3*3*32*32+32 + 4*4*32*64+64 + 3*3*64*64+64 + 3136*256+256 + 256*10+10.
+        ("certifiable_cnn", 885_194),
+        # 4*4*1*16+16 + 4*4*16*32+32 + 128*100+100 + 100*10+10.
+        ("certifiable_cnn_light", 22_406),
         ("digits_cnn", 56_554),
         ("resnet_generator", 7_892_099),
         ("resnet_generator_svhn", 7_892_099),
@@ -242,6 +245,21 @@ def test_penalty_through_pooling():
         return forward, reverse
 
     assert_close(*both(params, images), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kernel_init", "low", "high"), [(layers.keeps_interval_width, 0.6, 1.6), (layers.he_normal, 1e3, np.inf)]
+)
+def test_intervals_keep_their_width_at_the_start(kernel_init, low, high):
+    """Against interval arithmetic in float64: the mean width after six layers, in units of the image's."""
+    rng = np.random.default_rng(0)
+    centre, radius = rng.uniform(-1, 1, 300), np.full(300, 0.2)
+    for key in jax.random.split(jax.random.key(0), 6):
+        kernel = np.float64(kernel_init(key, (300, 300), jnp.float32))
+        centre, radius = centre @ kernel, radius @ abs(kernel)
+        lower, upper = np.maximum(centre - radius, 0), np.maximum(centre + radius, 0)
+        centre, radius = (upper + lower) / 2, (upper - lower) / 2
+    assert low < radius.mean() / 0.2 < high
 
 
 def test_unknown_names_are_refused():
