@@ -19,6 +19,7 @@ from robust_gan.config import (
     Config,
     DataConfig,
     GeneratorConfig,
+    IBPConfig,
     OptimizerConfig,
     PenaltyConfig,
     PGDConfig,
@@ -43,6 +44,10 @@ CASES = {
         adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, optimizer=SGD)),
         # A large step: the quotient of a small one amplifies rounding.
         penalty=PenaltyConfig(coefficient=-0.01, form="finite_difference", step=1.0),
+    ),
+    "certified term": Config(
+        classifier=ClassifierConfig(loss="ibp", ibp=IBPConfig(weight=0.5, epsilon=0.01)),
+        adversary=AdversaryConfig(generator=GeneratorConfig(steps=1, optimizer=SGD)),
     ),
     "running statistics": Config(
         classifier=ClassifierConfig(attack_bn_mode="running"),
