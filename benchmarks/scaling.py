@@ -11,9 +11,10 @@ import argparse
 import functools
 import math
 import os
-import re
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from robust_gan.cli import xla_flags
 
@@ -23,6 +24,7 @@ _parser.add_argument("--batch", type=int, default=64)
 _parser.add_argument("--steps", type=int, default=50, help="timed at a time, each in a call of its own")
 _parser.add_argument("--rounds", type=int, default=5)
 _parser.add_argument("--volume", action="store_true")
+_parser.add_argument("--no_penalty", action="store_true", help="with --volume")
 _parser.add_argument("--output", help="a JSON file")
 GIVEN = _parser.parse_args()
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.SPREAD}={GIVEN.devices}".strip()
@@ -36,27 +38,34 @@ import measuring
 from robust_gan import game as game_lib
 from robust_gan import parallel
 from robust_gan.config import AdversaryConfig, Config, GeneratorConfig
+from robust_gan.parallel import topology
 from robust_gan.training import multi_step
+from robust_gan.types import Batch
 
-_SIZES = {"f32": 4, "bf16": 2, "s32": 4, "pred": 1, "u32": 4}
 
+def longest_chain(jaxpr: Any, before: Sequence[int]) -> list[int]:
+    """Returns of each output how many sums over the devices it needs, one after the other; a loop's body counts once.
 
-def all_reduces(text: str) -> tuple[int, int]:
-    """Returns how many all-reduces a compiled program holds, and their bytes; a loop's body counts once.
+    No compiler can join the sums of a chain.
 
-    >>> all_reduces("%a = (f32[2,3]{1,0}, f32[]) all-reduce(%x, %y), channel_id=1")
-    (1, 28)
+    Args:
+        jaxpr: A program.
+        before: The same of its inputs.
     """
-    count = volume = 0
-    for shapes in re.findall(r"= (\(?[^=]*?\)?) all-reduce(?:-start)?\(", text):
-        count += 1
-        for kind, extents in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
-            volume += _SIZES[kind] * math.prod(int(extent) for extent in extents.split(",") if extent)
-    return count, volume
+    counts = dict(zip(jaxpr.invars, before, strict=True))
+    for equation in jaxpr.eqns:
+        inputs = [0 if hasattr(variable, "val") else counts.get(variable, 0) for variable in equation.invars]
+        body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if body is not None:
+            outputs = longest_chain(getattr(body, "jaxpr", body), inputs)
+        else:
+            outputs = [max(inputs, default=0) + equation.primitive.name.startswith("psum")] * len(equation.outvars)
+        counts.update(zip(equation.outvars, outputs, strict=True))
+    return [0 if hasattr(variable, "val") else counts.get(variable, 0) for variable in jaxpr.outvars]
 
 
 def volume(config: Config, shape: tuple[int, int, int]) -> dict[str, float]:
-    """Returns the bytes of a step's all-reduces: gradients, and the statistics of every BatchNorm in every pass.
+    """Returns the bytes of a step's all-reduces, gradients and statistics of BatchNorm, and their longest chain.
 
     Args:
         config: The run.
@@ -75,7 +84,11 @@ def volume(config: Config, shape: tuple[int, int, int]) -> dict[str, float]:
     penalty = config.penalty.coefficient != 0
     # Forward a layer sends its mean and then its variance, backward the gradients in both: as many numbers again.
     statistics = steps * 2 * (of_g + of_d) + (1 + penalty) * of_g + 2 * 2 * of_d
+    step = functools.partial(game_lib.train_step, game, axis_name=parallel.AXIS)
+    batch = Batch(images, jax.ShapeDtypeStruct((2,), np.int32))
+    program = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, GIVEN.devices)])(state, batch).jaxpr
     return {
+        "longest_chain_loops_once": max(longest_chain(program, [0] * len(program.invars))),
         "gradients_of_the_generator": steps * phi + penalty * phi,
         "gradient_of_the_classifier": theta,
         "statistics": statistics,
@@ -84,10 +97,10 @@ def volume(config: Config, shape: tuple[int, int, int]) -> dict[str, float]:
 
 
 def cifar10() -> Config:
-    """Returns the sizes of `configs/cifar10.py`."""
+    """Returns the sizes and passes of `configs/cifar10.py`."""
     generator = GeneratorConfig(network="resnet_generator", steps=5)
     config = Config(adversary=AdversaryConfig(name="generator", generator=generator))
-    config.classifier.network, config.penalty.coefficient = "resnet20", 0.01
+    config.classifier.network, config.penalty.coefficient = "resnet20", 0.01 * (not GIVEN.no_penalty)
     return config
 
 
@@ -127,7 +140,8 @@ def main() -> None:
             if index:
                 rounds[count].append(times | {"dispatch_seconds": dispatch[0]})
     for count, (_, text) in made.items():
-        number, size = all_reduces(text)
+        sent = {kind: sizes for kind, *sizes in topology.count_collectives(text)}
+        number, size = sent.get("all-reduce", (0, 0))
         spreads = {key: measuring.spread([times[key] for times in rounds[count]]) for key in rounds[count][0]}
         report.add(f"digits, {count} devices", **spreads, all_reduces=number, all_reduce_bytes=size)
     pairs = list(zip(*rounds.values(), strict=True))

@@ -2,7 +2,7 @@
 
     pip install -e ".[tpu-aot]"
     python benchmarks/topologies.py --output topologies.jsonl
-    python benchmarks/topologies.py --configs digits,mnist --topologies v5e:2x2 --limit 600
+    python benchmarks/topologies.py --configs digits,cifar10:pgd --topologies v5e:2x2 --limit 600
 
 Each program is compiled in a process of its own, and its row is written at once. The same command continues where it
 was stopped: what is in the file is not compiled again, except what ran into the limit.
@@ -30,7 +30,7 @@ def compile_one(name: str, topology: str, precision: str) -> dict:
     from robust_gan.parallel.topology import find_topology
     from robust_gan.training.topology import compile_step
 
-    config = datasets.get_config(name)
+    config = datasets.get_config(*name.split(":", 1))
     config.precision = precision
     config.batch_size = max(config.batch_size, 4 * len(find_topology(topology)))
     found = compile_step(config, topology)

@@ -15,6 +15,7 @@ import pytest
 
 from robust_gan import networks, parallel
 from robust_gan.config import Config, methods
+from robust_gan.parallel import topology
 from robust_gan.training import multi_step
 
 pytestmark = pytest.mark.docs
@@ -85,6 +86,18 @@ def test_topologies_are_compiled_once_unless_the_limit_grew(benchmark, monkeypat
         topologies.main()
         assert f"| `mnist`, v5e:2x2 | not finished in {limit} CPU s |" in capsys.readouterr().out
         assert len(compiled) == count
+
+
+def test_the_step_of_any_method_is_compiled_for_a_topology(benchmark, monkeypatch):
+    monkeypatch.setattr("robust_gan.parallel.topology.find_topology", lambda name: range(256))
+    monkeypatch.setattr(
+        "robust_gan.training.topology.compile_step",
+        lambda config, name: topology.Compiled(name, config.adversary.name, 256, config.batch_size),
+    )
+    topologies = benchmark("topologies")
+    for name, adversary in (("digits", "generator"), ("digits:pgd", "pgd")):
+        row = topologies.compile_one(name, "v5e:16x16", "bfloat16")
+        assert (row["program"], row["batch_size"]) == (adversary, 4 * 256)
 
 
 def test_the_step_that_is_timed_is_that_of_a_run(benchmark, monkeypatch):
