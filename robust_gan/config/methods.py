@@ -167,23 +167,25 @@ def certifiable(config: Config, *, network: str, num_steps: int, epsilon: float)
     Args:
         config: The result of `apply_method`.
         network: The classifier.
-        num_steps: Classifier steps: a 20th of them without the certified term, and 3/5 until its radius is full.
+        num_steps: Classifier steps: 1/48 of them without the certified term, and 11/24 until its radius is full.
         epsilon: The radius of the bounds in training, somewhat larger than that of the threat model.
 
     References:
         Gowal et al., "On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models", 2018,
             section 4 (Adam, the ramps, and a larger radius in training).
 
-    >>> config = certifiable(apply_method(Config(), "ibp"), network="mnist_cnn_strided", num_steps=5_000, epsilon=0.2)
+    >>> config = certifiable(apply_method(Config(), "ibp"), network="certifiable_cnn", num_steps=4_800, epsilon=0.2)
     >>> config.classifier.ibp.warmup_steps, config.classifier.ibp.ramp_steps
-    (250, 3000)
+    (100, 2200)
     """
     config = copy.deepcopy(config)
     config.num_steps = num_steps
     config.classifier.network = network
-    config.classifier.optimizer = OptimizerConfig(name="adam", learning_rate=0.001, decay_steps=(num_steps * 4 // 5,))
-    config.classifier.ibp = IBPConfig(epsilon=epsilon, warmup_steps=num_steps // 20, ramp_steps=num_steps * 3 // 5)
-    config.validation.every = num_steps // 5
+    config.classifier.optimizer = OptimizerConfig(
+        name="adam", learning_rate=0.002, decay_steps=(num_steps * 3 // 4, num_steps * 11 // 12)
+    )
+    config.classifier.ibp = IBPConfig(epsilon=epsilon, warmup_steps=num_steps // 48, ramp_steps=num_steps * 11 // 24)
+    config.validation.every = num_steps // 6
     return config
 
 

@@ -32,5 +32,5 @@ def get_config(choice: str = "generator") -> Config:
     )
     # The budgets `paper` and `short` are the same: the data set is small.
     if config.classifier.loss == "ibp" and budget != "debug":
-        return methods.certifiable(config, network="mnist_cnn_strided", num_steps=5_000, epsilon=0.2)
+        return methods.certifiable(config, network="certifiable_cnn_light", num_steps=4_800, epsilon=0.2)
     return config

@@ -44,7 +44,7 @@ def get_config(choice: str = "generator") -> Config:
         config.adversary.generator.batches_per_step = 5
     if config.classifier.loss == "ibp" and budget != "debug":
         config.batch_size = 128
-        return methods.certifiable(config, network="mnist_cnn_strided", num_steps=28_000, epsilon=0.4)
+        return methods.certifiable(config, network="certifiable_cnn", num_steps=24_000, epsilon=0.33)
     if budget == "short" and name == "released":
         config.num_steps, config.classifier.optimizer.decay_steps = 2_000, (1_000,)
         config.validation.every = 250
