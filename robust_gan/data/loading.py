@@ -165,7 +165,7 @@ def _read_own(location: str, image_size: int) -> own.OwnData:
     classes = np.unique(found.train.labels)
     if len(classes) < 2:
         raise DataError(f"all images of {found.name} are of class {classes[0]}: a classifier needs two classes or more")
-    unknown = () if found.test is None else np.setdiff1d(found.test.labels, classes)
+    unknown = np.setdiff1d((found.test or found.train).labels, classes)
     if len(unknown):
         raise DataError(f"{found.name} has test images of class {unknown[0]}, which the images to train on lack")
     return found
