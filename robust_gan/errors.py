@@ -4,6 +4,9 @@ Every message is one sentence that names the invalid value and a valid one. The 
 `UserError` is a `ValueError`. `NotFiniteError` and `CertificateError` need not be a mistake and have other exit codes.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """A mistake in a flag, a config field, a file or an argument."""
@@ -23,6 +26,30 @@ class NotFiniteError(RuntimeError):
 
 class CertificateError(RuntimeError):
     """An attack breaks an image that is certified: one of the two is wrong."""
+
+
+@contextlib.contextmanager
+def writing(what: object, remedy: str) -> Iterator[None]:
+    """Raises a `UserError` for an `OSError` of a file or folder that is written.
+
+    Args:
+        what: The file or the folder.
+        remedy: The end of the sentence.
+
+    Raises:
+        UserError: The system refuses.
+
+    >>> with writing("the report out", "make room"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    robust_gan.errors.UserError: the report out cannot be written (no space left on device): make room
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be written ({(error.strerror or one_line(error)).lower()}): {remedy}"
+        ) from error
 
 
 def one_line(error: BaseException) -> str:

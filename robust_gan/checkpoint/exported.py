@@ -8,7 +8,7 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from robust_gan.errors import CheckpointError, UserError, one_line
+from robust_gan.errors import CheckpointError, UserError, one_line, writing
 from robust_gan.storage import paths, workdir
 
 SUFFIX = ".safetensors"
@@ -110,11 +110,9 @@ def write(file: epath.PathLike, arrays: dict[str, np.ndarray], record: dict[str,
     ({'x': array([0., 0.], dtype=float32)}, {'step': 3})
     """
     path = check_target(file)
-    try:
+    with writing(path, "give another file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         workdir.write_bytes(path, safetensors.numpy.save(arrays, {_KEY: json.dumps(record)}))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({str(error.strerror).lower()}): give another file") from error
     return path
 
 

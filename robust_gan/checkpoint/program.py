@@ -11,7 +11,7 @@ from jax import export
 
 from robust_gan.checkpoint.metadata import read_record
 from robust_gan.checkpoint.models import get_classifier
-from robust_gan.errors import UserError
+from robust_gan.errors import UserError, writing
 from robust_gan.storage import paths, workdir
 
 PROGRAM_SUFFIX = ".jaxexport"
@@ -57,9 +57,7 @@ def export_program(
     # A function without arguments bound, so that the weights become constants of the program.
     exported = export.export(jax.jit(lambda images: logits_fn(images)), platforms=platforms)(images)
     path = paths.locate(file)
-    try:
+    with writing(path, "give another"):
         path.parent.mkdir(parents=True, exist_ok=True)
         workdir.write_bytes(path, bytes(exported.serialize(vjp_order=1)))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({(error.strerror or str(error)).lower()}): give another") from error
     return path

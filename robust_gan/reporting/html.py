@@ -15,7 +15,7 @@ import markupsafe
 import numpy as np
 from etils import epath
 
-from robust_gan.errors import UserError
+from robust_gan.errors import writing
 from robust_gan.evaluation import statistics
 from robust_gan.reporting import comparison, plots, tables, threats
 from robust_gan.reporting import details as details_lib
@@ -83,15 +83,11 @@ def write(directories: Sequence[epath.PathLike], output: epath.PathLike, csv_fol
     contents[path] = _render(found, sections)
     for write_file in (False, True):  # No file is written where a folder cannot be made.
         for file, content in contents.items():
-            try:
+            flag, where = ("--output", file) if file == path else ("--csv", file.parent)
+            with writing(where, f"give another {flag}"):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 if write_file:
                     workdir.write_text(file, content)
-            except OSError as error:
-                flag, where = ("--output", file) if file == path else ("--csv", file.parent)
-                raise UserError(
-                    f"{where} cannot be written ({str(error.strerror).lower()}): give another {flag}"
-                ) from error
     return path
 
 

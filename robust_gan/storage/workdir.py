@@ -13,7 +13,7 @@ from etils import epath
 
 from robust_gan import config as config_lib
 from robust_gan.config import Config
-from robust_gan.errors import UserError
+from robust_gan.errors import UserError, writing
 from robust_gan.storage import files, paths
 from robust_gan.version import __version__
 
@@ -283,12 +283,5 @@ class JsonlWriter:
         write_text(self._path, "".join(self._lines))
         self._written = time.monotonic()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self._path} cannot be written ({str(error.strerror).lower()}): make room, or give another "
-                "workdir; finished checkpoints are intact"
-            ) from error
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self._path, "make room, or give another workdir; finished checkpoints are intact")

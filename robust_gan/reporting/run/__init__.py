@@ -14,7 +14,7 @@ import jax
 from etils import epath
 
 from robust_gan import evaluation, parallel
-from robust_gan.errors import UserError, one_line
+from robust_gan.errors import UserError, one_line, writing
 from robust_gan.evaluation import EvaluationConfig, EvaluationResult, EvaluationState, Scores, loading
 from robust_gan.evaluation.certified import check_methods
 from robust_gan.evaluation.evaluate import (
@@ -99,11 +99,8 @@ def run_threats(
             found.append(_run(part, subject))
         joined = threats.record([result for result, _ in found]) if len(found) > 1 else None
         if joined is not None and config.output and parallel.is_primary():
-            try:
+            with writing(config.output, _resuming(config.output)):
                 threats.write(epath.Path(config.output), joined)
-            except OSError as error:
-                reason = (error.strerror or str(error)).lower()
-                raise UserError(f"{config.output} cannot be written ({reason}): {_resuming(config.output)}") from error
     return found, joined
 
 
