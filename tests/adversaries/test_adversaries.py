@@ -136,7 +136,7 @@ GAMES = {
         name: {"adversary": ADVERSARIES[name][0]}
         for name in (
             "fgsm", "pgd to its last point", "ensemble", "ensemble that leaves some clean", "ensemble of many",
-            "generator with everything", "generator in L2",
+            "generator in L2",
         )
     },
     "generator updated every second step": {

@@ -29,7 +29,7 @@ TRAIN = [sys.executable, "launch/train.py", "--config=tests/tiny_config.py"]
 
 
 def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=4", f"device_count={devices}")
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)])}
 
 
