@@ -102,7 +102,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", choices=["ours", "theirs"])
     parser.add_argument("path", help="the file between the two")
-    parser.add_argument("--model", default="digits/ibp", help="of the zoo, with the network mnist_cnn_strided")
+    parser.add_argument("--model", default="digits/ibp", help="of the zoo, with the network certifiable_cnn_light")
     parser.add_argument("--epsilon", type=float, default=0.15)
     parser.add_argument("--count", type=int, default=100, help="how many test images, the first ones")
     parser.add_argument(
