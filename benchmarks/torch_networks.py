@@ -136,6 +136,21 @@ class MnistCNN(nn.Module):
         return self.Dense_0(x.permute(0, 2, 3, 1).flatten(1))
 
 
+class StridedCNN(nn.Module):
+    """The classifier `mnist_cnn_strided`, whose padding is PyTorch's."""
+
+    def __init__(self, *, aligned: bool):
+        del aligned
+        super().__init__()
+        self.Conv_0, self.Conv_1 = nn.Conv2d(1, 16, 4, 2, 1), nn.Conv2d(16, 32, 4, 2, 1)
+        self.Dense_0, self.Dense_1 = nn.Linear(7 * 7 * 32, 100), nn.Linear(100, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps `[B, 1, 28, 28]` to `[B, 10]`."""
+        x = F.relu(self.Conv_1(F.relu(self.Conv_0(2 * x - 1))))
+        return self.Dense_1(F.relu(self.Dense_0(x.permute(0, 2, 3, 1).flatten(1))))
+
+
 class Generator(nn.Module):
     """The generator `resnet_generator`, and its lighter forms: what it sees, in [0, 1], to noise in [-1, 1]."""
 
@@ -179,7 +194,7 @@ class Generator(nn.Module):
         return torch.tanh(getattr(self, self.last)(x))
 
 
-_SMALL = {"digits_cnn": DigitsCNN, "mnist_cnn": MnistCNN}
+_SMALL = {"digits_cnn": DigitsCNN, "mnist_cnn": MnistCNN, "mnist_cnn_strided": StridedCNN}
 _CLASSIFIERS = {
     "resnet20": (16, (16, 32, 64), 3, True),
     "resnet20_wide": (16, (160, 320, 640), 3, True),

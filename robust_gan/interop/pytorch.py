@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from robust_gan.errors import UserError, one_line
+from robust_gan.networks.convolution import convolution
 from robust_gan.networks.inference import as_architecture
 from robust_gan.types import LogitsFn
 
@@ -69,11 +70,11 @@ def from_torch(module: Any, *, backend: str = "") -> LogitsFn:
     if not is_torch_module(module):
         raise UserError(f"from_torch takes a torch.nn.Module, not {type(module).__name__}")
     backend = _check_backend(backend)
-    module = getattr(module, "_orig_mod", module)  # Of torch.compile.
-    kind, tensors = type(module).__name__, _tensors(module)
+    module = _unwrap(module)
+    kind = type(module).__name__
     if isinstance(module, sys.modules["torch"].jit.ScriptModule):
         raise UserError(f"the PyTorch module {kind} is compiled by torch.jit: give the module that was compiled")
-    _check_tensors(kind, tensors)
+    _check_tensors(kind, module)
     try:
         module = copy.deepcopy(module).cpu().eval().requires_grad_(False)
     except Exception as error:  # It is the user's own program, and may raise anything.
@@ -161,8 +162,17 @@ def _tensors(module: Any) -> dict[str, Any]:
     return {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
 
 
-def _check_tensors(kind: str, tensors: Mapping[str, Any]) -> None:
-    for name, tensor in tensors.items():
+def _unwrap(module: Any) -> Any:
+    """Returns the module inside of `torch.compile` and `DataParallel`."""
+    if isinstance(module, sys.modules["torch"].nn.DataParallel):
+        return _unwrap(module.module)
+    return _unwrap(module._orig_mod) if hasattr(module, "_orig_mod") else module
+
+
+def _check_tensors(kind: str, module: Any) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if sys.modules["torch"].nn.parameter.is_lazy(tensor):
+            raise UserError(f"{name} of the PyTorch module {kind} has no shape yet: call it on images, or load weights")
         if tensor.is_meta:
             raise UserError(f"{name} of the PyTorch module {kind} is on the device meta: load its weights first")
         if tensor.is_floating_point() and str(tensor.dtype) != "torch.float32":
@@ -259,6 +269,8 @@ def _by_torchax(module: Any) -> Callable[[_Weights, jax.Array], jax.Array]:
     import torch
     import torchax.interop
 
+    _use_fast_convolutions()
+
     def forward(weights, images):
         return torch.func.functional_call(module, weights, (images.permute(0, 3, 1, 2),))
 
@@ -274,6 +286,27 @@ def _by_torchax(module: Any) -> Callable[[_Weights, jax.Array], jax.Array]:
             ) from error
 
     return call
+
+
+@functools.cache
+def _use_fast_convolutions() -> None:
+    """Lets torchax compute convolutions as `networks.convolution` does; gradients of its own are slow on CPUs."""
+    import torch
+    import torchax.interop
+    from torchax.ops import ops_registry
+
+    environment, name = torchax.default_env(), torch.ops.aten.convolution  # It registers the operations.
+    plain = ops_registry.all_aten_ops[name].func
+
+    def convolve(images, kernel, bias, strides, padding, dilation, transposed, output_padding, groups):
+        if images.ndim != 4 or transposed or groups != 1:
+            return plain(images, kernel, bias, strides, padding, dilation, transposed, output_padding, groups)
+        pads = [(width, width) for width in padding]
+        last, kernel = images.transpose(0, 2, 3, 1), kernel.transpose(2, 3, 1, 0)
+        made = convolution(last, kernel, strides, pads, rhs_dilation=dilation)
+        return (made if bias is None else made + bias).transpose(0, 3, 1, 2)
+
+    environment.override_op_definition(name, functools.partial(torchax.interop.call_jax, convolve))
 
 
 def _by_callback(module: Any, num_classes: Callable) -> Callable[[_Weights, jax.Array], jax.Array]:
@@ -327,12 +360,13 @@ class _Host:
     def backward(self, weights, images, token, cotangent):
         torch = sys.modules["torch"]
         points, logits = self._graphs.pop(int(token), None) or self._record(weights, images)
-        return torch.autograd.grad(logits, points, torch.from_dlpack(cotangent))[0].numpy()
+        if not logits.requires_grad:  # They are computed without a derivative, as of `detach`.
+            return np.zeros(images.shape, np.float32)
+        return torch.autograd.grad(logits, points, torch.from_dlpack(cotangent), materialize_grads=True)[0].numpy()
 
     def _record(self, weights, images):
         torch = sys.modules["torch"]
-        # A copy: the graph outlives the call, the buffer of the images need not.
-        points = torch.from_dlpack(images).clone().requires_grad_()
+        points = torch.from_dlpack(images).requires_grad_()
         weights = {name: np.array(weight) for name, weight in weights.items()}
         with torch.enable_grad():
             return points, self._call({n: torch.from_numpy(w) for n, w in weights.items()}, points)
@@ -340,4 +374,5 @@ class _Host:
     def _call(self, weights, images):
         torch = sys.modules["torch"]
         weights = {n: w if isinstance(w, torch.Tensor) else torch.from_dlpack(w) for n, w in weights.items()}
-        return torch.func.functional_call(self._module, weights, (images.permute(0, 3, 1, 2),))
+        # A copy: modules may change their argument, and a graph outlives the buffer of the images.
+        return torch.func.functional_call(self._module, weights, (images.permute(0, 3, 1, 2).clone(),))

@@ -10,6 +10,7 @@ from attack_problems import KEY, SHAPE, THREATS, WEIGHTS, assert_inside, compile
 from attack_problems import predicted, two  # isort: skip
 
 from robust_gan import attacks, losses
+from robust_gan.threat_model import distance
 
 
 def closed_form(images, labels, norm):
@@ -66,3 +67,40 @@ def test_an_image_that_is_misclassified_already_has_distance_0_and_a_constant_cl
     assert np.isinf(constant.distances).all()
     assert constant.images.shape == (8, *SHAPE)
     assert np.array_equal(constant.images, images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", THREATS)
+def test_the_distances_are_those_of_foolbox_or_smaller(norm):
+    foolbox = pytest.importorskip("foolbox")
+    images = images_between(0, 1, seed=4, count=16)
+    labels = predicted(curved, images)
+    theirs = {"linf": foolbox.attacks.LInfFMNAttack, "l2": foolbox.attacks.L2FMNAttack}[norm](steps=40)
+    made = theirs.run(foolbox.JAXModel(curved, bounds=(0, 1)), images, foolbox.criteria.Misclassification(labels))
+    fooled = ~losses.is_correct(curved(made), labels)
+    far = np.where(fooled, distance(made, images, THREATS[norm](1.0)), np.inf)
+    search = functools.partial(attacks.smallest_perturbations, num_steps=40, num_targets=None)
+    one, all_classes = (
+        np.asarray(compiled(run, curved)(None, images, labels, THREATS[norm](1.0)).distances)
+        for run in (search, functools.partial(search, num_targets=4))
+    )
+    assert np.isfinite(far).sum() >= 8
+    assert np.median(one) <= 1.02 * np.median(far)
+    assert (all_classes <= 1.02 * far).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", THREATS)
+def test_targeted_pgd_reaches_the_targets_that_foolbox_reaches(norm):
+    foolbox = pytest.importorskip("foolbox")
+    images = images_between(0, 1, seed=5, count=32)
+    labels = predicted(curved, images)
+    targets, epsilon = (labels + 1) % 5, {"linf": 0.1, "l2": 0.2}[norm]
+    theirs = getattr(foolbox.attacks, {"linf": "LinfPGD", "l2": "L2PGD"}[norm])(rel_stepsize=0.125, steps=20)
+    criterion = foolbox.criteria.TargetedMisclassification(targets)
+    reached = theirs(foolbox.JAXModel(curved, bounds=(0, 1)), images, criterion, epsilons=epsilon)[2]
+    attack = functools.partial(attacks.pgd, num_steps=20, target=targets)
+    made = compiled(attack, curved)(KEY, images, labels, THREATS[norm](epsilon))
+    ours = np.asarray(predicted(curved, made) == targets)
+    assert 0 < ours.sum() < 32
+    assert ours.sum() >= np.asarray(reached).sum() - 1

@@ -26,6 +26,9 @@ BACKENDS = [
 ]
 
 
+PARALLEL = nn.DataParallel(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)))  # Before torchax is a device of PyTorch.
+
+
 class Block(nn.Module):
     """A residual block, as usual in PyTorch."""
 
@@ -115,6 +118,55 @@ def test_modules_of_one_structure_share_what_is_compiled(backend):
     np.testing.assert_allclose(interop.from_torch(hooked, backend=backend)(IMAGES), 2 * logits[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(3, 6, (3, 2), (2, 1), (1, 0)), nn.Conv2d(3, 6, 3, groups=3), nn.ConvTranspose2d(3, 6, 3, 2),
+     nn.Conv2d(3, 6, 3, dilation=2, bias=False)],
+)  # fmt: skip
+def test_translated_convolutions_are_those_of_pytorch(layer, backend):
+    module = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    logits_fn = interop.from_torch(module, backend=backend)
+    points = torch.from_numpy(IMAGES).requires_grad_()
+    logits = module(points.permute(0, 3, 1, 2))
+    logits.square().sum().backward()
+    gradient = jax.grad(lambda x: jnp.square(logits_fn(x)).sum())
+    np.testing.assert_allclose(logits_fn(IMAGES), logits.detach(), atol=1e-6)
+    np.testing.assert_allclose(gradient(IMAGES), points.grad, atol=1e-6)
+    of_torchax = layer.groups > 1 or isinstance(layer, nn.ConvTranspose2d)
+    assert ("conv_general_dilated" in str(jax.make_jaxpr(gradient)(IMAGES))) == of_torchax
+
+
+class Writes(nn.Module):
+    """Normalises its argument in place."""
+
+    def forward(self, x):
+        return x.sub_(0.5).mul_(4).mean((2, 3))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_module_may_change_its_argument(backend):
+    logits_fn, images = interop.from_torch(Writes(), backend=backend), jnp.asarray(IMAGES)
+    for function in (logits_fn, jax.jit(logits_fn)):
+        np.testing.assert_allclose(function(images), 4 * (IMAGES - 0.5).mean((1, 2)), atol=1e-6)
+    gradient = jax.jit(jax.grad(lambda x: logits_fn(x).sum()))(images)
+    np.testing.assert_allclose(gradient, np.full_like(IMAGES, 4 / 64), rtol=1e-6)
+    np.testing.assert_array_equal(images, IMAGES)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_without_a_derivative_have_the_gradient_0(backend):
+    logits_fn = interop.from_torch(Returns(lambda x: x.detach().mean((2, 3))), backend=backend)
+    assert not np.any(jax.jit(jax.grad(lambda x: logits_fn(x).sum()))(IMAGES))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_data_parallel_is_taken_off(backend):
+    logits_fns = [interop.from_torch(module, backend=backend) for module in (PARALLEL, PARALLEL.module)]
+    assert isinstance(PARALLEL, nn.DataParallel)
+    np.testing.assert_array_equal(*(logits_fn(IMAGES) for logits_fn in logits_fns))
+
+
 def test_a_second_module_compiles_no_attack_anew():
     misses = []
     for seed in (0, 1):
@@ -166,6 +218,10 @@ class Returns(nn.Module):
     [
         (lambda: Stubborn(), "the PyTorch module Stubborn is in training mode after module.eval()"),
         (lambda: build().double(), "is torch.float64: evaluations compute in float32, call module.float()"),
+        (
+            lambda: nn.LazyLinear(2),
+            "weight of the PyTorch module LazyLinear has no shape yet: call it on images, or load",
+        ),
         (lambda: nn.Linear(3, 2, device="meta"), "is on the device meta: load its weights first"),
         (lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "normalises with the statistics of the"),
         (lambda: torch.jit.script(nn.Linear(3, 2)), "is compiled by torch.jit: give the module that was compiled"),
