@@ -1,10 +1,10 @@
 """The notebook runs as it stands, with fewer steps and smaller networks."""
 
-import os
 import pathlib
 
 import nbformat
 import pytest
+from conftest import quick_flags
 from nbclient import NotebookClient
 
 pytestmark = pytest.mark.docs
@@ -23,8 +23,7 @@ networks.build_generator = lambda name, channels: tiny_networks.build_generator(
 
 def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    # One device is compiled for sooner than four.
-    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].partition(" ")[2])
+    monkeypatch.setenv("XLA_FLAGS", quick_flags())
     monkeypatch.setenv("ROBUST_GAN_DATA_DIR", str(tmp_path))
     notebook = nbformat.read(PAGE, as_version=4)
     kept = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.outputs]

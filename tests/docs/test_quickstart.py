@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import quick_flags
 
 from robust_gan import checkpoint
 
@@ -21,7 +22,7 @@ def test_the_quickstart_trains_attacks_and_reports(tmp_path):
         "ROBUST_GAN_PYTHON": sys.executable,
         "QUICKSTART_DIR": str(tmp_path / "out"),
         "ROBUST_GAN_DATA_DIR": str(tmp_path / "data"),
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].partition(" ")[2],
+        "XLA_FLAGS": quick_flags(),
     }
     command = ["bash", "launch/quickstart.sh", "--config.num_steps=2", "--config.validation.every=2",
                "--config.adversary.generator.steps=1", "--config.adversary.pgd.num_steps=1"]  # fmt: skip
