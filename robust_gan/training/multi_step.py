@@ -1,5 +1,6 @@
 """One compiled call: several training steps, with images gathered and augmented on the device."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -34,6 +35,27 @@ class LoopState(NamedTuple):
 
     train_state: TrainState
     nonfinite: NonFiniteState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedImages:
+    """Images as rows of pixels, which a TPU gathers as they are; it copies `[N, H, W, C]` to four times the bytes.
+
+    Attributes:
+        rows: uint8 `[N, H W C]`.
+        shape: `(H, W, C)`.
+
+    >>> PackedImages(np.arange(24).reshape(2, 12), (2, 2, 3))[np.array([1])].shape
+    (1, 2, 2, 3)
+    """
+
+    rows: jax.Array | np.ndarray
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def __getitem__(self, positions: jax.Array) -> jax.Array:
+        """Returns the images `[B, H, W, C]` at the positions `[B]`."""
+        return self.rows[positions].reshape(-1, *self.shape)
 
 
 class StepOutput(NamedTuple):
@@ -130,7 +152,7 @@ def _num_batches(config: Config) -> int:
 
 
 def run_steps(
-    game: Game, config: Config, policy: str, loop_state: LoopState, arrays: dict[str, jax.Array], indices: BatchIndices
+    game: Game, config: Config, policy: str, loop_state: LoopState, arrays: dict[str, Any], indices: BatchIndices
 ) -> tuple[LoopState, StepOutput]:
     """Runs several training steps on one device of the axis `parallel.AXIS`.
 
@@ -142,8 +164,8 @@ def run_steps(
         config: The run.
         policy: One of `nonfinite.POLICIES`.
         loop_state: The state returned by the previous call.
-        arrays: The whole training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`; not used where the
-            indices have their own.
+        arrays: The whole training split: `images`, `PackedImages` or uint8 `[N, H, W, C]`, and int32 `labels` `[N]`;
+            not used where the indices have their own.
         indices: The indices of this device, without their leading axis.
 
     Returns:
@@ -170,7 +192,7 @@ def run_steps(
 
 
 def training_step(
-    game: Game, config: Config, state: TrainState, arrays: dict[str, jax.Array], positions: jax.Array
+    game: Game, config: Config, state: TrainState, arrays: dict[str, Any], positions: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """Gathers and augments the images of one step and runs it, on one device of the axis `parallel.AXIS`.
 
@@ -178,7 +200,7 @@ def training_step(
         game: The game.
         config: The run.
         state: The state before.
-        arrays: The whole training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`.
+        arrays: The whole training split: `images`, `PackedImages` or uint8 `[N, H, W, C]`, and int32 `labels` `[N]`.
         positions: int32 `[M, B]`: M batches; the adversary is updated on all, the classifier on the last.
 
     Returns:

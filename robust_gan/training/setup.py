@@ -2,11 +2,10 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from robust_gan import adversaries, checkpoint, data, evaluation, networks, parallel, prng
 from robust_gan import game as game_lib
@@ -14,6 +13,7 @@ from robust_gan.config import Config, check_epsilon, imports, validate
 from robust_gan.config.imports import is_function_name
 from robust_gan.errors import DataError, UserError, one_line
 from robust_gan.game import Game, TrainState
+from robust_gan.training import multi_step
 from robust_gan.types import LogitsFn
 
 
@@ -37,9 +37,12 @@ class Setup(NamedTuple):
     state: TrainState
 
     @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The training split: uint8 `images` `[N, H, W, C]` and int32 `labels` `[N]`; empty where it is `streamed`."""
-        return {} if self.streamed else {"images": self.dataset.train.images, "labels": self.dataset.train.labels}
+    def arrays(self) -> dict[str, Any]:
+        """The training split: `multi_step.PackedImages` and int32 `labels` `[N]`; empty where it is `streamed`."""
+        images, labels = self.dataset.train.images, self.dataset.train.labels
+        if isinstance(images, data.StreamedImages):
+            return {}
+        return {"images": multi_step.PackedImages(images.reshape(len(images), -1), images.shape[1:]), "labels": labels}
 
     @property
     def streamed(self) -> data.Split | None:

@@ -1,6 +1,7 @@
 """The training step compiled for TPUs that are not there."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -30,8 +31,9 @@ def compile_step(config: Config, topology: str) -> topology_lib.Compiled:
     game = game_lib.from_config(config, num_classes=num_classes, channels=image_shape[-1])
     state = jax.eval_shape(lambda: setup.initial_state(config, game, image_shape))
     loop_state = jax.eval_shape(lambda state: multi_step.LoopState(state, nonfinite.init_state()), state)
+    rows: Any = jax.ShapeDtypeStruct((num_images, math.prod(image_shape)), jnp.uint8)
     arrays = {
-        "images": jax.ShapeDtypeStruct((num_images, *image_shape), jnp.uint8),
+        "images": multi_step.PackedImages(rows, image_shape),
         "labels": jax.ShapeDtypeStruct((num_images,), jnp.int32),
     }
     num_batches = config.adversary.generator.batches_per_step if config.adversary.name == "generator" else 1

@@ -16,6 +16,7 @@ from robust_gan.evaluation.topology import compile_attacks
 from robust_gan.networks import inference
 from robust_gan.networks.convolution import convolution, transposed_convolution
 from robust_gan.parallel import topology
+from robust_gan.training import multi_step
 from robust_gan.training.topology import compile_step
 
 NO_LIBTPU = pytest.mark.skipif(
@@ -129,6 +130,18 @@ def test_a_step_compiles_for_tpus(name, grid, num_devices):
     assert found.num_devices == num_devices
     assert dict((kind, count) for kind, count, _ in found.collectives)["all-reduce"] < 100
     assert 0 < found.seconds < 0.1
+
+
+@NO_LIBTPU
+@pytest.mark.slow
+def test_a_tpu_gathers_from_the_training_images_without_a_copy_of_them():
+    devices = topology.find_topology("v5e:2x2")
+    rows = jax.ShapeDtypeStruct((49_000, 32 * 32 * 3), jnp.uint8)
+    gather = jax.pmap(lambda images, at: images[at].astype(jnp.float32), in_axes=(None, 0), devices=devices)
+    compiled = gather.lower(
+        multi_step.PackedImages(rows, (32, 32, 3)), jax.ShapeDtypeStruct((4, 16), jnp.int32)
+    ).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e6
 
 
 def subject(function, names, *arguments):

@@ -26,7 +26,7 @@ from robust_gan.config import (
 )
 from robust_gan.errors import CheckpointError, DataError, NotFiniteError, UserError
 from robust_gan.storage import workdir
-from robust_gan.training import diagnostics, evaluator, setup
+from robust_gan.training import diagnostics, evaluator, multi_step, setup
 
 pytestmark = pytest.mark.usefixtures("tiny_names")
 
@@ -147,6 +147,12 @@ def test_many_steps_in_one_call_are_as_many_calls_bit_for_bit(tmp_path, name, co
     # Also where the run was stopped, and went on with another number.
     train(tiny(name, steps_per_call=3, **settings | {"num_steps": 2}), tmp_path / "parts", count)
     assert_bit_equal(one.state, train(tiny(name, steps_per_call=2, **settings), tmp_path / "parts", count).state)
+
+
+def test_packed_images_are_gathered_as_images():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
+    packed, positions = multi_step.PackedImages(images.reshape(5, -1), images.shape[1:]), np.array([3, 0, 3])
+    np.testing.assert_array_equal(jax.jit(lambda packed, at: packed[at])(packed, positions), images[positions])
 
 
 @pytest.mark.slow
