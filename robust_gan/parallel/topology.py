@@ -14,6 +14,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -152,7 +153,10 @@ def compile_program(found: Compiled, mapped: Any, *arguments: PyTree, training_i
     flops = count_flops(jax.make_jaxpr(mapped)(*arguments).jaxpr)
     began = time.process_time()
     try:
-        compiled = mapped.lower(*arguments).compile()
+        with warnings.catch_warnings():
+            # A cached program cannot be loaded without a TPU: it is compiled again.
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+            compiled = mapped.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -138,10 +138,10 @@ def test_a_tpu_gathers_from_the_training_images_without_a_copy_of_them():
     devices = topology.find_topology("v5e:2x2")
     rows = jax.ShapeDtypeStruct((49_000, 32 * 32 * 3), jnp.uint8)
     gather = jax.pmap(lambda images, at: images[at].astype(jnp.float32), in_axes=(None, 0), devices=devices)
-    compiled = gather.lower(
-        multi_step.PackedImages(rows, (32, 32, 3)), jax.ShapeDtypeStruct((4, 16), jnp.int32)
-    ).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 1e6
+    images, at = multi_step.PackedImages(rows, (32, 32, 3)), jax.ShapeDtypeStruct((4, 16), jnp.int32)
+    found = topology.Compiled("v5e:2x2", "a gather", 4, 64)
+    for _ in range(2):  # The second time there is a program in the cache, which cannot be loaded without a TPU.
+        assert topology.compile_program(found, gather, images, at).temporaries < 1e6
 
 
 def subject(function, names, *arguments):
