@@ -44,6 +44,7 @@ def get_config(choice: str = "generator") -> Config:
         config.adversary.generator.batches_per_step = 5
     if config.classifier.loss == "ibp" and budget != "debug":
         config.batch_size = 128
+        _lighten_generator(config)
         return methods.certifiable(config, network="certifiable_cnn", num_steps=24_000, epsilon=0.33)
     if budget == "short" and name == "released":
         config.num_steps, config.classifier.optimizer.decay_steps = 2_000, (1_000,)
@@ -71,7 +72,11 @@ def _shortened(config: Config, steps: int) -> Config:
         name="adam", learning_rate=0.005, weight_decay=1e-5, schedule="one_cycle", schedule_steps=steps
     )
     config.adversary.epsilon_warmup_steps = steps // 4
+    _lighten_generator(config)
+    return config
+
+
+def _lighten_generator(config: Config) -> None:
     config.adversary.generator.network = "mnist_generator_light"
     config.adversary.generator.batches_per_step = 1
     config.adversary.generator.optimizer = OptimizerConfig(name="adam", learning_rate=0.0005, b1=0.5, weight_decay=1e-5)
-    return config
