@@ -19,7 +19,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 QUICK_FLAG = "--xla_cpu_use_fusion_emitters=false"
 """An older generator of code, which compiles in 0.4 of the time; jaxlib 0.12 does not know it."""
-# What is given comes last and takes precedence, QUICK_FLAG too.
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")

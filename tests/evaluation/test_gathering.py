@@ -119,8 +119,7 @@ def test_a_generator_that_is_trained_draws_what_belongs_to_the_images():
         train(loss_fn=towards, loss_args=(jnp.ones(6, int),)),
         train(loss_fn=lambda z, y: towards(z, y, y + 1)),
     )
-    # Two programs, which round differently.
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-4), found, same)
+    jax.tree.map(np.testing.assert_array_equal, found, same)
 
 
 def test_the_adversary_of_trades_ascends_the_divergence_of_each_image():

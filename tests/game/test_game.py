@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -377,12 +376,7 @@ def test_an_update_on_every_third_step_equals_two_steps_with_a_frozen_adversary_
         every, update_every=1, adversary=every.adversary._replace(improve=lambda state, *_, **__: (state, {}))
     )
     updated = dataclasses.replace(every, update_every=1)
-    # The older generator of code of XLA (tests/conftest.py) rounds the step with a branch differently.
-    options = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ["XLA_FLAGS"] else None
-    step, skip, move = (
-        jax.jit(functools.partial(game_lib.train_step, game), compiler_options=options)
-        for game in (every, frozen, updated)
-    )
+    step, skip, move = (jax.jit(functools.partial(game_lib.train_step, game)) for game in (every, frozen, updated))
     found = expected = game_lib.init(every, jax.random.key(0), make_batch().images)
     for index in range(6):
         batch = make_batch(seed=index)
