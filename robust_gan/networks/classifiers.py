@@ -149,7 +149,7 @@ class StridedCNN(nn.Module):
     dtype: Dtype | None = None
     convolutions: tuple[tuple[int, int, int], ...] = ((16, 4, 2), (32, 4, 2))
     hidden: int = 100
-    kernel_init: Initializer = he_normal
+    kernel_init: Callable[..., jax.Array] = he_normal
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
