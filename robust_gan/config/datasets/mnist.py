@@ -45,7 +45,7 @@ def get_config(choice: str = "generator") -> Config:
     if config.classifier.loss == "ibp" and budget != "debug":
         config.batch_size = 128
         _lighten_generator(config)
-        return methods.certifiable(config, network="certifiable_cnn", num_steps=24_000, epsilon=0.33)
+        return methods.certifiable(config, network="certifiable_cnn", num_steps=24_000, epsilon=0.31)
     if budget == "short" and name == "released":
         config.num_steps, config.classifier.optimizer.decay_steps = 2_000, (1_000,)
         config.validation.every = 250
