@@ -87,7 +87,7 @@ def main(argv):
     # Imported after the flags are checked, so that a mistake is reported before jax is loaded.
     from robust_gan import parallel
     from robust_gan.evaluation import EvaluationConfig
-    from robust_gan.reporting import run, tables, threats
+    from robust_gan.reporting import evaluation_record, run, threats
 
     memory.return_after_compiling()
     fields = [field.name for field in dataclasses.fields(EvaluationConfig)]
@@ -109,8 +109,8 @@ def main(argv):
     if joined:
         print(f"\nAll threat models:\n{threats.markdown(joined)}")
     if config.output:
-        page, also = (threats.TABLES, threats.RECORD) if joined else (tables.TABLES, tables.RECORD)
-        print(f"\nReport: {config.output.rstrip('/')}/{page}, and the same as {also}")
+        names = threats if joined else evaluation_record
+        print(f"\nReport: {config.output.rstrip('/')}/{names.TABLES}, and the same as {names.RECORD}")
     if missed:
         cli.complain("; ".join(missed))
     return cli.MISSED if missed else 0
@@ -119,34 +119,18 @@ def main(argv):
 def _print(config, scores, values):
     """Prints the tables of an evaluation; returns a sentence for each requirement that is missed."""
     from robust_gan.evaluation import statistics
-    from robust_gan.reporting import tables
+    from robust_gan.reporting import evaluation_report
 
     threat, data = values["threat"], values["data"]
     print(f"{data['name']} {data['split']}, {data['count']} images, {threat['norm']} epsilon {threat['epsilon']:g}")
     if config.use_batch_stats:
-        print(tables.USE_BATCH_STATS)
-    print(f"Accuracy in %; {statistics.INTERVALS}.")
-    print(tables.white_and_black_box(scores))
-    if len(scores.sources) > 1:
-        print("\nBy source (*white box*):")
-        print(tables.by_source(scores))
-    if table := tables.sequential(values):
-        print(f"\nSequential evaluation, each attack on the examples that remained robust:\n{table}")
-    if table := tables.certification(values):
-        print(f"\n{tables.CERTIFIED}\n{table}")
-    if table := tables.smoothing(values):
-        print(f"\n{table}")
-    if (corrupted := tables.corruptions(values)).rows:
-        print(f"\n{corrupted.title}:\n{tables.markdown(corrupted.header, corrupted.rows)}")
-    if table := tables.paired_comparisons(values):
-        print(f"\nPaired comparisons, in points:\n{table}")
-    print(f"\nAlarms:\n{tables.format_alarms(values)}")
-    if notes := tables.format_notes(values):
-        print(f"\nNot made:\n{notes}")
-    if requirements := tables.format_requirements(values):
-        print(f"\nRequirements:\n{requirements}")
+        print(evaluation_report.USE_BATCH_STATS)
+    print(f"Accuracy in %; {statistics.INTERVALS}.\n{evaluation_report.white_and_black_box(scores)}")
+    for title, body in evaluation_report.sections(scores, values).items():
+        print(f"\n{title}:\n{body}")
     where = "" if config.has_one_threat else f" under {threat['norm']} epsilon {threat['epsilon']:g}"
-    rows = [row.partition(": ")[2] for row in requirements.splitlines() if row.startswith("- missed")]
+    requirements = evaluation_report.format_requirements(values).splitlines()
+    rows = [row.partition(": ")[2] for row in requirements if row.startswith("- missed")]
     return [row + where for row in rows]
 
 

@@ -12,7 +12,7 @@ from robust_gan.attacks.autoattack import VERSIONS
 from robust_gan.errors import UserError
 from robust_gan.evaluation import statistics
 from robust_gan.reporting import details as details_lib
-from robust_gan.reporting import tables
+from robust_gan.reporting import evaluation_record, tables
 from robust_gan.reporting.record import Evaluation, Run
 from robust_gan.reporting.tables import Table, format_count
 
@@ -275,7 +275,7 @@ def _shares(report: Mapping[str, Any], name: str, letter: str) -> dict[str, floa
         shares[f"worst case{letter}, black box"] = worst["black_box"]
         shares[f"worst case{letter}, white and black box"] = worst["all"]
     for column, share in target.get("smoothed", {}).items():
-        shares[f"{tables.SMOOTHED[column]}, sigma {report['config']['smoothing_sigma']:g}"] = share
+        shares[f"{evaluation_record.SMOOTHED[column]}, sigma {report['config']['smoothing_sigma']:g}"] = share
     return {column: share for column, share in shares.items() if share is not None}
 
 

@@ -15,7 +15,7 @@ from robust_gan.errors import UserError
 from robust_gan.evaluation import EvaluationConfig, EvaluationState
 from robust_gan.evaluation.evaluate import Subject
 from robust_gan.evaluation.state import parts_of
-from robust_gan.reporting import details, tables
+from robust_gan.reporting import details, evaluation_record
 from robust_gan.storage import paths
 
 STATE = "scores.npz"
@@ -134,7 +134,7 @@ def lock(path: epath.Path | None) -> Iterator[None]:
         try:
             yield
         finally:
-            if parallel.is_primary() and not any((path / name).exists() for name in (STATE, tables.RECORD)):
+            if parallel.is_primary() and not any((path / name).exists() for name in (STATE, evaluation_record.RECORD)):
                 with contextlib.suppress(OSError):  # Other files in the folder stay.
                     (path / _LOCK).unlink(missing_ok=True)
                     path.rmdir()
@@ -157,11 +157,10 @@ def _unmakeable(path, error):
 
 def _clear(path):
     """Removes what an evaluation left, so that no file of it is taken for one of the next; other files stay."""
-    for name in (_OLDER, STATE, tables.RECORD, tables.TABLES, tables.ADVERSARIAL, tables.EXAMPLES, tables.CURVE,
-                 tables.TRANSFER, tables.TRACE, details.FILE):  # fmt: skip
+    for name in (_OLDER, STATE, *evaluation_record.FILES, details.FILE):
         (path / name).unlink(missing_ok=True)
-    if paths.exists(path / tables.CARDS):
-        for card in [file for file in (path / tables.CARDS).iterdir() if file.name.endswith(".json")]:
+    if paths.exists(path / evaluation_record.CARDS):
+        for card in [file for file in (path / evaluation_record.CARDS).iterdir() if file.name.endswith(".json")]:
             card.unlink()
     if paths.exists(parts_of(path / STATE)):
         parts_of(path / STATE).rmtree()

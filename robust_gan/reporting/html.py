@@ -17,7 +17,7 @@ from etils import epath
 
 from robust_gan.errors import writing
 from robust_gan.evaluation import statistics
-from robust_gan.reporting import comparison, plots, tables, threats
+from robust_gan.reporting import comparison, evaluation_report, plots, tables, threats
 from robust_gan.reporting import details as details_lib
 from robust_gan.reporting.details import Details
 from robust_gan.reporting.record import Evaluation, Found, Run, find
@@ -185,7 +185,7 @@ def _reproduction(values: dict[str, Any]) -> dict[str, Any]:
 
 def _evaluation(one: Evaluation, colours: Mapping[str, int]) -> dict[str, Any]:
     report, found = one.report, one.details
-    evaluated, fired, skipped = tables.sort_alarms(report)
+    evaluated, fired, skipped = evaluation_report.sort_alarms(report)
     marked, marks = {name: comparison.mark(report, name) for name in report["targets"]}, {}
     for name, target in report["targets"].items():
         row = {"clean": [target["clean_accuracy"]]}
@@ -240,8 +240,8 @@ def _accuracy_tables(report: dict[str, Any], marked: Mapping[str, str]) -> list[
             f"Transfer of {attack}: robust accuracy in %", "of \\ made on", list(by), sources,
             [[row.get(source) for source in sources] for row in by.values()], count, note="Framed: white-box.",
         )._replace(framed=True))  # fmt: skip
-    corrupted = tables.corruptions(report)
-    return [*made, *([corrupted._replace(note=tables.CORRUPTED)] if corrupted.rows else [])]
+    corrupted = evaluation_report.corruptions(report)
+    return [*made, *([corrupted._replace(note=evaluation_report.CORRUPTED)] if corrupted.rows else [])]
 
 
 def _classes(found: Details, under: str, right: Mapping[str, np.ndarray], marked: Mapping[str, str]) -> Table:

@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from robust_gan.errors import UserError
-from robust_gan.reporting import details, noise_images, tables, threats
+from robust_gan.reporting import details, evaluation_record, noise_images, threats
 from robust_gan.reporting.details import Details
 from robust_gan.reporting.noise_images import NoiseImages
 from robust_gan.storage import files, workdir
 
 REPRODUCTION = "reproduction.json"
-SCHEMAS = {tables.RECORD: tables.SCHEMA, threats.RECORD: threats.SCHEMA, REPRODUCTION: "robust_gan.reproduction/3"}
+SCHEMAS = {
+    evaluation_record.RECORD: evaluation_record.SCHEMA,
+    threats.RECORD: threats.SCHEMA,
+    REPRODUCTION: "robust_gan.reproduction/3",
+}
 """The last as in `reproduction.run`, which imports this package."""
 
 _DEPTH = 4
@@ -151,8 +155,8 @@ def _add(found: Found, folder: epath.Path, root: epath.Path) -> None:
         where, config = os.fspath(folder), _json(folder / workdir.CONFIG)
         metrics, timing, starts = (_lines(folder / f) for f in (workdir.METRICS, workdir.TIMING, workdir.STARTS))
         found.runs.append(Run(where, where, where, config, metrics, timing, starts, noise_images.read(folder)))
-    if (folder / tables.RECORD).exists():
-        found.evaluations.append(Evaluation(name, _of_schema(folder / tables.RECORD), details.read(folder)))
+    if (folder / evaluation_record.RECORD).exists():
+        found.evaluations.append(Evaluation(name, _of_schema(folder / evaluation_record.RECORD), details.read(folder)))
     if (folder / REPRODUCTION).exists():
         found.reproductions[name] = _of_schema(folder / REPRODUCTION)
     if (folder / threats.RECORD).exists():

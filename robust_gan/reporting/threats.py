@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from robust_gan.evaluation import CLEAN, EvaluationResult, statistics
-from robust_gan.reporting import tables
+from robust_gan.reporting import evaluation_record, tables
 from robust_gan.reporting.details import SEQUENTIAL
 from robust_gan.reporting.tables import Table
 from robust_gan.storage import workdir
@@ -114,7 +114,7 @@ def write(folder: epath.Path, values: dict[str, Any]) -> None:
         folder: Of the reports.
         values: The output of `record`.
     """
-    reports = "\n".join(f"- {threat['folder']}/{tables.TABLES}" for threat in values["threats"])
+    reports = "\n".join(f"- {threat['folder']}/{evaluation_record.TABLES}" for threat in values["threats"])
     text = f"# Evaluation under several threat models\n\n{table(values).title}.\n\n{markdown(values)}\n\n{reports}\n"
     workdir.write_text(folder / TABLES, text)
     workdir.write_text(folder / RECORD, json.dumps(values, indent=2) + "\n")

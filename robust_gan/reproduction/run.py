@@ -10,10 +10,9 @@ from etils import epath
 from robust_gan import checkpoint, data, training
 from robust_gan.errors import CheckpointError, UserError
 from robust_gan.evaluation import EvaluationConfig
+from robust_gan.reporting import evaluation_record, plots
 from robust_gan.reporting import folder as folder_lib
-from robust_gan.reporting import plots
 from robust_gan.reporting import run as run_lib
-from robust_gan.reporting import tables as tables_lib
 from robust_gan.reproduction import cost, tables
 from robust_gan.reproduction.plan import NETWORK, SEED, Plan, run_folder
 from robust_gan.storage import files, workdir
@@ -91,7 +90,7 @@ def run(
         "attacks": plan.attacks,
         "images": reports[plan.seeds[0]]["data"]["count"],
         "methods": table,
-        "reports": {str(seed): f"seed-{seed}/{tables_lib.RECORD}" for seed in plan.seeds},
+        "reports": {str(seed): f"seed-{seed}/{evaluation_record.RECORD}" for seed in plan.seeds},
     }
     workdir.write_text(folder / TABLES, text)
     workdir.write_text(folder / RECORD, json.dumps(values, indent=2) + "\n")
@@ -151,13 +150,13 @@ def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
     key = {
         "attacks": plan.attacks,
         "models": [[str(record.directory), record.step, record.leaves] for record in records],
-        "versions": tables_lib.made_with(batch_size, len(devices or ()))["versions"],
+        "versions": evaluation_record.made_with(batch_size, len(devices or ()))["versions"],
     }
-    if (output / _KEY).exists() and (output / tables_lib.RECORD).exists():
+    if (output / _KEY).exists() and (output / evaluation_record.RECORD).exists():
         try:
             if _is_at(output / _KEY, key):
-                values = files.read_json(output / tables_lib.RECORD)
-                if values["schema"] == tables_lib.SCHEMA:
+                values = files.read_json(output / evaluation_record.RECORD)
+                if values["schema"] == evaluation_record.SCHEMA:
                     return values
         except (files.UnreadableError, KeyError, TypeError):
             pass  # Incomplete: evaluated again.

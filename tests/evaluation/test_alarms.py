@@ -12,7 +12,7 @@ from robust_gan import L2Threat, LinfThreat, attacks, evaluation, threat_model
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import Model, Scores, alarms
 from robust_gan.evaluation.probes import Probe
-from robust_gan.reporting import tables
+from robust_gan.reporting import evaluation_report
 
 THREAT = LinfThreat(0.05)
 RNG = np.random.default_rng(0)
@@ -215,7 +215,7 @@ def test_a_model_without_a_derivative_is_not_asked_for_one():
     silent = {name for name, alarm in found.items() if not alarm.asked}
     assert silent == {"zero_gradients", "nan_gradients", "not_converged", "does_not_reach_0"}
     values = {"targets": {"m": {"alarms": [alarm._asdict() for alarm in found.values()]}}}
-    text = tables.format_alarms(values)
+    text = evaluation_report.format_alarms(values)
     # JAX 0.12 gives all four the same reason, so that they share one line.
     assert re.match(
         r"None of 4 fired\.\n\n- m: zero_gradients[a-z0_, ]*: not checked: no derivative \(ValueError: Pure", text

@@ -11,7 +11,7 @@ import pytest
 from robust_gan import certification, evaluation
 from robust_gan.errors import CertificateError, UserError
 from robust_gan.evaluation import EvaluationConfig, evaluate
-from robust_gan.reporting import html, tables
+from robust_gan.reporting import evaluation_record, evaluation_report, html
 from robust_gan.reporting.run import additions
 
 IMAGES = np.linspace(0, 1, 9, dtype=np.float32).reshape(9, 1, 1, 1)
@@ -38,9 +38,9 @@ def test_certified_images_are_robust_and_not_attacked_again():
     assert pgd.attacked == 9 - result.certified["dark"].sum() - (1 - clean.robust_accuracy) * 9
     assert square.attacked == 0
     assert result.robust_accuracy("dark") == pytest.approx(result.certified["dark"].mean())
-    values = additions.record(result, [tables.made_with(9, 1)])
-    assert tables.bracket(values["targets"]["dark"]) == [pytest.approx(6 / 9), pytest.approx(6 / 9)]
-    assert "66.7" in tables.certification(values)
+    values = additions.record(result, [evaluation_record.made_with(9, 1)])
+    assert evaluation_record.bracket(values["targets"]["dark"]) == [pytest.approx(6 / 9), pytest.approx(6 / 9)]
+    assert "66.7" in evaluation_report.certification(values)
     json.dumps(values)
 
 
@@ -50,7 +50,7 @@ def test_the_result_is_the_same_without_skipping():
     plain = evaluate({"dark": dark}, (IMAGES, LABELS), config)
     np.testing.assert_array_equal(plain.sequential["dark"].robust, run().sequential["dark"].robust)
     assert plain.certified == {}
-    assert tables.certification(additions.record(plain, [tables.made_with(9, 1)])) == ""
+    assert evaluation_report.certification(additions.record(plain, [evaluation_record.made_with(9, 1)])) == ""
 
 
 def test_an_attack_that_breaks_a_certified_image_stops_the_evaluation(monkeypatch):
@@ -118,16 +118,16 @@ def test_the_smoothed_classifier_has_columns_of_its_own(tmp_path):
     np.testing.assert_array_equal(found.radius > 0.1, distance > 0.2)
     assert result.certified == {}
     assert [attack.attacked for attack in result.sequential["dark"].attacks] == [9, 9]  # No image is left out.
-    values = additions.record(result, [tables.made_with(9, 1)])
-    jsonschema.validate(json.loads(json.dumps(values)), tables.schema())
+    values = additions.record(result, [evaluation_record.made_with(9, 1)])
+    jsonschema.validate(json.loads(json.dumps(values)), evaluation_record.schema())
     assert values["targets"]["dark"]["smoothed"] == {
         "clean_accuracy": pytest.approx(8 / 9), "certified_accuracy": pytest.approx(6 / 9),
         "abstained": pytest.approx(1 / 9),
     }  # fmt: skip
-    assert tables.certification(values) == ""
-    assert tables.card(values, "dark")["smoothed_certified"] == "66.7"
-    tables.write(tmp_path, result.scores, values)
-    assert "sigma 0.2, 300 samples, alpha 0.001" in (tmp_path / tables.TABLES).read_text()
+    assert evaluation_report.certification(values) == ""
+    assert evaluation_record.card(values, "dark")["smoothed_certified"] == "66.7"
+    evaluation_report.write(tmp_path, result.scores, values)
+    assert "sigma 0.2, 300 samples, alpha 0.001" in (tmp_path / evaluation_record.TABLES).read_text()
     html.write([tmp_path], tmp_path / "page.html", tmp_path / "csv")
     assert any("smoothed abstained, sigma 0.2" in file.read_text() for file in (tmp_path / "csv").iterdir())
 

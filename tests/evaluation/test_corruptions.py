@@ -11,7 +11,7 @@ from robust_gan.errors import UserError
 from robust_gan.evaluation import EvaluationConfig, EvaluationState, alarms
 from robust_gan.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from robust_gan.evaluation.sharded_model import ShardedModel
-from robust_gan.reporting import tables
+from robust_gan.reporting import evaluation_report
 
 IMAGES = np.asarray(images_between(0.3, 0.7, count=12))
 LABELS = np.asarray(predicted(linear, IMAGES))
@@ -85,7 +85,7 @@ def test_accuracies_do_not_depend_on_the_batch_size_and_stay_out_of_the_worst_ca
 
 def test_the_table_has_means_over_severities_and_corruptions():
     rows = {"jpeg": {"accuracy": [1, 1, 1, 1, 0.5], "mean": 0.9}, "contrast": {"accuracy": [0.5] * 5, "mean": 0.5}}
-    table = tables.corruptions({"data": {"count": 10}, "targets": {"a": {"corruptions": rows}, "b": {}}})
+    table = evaluation_report.corruptions({"data": {"count": 10}, "targets": {"a": {"corruptions": rows}, "b": {}}})
     assert table.rows[-1] == ["a", "mean", "75.0", "75.0", "75.0", "75.0", "50.0", "70.0"]
     assert len(table.rows) == 3
 

@@ -15,7 +15,7 @@ from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import Model, statistics
 from robust_gan.evaluation.evaluate import _fit_classes, plan_attacks
 from robust_gan.networks import inference
-from robust_gan.reporting import plots, tables
+from robust_gan.reporting import evaluation_record, evaluation_report, plots
 
 THREAT = LinfThreat(0.1)
 
@@ -207,7 +207,7 @@ def test_the_tables_hold_the_figures_and_a_dash_where_there_is_none(tmp_path):
     images, _ = data(40)
     labels = labelled_by(models[0], images)
     scores = evaluation.evaluate_transfer(models, images, labels, THREAT, attacks=["fgsm", "generator"])
-    table = tables.white_and_black_box(scores).splitlines()
+    table = evaluation_report.white_and_black_box(scores).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert cells[0] == ["model", "clean", "fgsm, white box", "generator, white box",
                         "fgsm, black box", "generator, black box"]  # fmt: skip
@@ -216,16 +216,16 @@ def test_the_tables_hold_the_figures_and_a_dash_where_there_is_none(tmp_path):
     assert alpha["generator, black box"] == "-"
     assert alpha["fgsm, white box"] == statistics.format_accuracy(scores.robust["alpha", "alpha", "fgsm"].mean(), 40)
     assert alpha["fgsm, black box"] == statistics.format_accuracy(scores.robust["alpha", "beta", "fgsm"].mean(), 40)
-    values = tables.record(
+    values = evaluation_record.record(
         scores,
         THREAT,
         data={"name": "x", "split": "test", "count": 40},
         models={},
         settings={"seed": 0},
-        runs=[tables.made_with(500, 1)],
+        runs=[evaluation_record.made_with(500, 1)],
     )
-    tables.write(tmp_path / "report", scores, values)
-    assert "fgsm" in (tmp_path / "report" / tables.TABLES).read_text()
+    evaluation_report.write(tmp_path / "report", scores, values)
+    assert "fgsm" in (tmp_path / "report" / evaluation_record.TABLES).read_text()
     assert values["targets"]["alpha"]["robust_accuracy"]["fgsm"]["beta"] == scores.robust_accuracy(
         "alpha", ["beta"], ["fgsm"]
     )
@@ -243,8 +243,8 @@ def test_batch_statistics_are_an_option_that_the_report_names(launch, tiny_run, 
     # After two steps the running statistics are still near their start: the figures must differ.
     assert records["running"]["targets"] != records["batch"]["targets"]
     for text in (batch.out, (tmp_path / "batch/report.md").read_text()):
-        assert tables.USE_BATCH_STATS in text
-    assert tables.USE_BATCH_STATS not in running.out
+        assert evaluation_report.USE_BATCH_STATS in text
+    assert evaluation_report.USE_BATCH_STATS not in running.out
 
 
 def test_accuracies_and_costs_are_drawn(tmp_path):
@@ -280,7 +280,7 @@ def test_a_suite_attacks_in_turn_and_its_report_says_what_stood_and_what_the_ala
         "black_box_beats_white",  # Square comes after the others.
     }  # fmt: skip
     text = (tmp_path / "report/report.md").read_text()
-    for table in (tables.sequential(values), tables.format_alarms(values)):
+    for table in (evaluation_report.sequential(values), evaluation_report.format_alarms(values)):
         assert table in text
         assert table in ended.out
     wrong = launch("evaluate", *flags, "--suite=auto")
@@ -297,13 +297,13 @@ def test_the_report_compares_models_pair_by_pair_on_the_same_images():
     models = [linear(seed) for seed in range(10)]
     images, labels = data(50)
     scores = evaluation.evaluate_transfer(models, images, labels, THREAT, attacks=["fgsm", "uniform_noise"])
-    values = tables.record(
+    values = evaluation_record.record(
         scores,
         THREAT,
         data={"name": "x", "split": "test", "count": 50},
         models={},
         settings={"seed": 0},
-        runs=[tables.made_with(500, 1)],
+        runs=[evaluation_record.made_with(500, 1)],
     )
     pairs = {(row["first"], row["second"]) for row in values["paired"]}
     assert len(pairs) == 10 * 9 / 2
@@ -318,7 +318,7 @@ def test_the_report_compares_models_pair_by_pair_on_the_same_images():
     found = {row["under"] for row in values["paired"]}
     assert found == {"clean", "fgsm", "uniform_noise", statistics.WORST_WHITE, statistics.WORST_BLACK}
     # The table of many pairs shows the first eight models in the worst cases only.
-    assert tables.paired_comparisons(values).count("\n") == 1 + 28 * 3
+    assert evaluation_report.paired_comparisons(values).count("\n") == 1 + 28 * 3
     target = values["targets"]["linear3"]
     share = target["robust_accuracy"]["fgsm"]["linear5"]
     assert target["intervals"]["robust_accuracy"]["fgsm"]["linear5"] == statistics.interval_of(share, 50)
@@ -332,7 +332,7 @@ def test_autoattack_for_few_classes_takes_the_place_of_the_standard_one(classes,
     assert fitted.sequential[2:] == plan.sequential[2:]
     result = {"robust_accuracy": 0.5, "seconds": 1.0}
     targets = {"mine": {"sequential": [result | {"attack": name} for name in ("clean", *fitted.sequential)]}}
-    text = tables.sequential({"data": {"count": 9}, "targets": targets})
+    text = evaluation_report.sequential({"data": {"count": 9}, "targets": targets})
     assert ("AutoAttack for fewer than 4 classes" in text) == (classes < 4)
 
 
@@ -359,10 +359,12 @@ def test_one_run_of_fmn_gives_the_distances_and_the_curve_of_a_linear_classifier
         for radius, share in zip(curve.epsilons, curve.robust_accuracy[model.name], strict=True)
     )
     scores = evaluation.evaluate_transfer([model], images, labels, threat, attacks=["fgsm"])
-    values = tables.record(scores, threat, data={"name": "x", "split": "test", "count": count}, models={},
-                           settings={"seed": 0, "batch_norm": "running"}, runs=[tables.made_with(12, 1)],
+    values = evaluation_record.record(scores, threat, data={"name": "x", "split": "test", "count": count}, models={},
+                           settings={"seed": 0, "batch_norm": "running"}, runs=[evaluation_record.made_with(12, 1)],
                            curve=curve)  # fmt: skip
     written = json.loads(json.dumps(values["curve"]))
-    jsonschema.validate(written, tables.schema()["properties"]["curve"] | {"$defs": tables.schema()["$defs"]})
-    tables.write(tmp_path, scores, values)
+    jsonschema.validate(
+        written, evaluation_record.schema()["properties"]["curve"] | {"$defs": evaluation_record.schema()["$defs"]}
+    )
+    evaluation_report.write(tmp_path, scores, values)
     assert f"| {model.name} | " in (tmp_path / "report.md").read_text().split("## Smallest perturbations")[1]

@@ -15,7 +15,7 @@ from robust_gan import evaluation
 from robust_gan.errors import UserError
 from robust_gan.evaluation import alarms, batching, checks
 from robust_gan.evaluation.state import Rows
-from robust_gan.reporting import details, html, plots, record, tables
+from robust_gan.reporting import details, evaluation_record, html, plots, record, tables
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import run as run_lib
 from robust_gan.reporting.run import additions
@@ -104,7 +104,7 @@ def run(tmp_path, monkeypatch, own_model):
         folder = tmp_path / output
         config = evaluation.EvaluationConfig(**own_model(make, images, labels, name), output=folder, **given)
         _, values = run_lib.run(config, devices=jax.devices()[:1])
-        assert json.loads((folder / tables.RECORD).read_text()) == json.loads(json.dumps(values))
+        assert json.loads((folder / evaluation_record.RECORD).read_text()) == json.loads(json.dumps(values))
         return values, folder
 
     return evaluate
@@ -159,7 +159,7 @@ def test_models_with_a_form_of_their_own_are_scored_as_their_plain_twin(run, mak
     assert target["robust_accuracy"] == plain["robust_accuracy"]
     assert target["sequential"][-1]["robust_accuracy"] == plain["sequential"][-1]["robust_accuracy"]
     assert values["notes"] == []
-    assert (folder / tables.EXAMPLES).exists()
+    assert (folder / evaluation_record.EXAMPLES).exists()
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_what_fails_after_the_attacks_is_a_sentence_and_the_report_stays(run, mo
     values, folder = run(lambda: linear, plots=["examples"])
     failed = ["alarms on models_of_order:f", "details.npz", "examples.png"]
     assert values["notes"] == [f"{what}: not made: MemoryError: no room for that." for what in failed]
-    text = (folder / tables.TABLES).read_text()
+    text = (folder / evaluation_record.TABLES).read_text()
     assert all(f"- {note}" in text for note in values["notes"])
     assert "no room for that" in html.render(record.find([folder]))
 
@@ -254,21 +254,21 @@ def test_adversarial_images_of_models_of_any_name_are_written(tmp_path):
     additions.write_adversarial(
         tmp_path, LABELS, {name: Rows(IMAGES / (1 + index)) for index, name in enumerate(names)}
     )
-    with np.load(tmp_path / tables.ADVERSARIAL, allow_pickle=False) as file:
+    with np.load(tmp_path / evaluation_record.ADVERSARIAL, allow_pickle=False) as file:
         assert (file["labels"] == LABELS).all()
         for index, name in enumerate(names):
             assert (file[name if name != "labels" else "adversarial: labels"] == IMAGES / (1 + index)).all()
 
 
 def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
-    (tmp_path / tables.TABLES).mkdir()
+    (tmp_path / evaluation_record.TABLES).mkdir()
     with pytest.raises(UserError, match=r"report.md is a folder"):
         additions.check_files(tmp_path)
 
 
 def test_every_model_has_a_card_of_its_own():
     names = ["модель:первая", "модель:вторая", "a|b", "a/b", "A/B", "???", "!", "x" * 400, "x" * 401, ".", ""]
-    files = tables.card_names(names)
+    files = evaluation_record.card_names(names)
     assert len({file.casefold() for file in files.values()}) == len(names)
     assert all(3 < len(file.encode()) <= 255 and not file.startswith(".") for file in files.values())
     assert files["модель:первая"] == "модель_первая.json"

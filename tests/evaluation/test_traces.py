@@ -12,7 +12,7 @@ from robust_gan import LinfThreat, attacks, prng
 from robust_gan.evaluation import EvaluationConfig, Model, alarms
 from robust_gan.evaluation.sharded_model import attack_key, shard_models
 from robust_gan.evaluation.traces import trace_steps
-from robust_gan.reporting import html, tables
+from robust_gan.reporting import evaluation_record, html
 from robust_gan.reporting import run as run_lib
 
 IMAGES = np.asarray(images_between(0.3, 0.7, count=12))
@@ -45,7 +45,9 @@ def test_the_report_has_the_steps_and_draws_them(tmp_path, monkeypatch, own_mode
     )  # fmt: skip
     _, values = run_lib.run(config, devices=jax.devices()[:1])
     assert (values["traces"]["attack"], values["notes"]) == ("pgd3", [])
-    assert (tmp_path / "out" / tables.TRACE).stat().st_size > 1000
-    jsonschema.validate(json.loads((tmp_path / "out" / tables.RECORD).read_text()), tables.schema())
+    assert (tmp_path / "out" / evaluation_record.TRACE).stat().st_size > 1000
+    jsonschema.validate(
+        json.loads((tmp_path / "out" / evaluation_record.RECORD).read_text()), evaluation_record.schema()
+    )
     page = html.write([tmp_path / "out"], tmp_path / "page.html").read_text()
     assert "Steps of pgd3, means of 12 images" in page

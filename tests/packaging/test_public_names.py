@@ -43,9 +43,9 @@ NO_EXAMPLE = {
     "robust_gan.reporting.html.write": "needs folders of runs; tests/reporting",
     "robust_gan.parallel.connect": _JOINED,
     "robust_gan.parallel.leave": _JOINED,
-    "robust_gan.reporting.tables.card": _EVALUATED,
-    "robust_gan.reporting.tables.record": _EVALUATED,
-    "robust_gan.reporting.tables.write": _EVALUATED,
+    "robust_gan.reporting.evaluation_record.card": _EVALUATED,
+    "robust_gan.reporting.evaluation_record.record": _EVALUATED,
+    "robust_gan.reporting.evaluation_report.write": _EVALUATED,
     "robust_gan.training.train": "takes seconds; tests/training, and the tutorials",
 }
 """Functions without a doctest, and where they are tried instead."""

@@ -14,7 +14,7 @@ import pytest
 from robust_gan import LinfThreat, checkpoint, evaluation
 from robust_gan.errors import UserError
 from robust_gan.evaluation import Curve, EvaluationConfig, alarms
-from robust_gan.reporting import details, tables
+from robust_gan.reporting import details, evaluation_record
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import run as run_lib
 
@@ -92,8 +92,8 @@ def test_damaged_details_are_told(tmp_path):
 @pytest.mark.slow
 def test_the_report_is_what_its_schema_says_and_the_schema_refuses_others(evaluated):
     _, values = evaluated
-    validator = jsonschema.Draft202012Validator(tables.schema())
-    validator.check_schema(tables.schema())
+    validator = jsonschema.Draft202012Validator(evaluation_record.schema())
+    validator.check_schema(evaluation_record.schema())
     values = json.loads(json.dumps(values))
     validator.validate(values)
     for name, value in (("schema", "robust_gan.evaluation/3"), ("threat", {"norm": "linf"}), ("more", 1)):
@@ -192,9 +192,9 @@ def test_a_card_holds_autoattack_where_it_was_made():
         "models": {"a": {"function": "m:f"}}, "targets": {"a": target}, "threat": {"norm": "l2", "epsilon": 0.5},
         "data": {"name": "digits", "split": "test", "count": 100},
     }  # fmt: skip
-    assert tables.card(values, "a")["autoattack_acc"] == "44.4"
-    assert tables.card(values, "a")["best_known_robust_acc"] == "44.0"
-    assert tables.card(values, "a")["confidence_intervals"]["clean_acc"] == ["82.6", "94.5"]
+    assert evaluation_record.card(values, "a")["autoattack_acc"] == "44.4"
+    assert evaluation_record.card(values, "a")["best_known_robust_acc"] == "44.0"
+    assert evaluation_record.card(values, "a")["confidence_intervals"]["clean_acc"] == ["82.6", "94.5"]
 
 
 def test_a_curve_ends_where_nothing_stands_and_a_rising_one_is_an_alarm():

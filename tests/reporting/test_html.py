@@ -12,7 +12,7 @@ from etils import epath
 
 from robust_gan.config import AdversaryConfig, Config, to_dict
 from robust_gan.errors import UserError
-from robust_gan.reporting import comparison, details, html, noise_images, plots, record
+from robust_gan.reporting import comparison, details, evaluation_record, html, noise_images, plots, record
 from robust_gan.reporting import tables as report_lib
 from robust_gan.reporting.details import Details
 from robust_gan.reproduction.run import SCHEMA
@@ -53,7 +53,7 @@ def write_evaluation(folder, targets=("<standard>", "pgd"), with_details=True, f
     folder.mkdir(parents=True)
     labels = np.arange(40) % 4
     report = {
-        "schema": report_lib.SCHEMA,
+        "schema": evaluation_record.SCHEMA,
         "data": {"name": "digits", "split": "test", "count": 40},
         "threat": {"norm": "linf", "epsilon": 0.15, "bounds": [0, 1]},
         "attacks": ["fgsm", "pgd10"],

@@ -29,7 +29,7 @@ from robust_gan.evaluation.evaluate import (
 from robust_gan.evaluation.external import load_external
 from robust_gan.evaluation.loading import load_attack
 from robust_gan.parallel import interruption
-from robust_gan.reporting import details, tables, threats
+from robust_gan.reporting import details, evaluation_record, evaluation_report, threats
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import plots as plots_lib
 from robust_gan.reporting.progress import Progress
@@ -118,7 +118,7 @@ def _run(config: EvaluationConfig, subject: Subject) -> tuple[EvaluationResult, 
     with folder_lib.lock(folder), interruption.exit_at_sigterm():
         state = _claim(config, folder, subject)
         with Progress(subject.num_attacked(), unit="image", show=config.progress) as bar:
-            made_with = tables.made_with(config.batch_size, len(subject.devices))
+            made_with = evaluation_record.made_with(config.batch_size, len(subject.devices))
             state.start(made_with)
             result = _attack(config, folder, subject, state, bar)
             state.stop()
@@ -130,7 +130,7 @@ def _run(config: EvaluationConfig, subject: Subject) -> tuple[EvaluationResult, 
             additions.draw(folder, result)
         values = record()
         if writes:
-            result.attempt("the report with its alarms", lambda: tables.write(folder, result.scores, values))
+            result.attempt("the report with its alarms", lambda: evaluation_report.write(folder, result.scores, values))
             values["notes"] = list(result.notes)
     return result, values
 
@@ -254,7 +254,7 @@ def _write_first(folder: epath.Path, result: EvaluationResult, values: dict[str,
     """Writes the result of the attacks before anything else can fail."""
     try:
         early = "Alarms had not been checked when this was written: rerun the same command; no attack is repeated."
-        tables.write(folder, result.scores, values | {"notes": [*values["notes"], early]})
+        evaluation_report.write(folder, result.scores, values | {"notes": [*values["notes"], early]})
         if result.config.save_adversarial:
             adversarial = {
                 name: found.adversarial for name, found in result.sequential.items() if found.adversarial is not None

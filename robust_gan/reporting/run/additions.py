@@ -17,7 +17,7 @@ from robust_gan.evaluation import EvaluationResult, state
 from robust_gan.evaluation.evaluate import predictions
 from robust_gan.evaluation.sharded_model import compiled
 from robust_gan.evaluation.state import Rows
-from robust_gan.reporting import details, tables
+from robust_gan.reporting import details, evaluation_record, evaluation_report
 from robust_gan.reporting import plots as plots_lib
 from robust_gan.storage import workdir
 
@@ -26,14 +26,14 @@ _EXAMPLES = 6
 
 
 def record(result: EvaluationResult, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the record of a result for `report.json`, see `tables.record`.
+    """Returns the record of a result for `report.json`, see `evaluation_record.record`.
 
     Args:
         result: Of an evaluation.
         runs: Of `EvaluationState.runs`.
     """
     data, config = result.subject.data, result.config
-    values = tables.record(
+    values = evaluation_record.record(
         result.scores,
         result.subject.threat,
         data={"name": data.name, "split": data.split, "count": len(data.labels)},
@@ -81,7 +81,7 @@ def check_files(folder: epath.Path) -> None:
     Raises:
         UserError: Says which.
     """
-    for name in (tables.RECORD, tables.TABLES, details.FILE, tables.ADVERSARIAL):
+    for name in (evaluation_record.RECORD, evaluation_record.TABLES, details.FILE, evaluation_record.ADVERSARIAL):
         if (folder / name).is_dir():
             raise UserError(f"{folder / name} is a folder, where the report has a file: give another --output")
 
@@ -104,7 +104,7 @@ def draw(folder: epath.Path, result: EvaluationResult) -> None:
                        if one.adversarial is not None}  # fmt: skip
         attack = details.SEQUENTIAL if adversarial else plotted
     if "examples" in plots and not adversarial:
-        adversarial = result.attempt(tables.EXAMPLES, lambda: _craft(result, images, shown)) or {}
+        adversarial = result.attempt(evaluation_record.EXAMPLES, lambda: _craft(result, images, shown)) or {}
     found = details.Details(
         labels=data.labels,
         label_names=data.label_names,
@@ -117,7 +117,7 @@ def draw(folder: epath.Path, result: EvaluationResult) -> None:
     )
     result.attempt(details.FILE, lambda: details.write(folder, found))
     if "examples" in plots and adversarial:
-        result.attempt(tables.EXAMPLES, lambda: _draw_examples(folder, result, found))
+        result.attempt(evaluation_record.EXAMPLES, lambda: _draw_examples(folder, result, found))
     if (curve := result.curve) is not None:
         colours = {name: index for index, name in enumerate(curve.robust_accuracy)}
         epsilon, norm = float(subject.threat.epsilon), subject.threat.norm
@@ -127,18 +127,18 @@ def draw(folder: epath.Path, result: EvaluationResult) -> None:
             labels = {"x": f"epsilon ({norm}, pixels in [0, 1])", "y": f"robust accuracy in %, {curve.attack}"}
             marks = {epsilon: f"{epsilon:.3g}"}
             drawn = plots_lib.lines(series, percent=True, legend=True, marks=marks, **labels)
-            plots_lib.save(drawn, folder / tables.CURVE)
+            plots_lib.save(drawn, folder / evaluation_record.CURVE)
 
-        result.attempt(tables.CURVE, draw_curve)
+        result.attempt(evaluation_record.CURVE, draw_curve)
     if (traces := result.traces) is not None:
         numbers = {name: index for index, name in enumerate(traces["models"])}
-        path = folder / tables.TRACE
-        result.attempt(tables.TRACE, lambda: plots_lib.save(plots_lib.traces(traces, numbers), path))
+        path = folder / evaluation_record.TRACE
+        result.attempt(evaluation_record.TRACE, lambda: plots_lib.save(plots_lib.traces(traces, numbers), path))
     if "transfer" in plots:
         made = plotted if plotted in scores.attacks else scores.attacks[-1]
-        matrix = tables.transfer_matrix(scores, made)
-        path = folder / tables.TRANSFER
-        result.attempt(tables.TRANSFER, lambda: plots_lib.save(plots_lib.transfer(*matrix, made), path))
+        matrix = evaluation_report.transfer_matrix(scores, made)
+        path = folder / evaluation_record.TRANSFER
+        result.attempt(evaluation_record.TRANSFER, lambda: plots_lib.save(plots_lib.transfer(*matrix, made), path))
 
 
 def write_adversarial(folder: epath.Path, labels: np.ndarray, adversarial: Mapping[str, Rows]) -> None:
@@ -151,7 +151,7 @@ def write_adversarial(folder: epath.Path, labels: np.ndarray, adversarial: Mappi
     """
     # Not np.savez: it needs whole arrays, and its own arguments, `file` for one, are no names of arrays there. Not
     # compressed: it takes longer than cheap attacks do, and gains little on noise.
-    with workdir.open_atomically(folder / tables.ADVERSARIAL) as file, zipfile.ZipFile(file, "w") as archive:
+    with workdir.open_atomically(folder / evaluation_record.ADVERSARIAL) as file, zipfile.ZipFile(file, "w") as archive:
         with archive.open("labels.npy", "w") as member:
             np.lib.format.write_array(member, labels, allow_pickle=False)
         for name, rows in adversarial.items():
@@ -185,4 +185,4 @@ def _draw_examples(folder, result, found):
         predicted[target.name] = [names[index] for index in classes]
     labels = [names[index] for index in found.labels[found.positions[:_EXAMPLES]]]
     plots_lib.save(plots_lib.examples(found.images[:_EXAMPLES], labels, adversarial, predicted),
-                   folder / tables.EXAMPLES)  # fmt: skip
+                   folder / evaluation_record.EXAMPLES)  # fmt: skip
