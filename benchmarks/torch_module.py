@@ -25,7 +25,7 @@ from robust_gan.attacks import autoattack
 from robust_gan.config import DataConfig
 from robust_gan.data.array_files import to_unit
 from robust_gan.evaluation import Model
-from robust_gan.evaluation.evaluate import get_threat
+from robust_gan.evaluation.subject import get_threat
 
 PARTS = {"apgd_ce": "apgd-ce", "apgd_t": "apgd-t", "fab_t": "fab-t", "square": "square"}
 """Our names and theirs."""

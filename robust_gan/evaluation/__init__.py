@@ -9,7 +9,7 @@ from robust_gan.evaluation import alarms
 from robust_gan.evaluation.autoattack import AutoAttackResult, autoattack
 from robust_gan.evaluation.config import PLOTS, EvaluationConfig
 from robust_gan.evaluation.curve import Curve, trace_curve
-from robust_gan.evaluation.evaluate import EvaluationResult, SequentialResult, evaluate, evaluate_threats
+from robust_gan.evaluation.evaluate import evaluate, evaluate_threats
 from robust_gan.evaluation.models import (
     CLEAN,
     GENERATOR,
@@ -18,6 +18,7 @@ from robust_gan.evaluation.models import (
     Model,
     attack_names,
 )
+from robust_gan.evaluation.result import EvaluationResult, SequentialResult
 from robust_gan.evaluation.sequential import AttackResult, evaluate_sequential
 from robust_gan.evaluation.state import EvaluationState
 from robust_gan.evaluation.suites import SUITES, Suite, get_suite

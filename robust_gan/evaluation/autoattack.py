@@ -7,9 +7,9 @@ import numpy as np
 
 from robust_gan import attacks, interop, parallel
 from robust_gan.data.array_files import check_images, to_unit
-from robust_gan.evaluation.evaluate import get_threat
 from robust_gan.evaluation.models import Model
 from robust_gan.evaluation.sequential import AttackResult, evaluate_sequential
+from robust_gan.evaluation.subject import get_threat
 from robust_gan.types import LogitsFn, ThreatModel
 
 

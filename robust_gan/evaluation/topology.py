@@ -7,9 +7,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from robust_gan import parallel
-from robust_gan.evaluation.evaluate import Subject
 from robust_gan.evaluation.models import RETRAINED
 from robust_gan.evaluation.sharded_model import batch_width
+from robust_gan.evaluation.subject import Subject
 from robust_gan.parallel import topology as topology_lib
 from robust_gan.parallel.devices import jit_batch
 

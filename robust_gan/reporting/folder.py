@@ -13,8 +13,8 @@ from etils import epath
 from robust_gan import parallel
 from robust_gan.errors import UserError
 from robust_gan.evaluation import EvaluationConfig, EvaluationState
-from robust_gan.evaluation.evaluate import Subject
 from robust_gan.evaluation.state import parts_of
+from robust_gan.evaluation.subject import Subject
 from robust_gan.reporting import details, evaluation_record
 from robust_gan.storage import paths
 

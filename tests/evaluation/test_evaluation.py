@@ -13,7 +13,7 @@ from robust_gan import L2Threat, LinfThreat, attacks, evaluation, losses, parall
 from robust_gan.data import batching
 from robust_gan.errors import DataError, UserError
 from robust_gan.evaluation import Model, statistics
-from robust_gan.evaluation.evaluate import _fit_classes, plan_attacks
+from robust_gan.evaluation.plan import fit_classes, plan_attacks
 from robust_gan.networks import inference
 from robust_gan.reporting import evaluation_record, evaluation_report, plots
 
@@ -327,7 +327,7 @@ def test_the_report_compares_models_pair_by_pair_on_the_same_images():
 @pytest.mark.parametrize(("classes", "second"), [(2, "margin_pgd100x5"), (3, "margin_pgd100x5"), (4, "apgd_t")])
 def test_autoattack_for_few_classes_takes_the_place_of_the_standard_one(classes, second):
     plan = plan_attacks(evaluation.EvaluationConfig(suite="full", attacks="fgsm"))
-    fitted = _fit_classes(plan, "mine", classes)
+    fitted = fit_classes(plan, "mine", classes)
     assert fitted.sequential[:2] == ("apgd_ce", second)
     assert fitted.sequential[2:] == plan.sequential[2:]
     result = {"robust_accuracy": 0.5, "seconds": 1.0}

@@ -12,8 +12,9 @@ import pytest
 from robust_gan import LinfThreat, attacks, evaluation, interop
 from robust_gan.errors import UserError
 from robust_gan.evaluation import EvaluationConfig, EvaluationData, Model, batching, loading, sharded_model
-from robust_gan.evaluation.evaluate import plan_attacks, prepare
 from robust_gan.evaluation.models import EvaluatedModel
+from robust_gan.evaluation.plan import plan_attacks
+from robust_gan.evaluation.subject import prepare
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

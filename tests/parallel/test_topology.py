@@ -10,8 +10,10 @@ import pytest
 from robust_gan import networks
 from robust_gan.config import Config, DataConfig
 from robust_gan.errors import UserError
-from robust_gan.evaluation.evaluate import EvaluationConfig, get_threat, plan_attacks, prepare
+from robust_gan.evaluation.config import EvaluationConfig
 from robust_gan.evaluation.models import EvaluatedModel, EvaluationData, Model
+from robust_gan.evaluation.plan import plan_attacks
+from robust_gan.evaluation.subject import get_threat, prepare
 from robust_gan.evaluation.topology import compile_attacks
 from robust_gan.networks import inference
 from robust_gan.networks.convolution import convolution, transposed_convolution

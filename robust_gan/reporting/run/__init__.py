@@ -17,17 +17,11 @@ from robust_gan import evaluation, parallel
 from robust_gan.errors import UserError, one_line, writing
 from robust_gan.evaluation import EvaluationConfig, EvaluationResult, EvaluationState, Scores, loading
 from robust_gan.evaluation.certified import check_methods
-from robust_gan.evaluation.evaluate import (
-    AttackPlan,
-    Subject,
-    add_alarms,
-    get_threat,
-    plan_attacks,
-    prepare_each,
-    run_attacks,
-)
+from robust_gan.evaluation.evaluate import add_alarms, run_attacks
 from robust_gan.evaluation.external import load_external
 from robust_gan.evaluation.loading import load_attack
+from robust_gan.evaluation.plan import AttackPlan, plan_attacks
+from robust_gan.evaluation.subject import Subject, get_threat, prepare_each
 from robust_gan.parallel import interruption
 from robust_gan.reporting import details, evaluation_record, evaluation_report, threats
 from robust_gan.reporting import folder as folder_lib

@@ -14,7 +14,7 @@ from robust_gan.certification.smoothing import ABSTAINED
 from robust_gan.data.array_files import chunks
 from robust_gan.errors import UserError
 from robust_gan.evaluation import EvaluationResult, state
-from robust_gan.evaluation.evaluate import predictions
+from robust_gan.evaluation.result import predictions
 from robust_gan.evaluation.sharded_model import compiled
 from robust_gan.evaluation.state import Rows
 from robust_gan.reporting import details, evaluation_record, evaluation_report
