@@ -14,7 +14,8 @@ optimisers and 25 generator steps, but 2,000 updates instead of 40,000, some 2.5
 update. The budget `long` is 12,000 updates of the networks of `short` with averaged weights, whose best checkpoint is
 chosen under PGD, margin-PGD and Square.
 
-Measured: the budget `short` but for `released`, see docs/results.md; the others: not run.
+Measured: the budget `short` but for `released`, see docs/results.md; `ibp` and `generator_ibp`, an hour on one core
+each, see docs/certification.md; the others: not run.
 """
 
 from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, ValidationConfig, methods
