@@ -1,7 +1,8 @@
 """Fast minimum-norm attack: the smallest perturbation of each image, whatever epsilon.
 
 Unlike the authors' it is run once for each wrong class, as targeted FAB is: a single run often ends at a class that is
-not the nearest.
+not the nearest. In L-infinity its steps go along the sign of the gradient: along the gradient itself, as the authors',
+they reach few corners of the ball.
 
 References:
     Pintor, Roli, Brendel and Biggio, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints",
@@ -21,8 +22,10 @@ from robust_gan.attacks._start import likely_wrong
 from robust_gan.losses import is_correct, margin
 from robust_gan.types import LogitsFn, ThreatModel, get_compute_dtype
 
-FIRST_STEP, LAST_STEP = 1.0, 0.01
-"""Length of a step in L2, in units of the pixel range; falls along half a cosine."""
+FIRST_STEP = {"linf": 0.1, "l2": 1.0}
+"""Length of the first step in the norm of the threat model, in units of the pixel range."""
+LAST_STEP = 0.01
+"""Length of the last step, in units of the first; falls along half a cosine."""
 FIRST_GROWTH, LAST_GROWTH = 0.05, 0.0001
 """Share by which the radius grows or shrinks in a step; falls along half a cosine."""
 
@@ -149,8 +152,7 @@ def _keep_nearer(found, images, distances):
 def _run(logits_fn, images, threat, num_steps, loss_fn, is_fooled):
     """Runs algorithm 1 for a loss of the logits, and for what counts as success."""
     compute_dtype = get_compute_dtype(images.dtype)
-    centre, unit = images.astype(compute_dtype), threat_model.L2Threat(1.0)
-    low, high = threat.bounds
+    centre, (low, high) = images.astype(compute_dtype), threat.bounds
 
     def gap(points):
         logits = logits_fn(points)
@@ -171,8 +173,8 @@ def _run(logits_fn, images, threat, num_steps, loss_fn, is_fooled):
         ahead = far + jnp.where(slope > 0, jnp.abs(gaps) / jnp.where(slope > 0, slope, 1.0), jnp.inf)
         farther = jnp.where(jnp.isfinite(found.distances), radius, ahead) * (1 + growth)
         radius = jnp.where(fooled, jnp.minimum(radius * (1 - growth), found.distances), farther)
-        size = (high - low) * (LAST_STEP + (FIRST_STEP - LAST_STEP) * cosine)
-        moved = points + size * threat_model.steepest_ascent(gradient, unit)
+        size = (high - low) * FIRST_STEP[threat.norm] * (LAST_STEP + (1 - LAST_STEP) * cosine)
+        moved = points + size * threat_model.steepest_ascent(gradient, threat)
         return jnp.clip(_onto(moved, centre, radius, threat.norm), low, high), radius, found
 
     never = jnp.full_like(threat_model.distance(images, images, threat), jnp.inf)
