@@ -120,7 +120,7 @@ def export(directory: epath.PathLike, file: epath.PathLike, step: str | int = "b
     It holds the parameters and BatchNorm statistics of the classifier (the averaged ones, if the run has them) and of
     the generator, under their names in the checkpoint; and in its header, as JSON under `robust_gan`, the record of the
     checkpoint: format, config, data set, image shape, number of classes, metrics, versions, and a digest of each array.
-    `data.data_dir` is left out.
+    `data.data_dir` and `init_from` are left out: they may be folders of this machine.
 
     Args:
         directory: As for `load_classifier`.
@@ -138,7 +138,7 @@ def export(directory: epath.PathLike, file: epath.PathLike, step: str | int = "b
     record = read_record(directory, step)
     arrays = leaves_lib.named(fill(_networks_like(record), record))
     config = copy.deepcopy(record.config)
-    config.data.data_dir = ""
+    config.data.data_dir = config.init_from = ""
     saved = metadata.to_json(record.step, config, record.data, record.metrics, arrays)
     return exported.write(file, arrays, metadata.signed(saved | {"versions": record.versions}))
 

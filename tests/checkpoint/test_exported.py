@@ -57,10 +57,11 @@ def test_the_file_holds_the_networks_alone_and_any_reader_finds_what_they_are(ti
     assert checkpoint.export(file, file.parent / "of_a_file.safetensors").read_bytes() == file.read_bytes()
 
 
-def test_averaged_weights_are_exported_and_the_place_of_the_data_is_not(tmp_path, tiny_run):
+def test_averaged_weights_are_exported_and_folders_are_not(tmp_path, tiny_run):
     record = checkpoint.read_record(tiny_run, 2)
     variables = checkpoint.get_variables(record)
     record.config.classifier.ema_decay, record.config.data.data_dir = 0.5, "/secret"
+    record.config.init_from = "/secret/run"
     halved = jax.tree.map(lambda leaf: leaf / 2, variables["classifier"])
     writer = checkpoint.Writer(tmp_path, record.config, record.data)
     writer.save(3, {**variables, "average": halved}, {checkpoint.SELECTION: 0.5})
