@@ -15,7 +15,7 @@ from robust_gan import evaluation
 from robust_gan.errors import UserError
 from robust_gan.evaluation import alarms, batching, checks
 from robust_gan.evaluation.state import Rows
-from robust_gan.reporting import details, evaluation_record, html, plots, record, tables
+from robust_gan.reporting import details, evaluation_record, evaluation_report, html, plots, record, tables
 from robust_gan.reporting import folder as folder_lib
 from robust_gan.reporting import run as run_lib
 from robust_gan.reporting.run import additions
@@ -183,7 +183,7 @@ def test_a_report_that_cannot_be_written_is_told_with_what_was_found(run, monkey
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tables, "write", fail)
+    monkeypatch.setattr(evaluation_report, "write", fail)
     with pytest.raises(run_lib.UnwrittenError, match=r"out cannot be written \(no space left on device\)") as raised:
         run(lambda: linear)
     assert raised.value.scores.attacks == ("fgsm",)

@@ -87,7 +87,8 @@ def test_a_card_agrees_with_its_file_and_with_itself(name):
         config.seed,
         {"norm": config.threat.norm, "epsilon": config.threat.epsilon},
     )
-    assert not config.data.data_dir and not config.init_from
+    assert not config.data.data_dir
+    assert not config.init_from
     for accuracy in filter(None, (card["clean"], card["certified"], card["autoattack"])):
         interval = statistics.wilson_interval(accuracy["correct"], accuracy["count"])
         assert accuracy["interval"] == [round(100 * end, 1) for end in interval]
