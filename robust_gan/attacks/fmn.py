@@ -1,8 +1,8 @@
 """Fast minimum-norm attack: the smallest perturbation of each image, whatever epsilon.
 
 Unlike the authors' it is run once for each wrong class, as targeted FAB is: a single run often ends at a class that is
-not the nearest. In L-infinity its steps go along the sign of the gradient: along the gradient itself, as the authors',
-they reach few corners of the ball.
+not the nearest. In L-infinity its steps go along the sign of the gradient and not, as theirs, along the gradient:
+docs/attacks.md has the difference.
 
 References:
     Pintor, Roli, Brendel and Biggio, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints",

@@ -129,9 +129,7 @@ def _print(config, scores, values):
     for title, body in evaluation_report.sections(scores, values).items():
         print(f"\n{title}:\n{body}")
     where = "" if config.has_one_threat else f" under {threat['norm']} epsilon {threat['epsilon']:g}"
-    requirements = evaluation_report.format_requirements(values).splitlines()
-    rows = [row.partition(": ")[2] for row in requirements if row.startswith("- missed")]
-    return [row + where for row in rows]
+    return [f"{row}{where}" for row in evaluation_report.find_requirements(values) if not row.is_met]
 
 
 def _compile_attacks(config):

@@ -262,6 +262,19 @@ def format_alarms(values: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"- {sentence}" for sentence in skipped)])
 
 
+def find_requirements(values: dict[str, Any]) -> list[Requirement]:
+    """Returns the accuracies that were required, with what was measured.
+
+    Args:
+        values: The output of `record`.
+
+    >>> required = {"accuracy": "clean", "at_least": 0.9, "target": "a", "found": 0.95, "is_met": True}
+    >>> find_requirements({"requirements": [required]})[0].is_met
+    True
+    """
+    return [Requirement(*(row[name] for name in Requirement._fields)) for row in values.get("requirements", [])]
+
+
 def format_requirements(values: dict[str, Any]) -> str:
     """Returns a line for each accuracy that was required, and whether it is met.
 
@@ -272,12 +285,7 @@ def format_requirements(values: dict[str, Any]) -> str:
     >>> format_requirements({"requirements": [required]})
     '- met: clean of a is 0.9500 (at least 0.9)'
     """
-    rows = values.get("requirements", [])
-    return "\n".join(
-        f"- {'met' if row['is_met'] else 'missed'}: "
-        + str(Requirement(**{name: row[name] for name in Requirement._fields}))
-        for row in rows
-    )
+    return "\n".join(f"- {'met' if row.is_met else 'missed'}: {row}" for row in find_requirements(values))
 
 
 def format_notes(values: dict[str, Any]) -> str:

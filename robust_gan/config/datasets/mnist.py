@@ -46,8 +46,8 @@ def get_config(choice: str = "generator") -> Config:
     if config.classifier.loss == "ibp" and budget != "debug":
         config.batch_size = 128
         _lighten_generator(config)
-        # A step with the generator takes twice the time of one without: an hour on one core, for both methods.
         config.adversary.generator.steps = 1
+        # An hour on one core for both methods: a step with the generator takes more than twice the time.
         num_steps = 24_000 if name == "ibp" else 12_000
         return methods.certifiable(config, network="certifiable_cnn", num_steps=num_steps, epsilon=0.31)
     if budget == "short" and name == "released":
