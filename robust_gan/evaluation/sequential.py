@@ -11,7 +11,7 @@ from robust_gan import parallel
 from robust_gan.data import batching
 from robust_gan.evaluation.models import CLEAN, Attacks, Model, name_attacks
 from robust_gan.evaluation.rescaling import rescale
-from robust_gan.evaluation.sharded_model import ShardedModel, batch_width, shard_batch, shard_models
+from robust_gan.evaluation.sharded_model import ShardedModel, batch_width, narrow_width, shard_batch, shard_models
 from robust_gan.evaluation.state import EvaluationState, Rows
 from robust_gan.types import ThreatModel
 
@@ -127,6 +127,7 @@ class _Runner(NamedTuple):
         seconds = self.state.array(f"seconds of {name}", np.zeros(()))
         where = np.flatnonzero(remaining & ~done).astype(np.int32)
         width = batch_width(self.batch_size, count, self.devices)
+        width = narrow_width(width, max(1, len(where)), self.devices)  # Otherwise up to a batch is padding.
         self.progress_fn(count - len(where))
         try:
             for positions, mask in batching.padded_batches(len(where), width) if len(where) else ():

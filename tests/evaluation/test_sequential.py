@@ -348,3 +348,14 @@ def test_the_alarm_on_black_box_attacks_tells_masked_gradients_from_weak_attacks
     [alarm] = [alarm for alarm in alarms.check_scores(scores, "a", broke) if alarm.name == "black_box_beats_white"]
     assert alarm.fired == fires
     assert alarm.finding.endswith(verdict or "under the white-box attacks")
+
+
+@pytest.mark.parametrize(("width", "count"), [(500, 270), (500, 913), (500, 1), (500, 500), (8, 3), (360, 359), (4, 9)])
+def test_batches_of_the_remaining_images_have_little_padding(width, count):
+    devices = jax.devices()
+    narrow = sharded_model.narrow_width(width, count, devices)
+    batches = -(-count // narrow)
+    assert narrow % len(devices) == 0
+    assert narrow <= width
+    assert batches == -(-count // width)
+    assert batches * (narrow - len(devices) - width // 16) < count  # A sixteenth of the width, rounded up.
