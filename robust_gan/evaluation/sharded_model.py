@@ -27,9 +27,8 @@ from robust_gan.types import Attack, PyTree, ThreatModel
 Shares = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Indices, images and labels of a batch, split over the devices: `[D, B / D, ...]` each."""
 
-
 _WIDTHS = 16
-"""Different sizes of batches; each is compiled for."""
+"""Number of sizes that `narrow_width` chooses from; attacks are compiled for each size that occurs."""
 
 
 class Compiler:
@@ -315,9 +314,14 @@ def batch_width(batch_size: int, num_images: int, devices: Sequence[jax.Device])
 
 
 def narrow_width(width: int, num_images: int, devices: Sequence[jax.Device]) -> int:
-    """Returns a size for batches of some of the images, which leaves less padding than `batch_width`'s.
+    """Returns the size of the batches where fewer images remain: as many batches, with less padding.
 
-    It is a multiple of a sixteenth of it, so that models of which similar numbers are robust share compiled code.
+    It is a multiple of a sixteenth of `width`, so that models of which similar numbers remain share compiled code.
+
+    Args:
+        width: The result of `batch_width`.
+        num_images: Number of remaining images, at least 1.
+        devices: The devices.
 
     >>> [narrow_width(500, num_images, [None]) for num_images in (270, 386, 913, 3)]
     [288, 416, 480, 32]

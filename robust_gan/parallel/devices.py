@@ -225,9 +225,9 @@ def jit_batch(function: Callable[..., PyTree], mesh: Mesh) -> jax.stages.Wrapped
 
 
 def _compiler_options(platform: str) -> dict[str, int]:
-    """Returns options with which a CPU compiles attacks in two thirds of the time; they run as fast, to the same bits.
+    """Returns options with which a CPU compiles attacks in 0.7 to 0.8 of the time (docs/performance.md).
 
-    Steps of training are rounded otherwise with them, so that `map_step` has none.
+    Attacks run as fast and to the same bits with them. Steps of training are rounded otherwise, so `map_step` has none.
     """
     given = _OPTIMIZATION in os.environ.get("XLA_FLAGS", "")
     return {_OPTIMIZATION: 2} if platform == "cpu" and not given else {}
