@@ -10,10 +10,9 @@ import numpy as np
 
 from robust_gan import certification
 from robust_gan.certification import smoothing
-from robust_gan.data import batching
 from robust_gan.errors import CertificateError, UserError
 from robust_gan.evaluation.config import EvaluationConfig
-from robust_gan.evaluation.sharded_model import ShardedModel, attack_key, batch_width, shard_batch
+from robust_gan.evaluation.sharded_model import ShardedModel, attack_key, batches_of, shard_batch
 from robust_gan.evaluation.state import EvaluationState
 from robust_gan.types import ThreatModel
 
@@ -65,11 +64,9 @@ def certify_images(
     certified = np.zeros(len(labels), bool)
     for method in methods:
         found, done = state.part(f"certified by {method}: {model.name}", len(labels))
-        where = np.flatnonzero(~certified & ~done).astype(np.int32)
-        width = batch_width(batch_size, len(labels), devices)
-        for positions, mask in batching.padded_batches(len(where), width) if len(where) else ():
-            shares = shard_batch(images, labels, where[positions], devices)
-            rows = where[positions[mask]]
+        for indices, mask in batches_of(~certified & ~done, batch_size, devices):
+            shares = shard_batch(images, labels, indices, devices)
+            rows = indices[mask]
             found[rows] = model.certify(method, shares, threat)[mask]
             done[rows] = True
             state.save()
@@ -97,12 +94,10 @@ def smooth_images(
     name = f"smoothed, sigma {sigma}, {count} samples, alpha {alpha}: {model.name}"
     predicted = state.array(name, np.full(len(images), smoothing.ABSTAINED, np.int32))
     radius, done = state.array(f"radius, {name}", np.zeros(len(images))), state.part(name + ", done", len(images))[1]
-    where = np.flatnonzero(~done).astype(np.int32)
-    width = batch_width(config.batch_size, len(images), devices)
-    for positions, mask in batching.padded_batches(len(where), width) if len(where) else ():
-        shares = shard_batch(images, np.zeros(len(images), np.int32), where[positions], devices)
+    for indices, mask in batches_of(~done, config.batch_size, devices):
+        shares = shard_batch(images, np.zeros(len(images), np.int32), indices, devices)
         selection, votes = model.count_votes(shares, attack_key(SMOOTHING, config.seed), sigma, count)
-        rows = where[positions[mask]]
+        rows = indices[mask]
         predicted[rows], radius[rows] = smoothing.decide(selection[mask], votes[mask], count, sigma, alpha)
         done[rows] = True
         state.save()

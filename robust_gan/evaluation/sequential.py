@@ -8,10 +8,9 @@ import jax
 import numpy as np
 
 from robust_gan import parallel
-from robust_gan.data import batching
 from robust_gan.evaluation.models import CLEAN, Attacks, Model, name_attacks
 from robust_gan.evaluation.rescaling import rescale
-from robust_gan.evaluation.sharded_model import ShardedModel, batch_width, narrow_width, shard_batch, shard_models
+from robust_gan.evaluation.sharded_model import ShardedModel, batches_of, shard_batch, shard_models
 from robust_gan.evaluation.state import EvaluationState, Rows
 from robust_gan.types import ThreatModel
 
@@ -125,14 +124,12 @@ class _Runner(NamedTuple):
         name, count = f"{attack}, sequential: {self.model.name}", len(self.images)
         robust, done = self.state.part(name, count)
         seconds = self.state.array(f"seconds of {name}", np.zeros(()))
-        where = np.flatnonzero(remaining & ~done).astype(np.int32)
-        width = batch_width(self.batch_size, count, self.devices)
-        width = narrow_width(width, max(1, len(where)), self.devices)  # Otherwise up to a batch is padding.
-        self.progress_fn(count - len(where))
+        left = remaining & ~done
+        self.progress_fn(count - int(left.sum()))
         try:
-            for positions, mask in batching.padded_batches(len(where), width) if len(where) else ():
-                began, rows = time.perf_counter(), where[positions[mask]]
-                shares = shard_batch(self.images, self.labels, where[positions], self.devices)
+            for indices, mask in batches_of(left, self.batch_size, self.devices):
+                began, rows = time.perf_counter(), indices[mask]
+                shares = shard_batch(self.images, self.labels, indices, self.devices)
                 made = shares[1] if attack == CLEAN else self.model.craft(attack, shares, self.threat, self.seed)
                 correct, classes = self.model.score(made, shares[2])
                 robust[rows] = correct[mask]

@@ -2,7 +2,7 @@
 
 import functools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +16,7 @@ from robust_gan.attacks._checks import find_violation
 from robust_gan.attacks.generator import trained as attack_of_network
 from robust_gan.attacks.retrained_generator import DESIGNS
 from robust_gan.certification import smoothing
+from robust_gan.data import batching
 from robust_gan.data.array_files import take, to_unit
 from robust_gan.errors import UserError
 from robust_gan.evaluation.external import ExternalImages
@@ -329,6 +330,29 @@ def narrow_width(width: int, num_images: int, devices: Sequence[jax.Device]) -> 
     batches = -(-num_images // width)
     part = batch_width(-(-width // _WIDTHS), width, devices)
     return min(width, -(-num_images // (batches * part)) * part)
+
+
+def batches_of(
+    remaining: np.ndarray, batch_size: int, devices: Sequence[jax.Device]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the batches of the images that remain, each padded with its last image.
+
+    Args:
+        remaining: bool `[N]`.
+        batch_size: Images at once, over all devices.
+        devices: The devices.
+
+    Yields:
+        `(indices, mask)`: int32 `[B]` in 0..N-1, and bool `[B]`, False for the padding.
+
+    >>> [(indices.tolist(), mask.sum().item()) for indices, mask in batches_of(np.arange(5) > 1, 2, [None])]
+    [([2, 3], 2), ([4, 4], 1)]
+    """
+    where = np.flatnonzero(remaining).astype(np.int32)
+    if len(where):
+        width = narrow_width(batch_width(batch_size, len(remaining), devices), len(where), devices)
+        for positions, mask in batching.padded_batches(len(where), width):
+            yield where[positions], mask
 
 
 def _score(functions, _, batch):
