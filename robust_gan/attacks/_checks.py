@@ -183,8 +183,8 @@ def aim(labels: jax.Array, target: jax.Array | None, loss_fn: LossFn) -> tuple[j
     return target, lambda logits, labels, *loss_args: -loss_fn(logits, labels, *loss_args), True
 
 
-def check_counts(**counts: Any) -> None:
-    """Raises `UserError` unless all settings are static integers of at least 1.
+def check_counts(least: int = 1, /, **counts: Any) -> None:
+    """Raises `UserError` unless all settings are static integers of at least `least`.
 
     Raises:
         UserError: One is not.
@@ -196,8 +196,8 @@ def check_counts(**counts: Any) -> None:
     """
     for name, value in counts.items():
         try:
-            if isinstance(value, bool | np.bool_) or operator.index(value) < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
+            if isinstance(value, bool | np.bool_) or operator.index(value) < least:
+                raise UserError(f"{name} must be at least {least}, not {value}")
         except TypeError:
             raise UserError(f"{name} must be a whole number that is known when compiling, not {value!r}") from None
 

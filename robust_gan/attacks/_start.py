@@ -1,6 +1,7 @@
 """Where a run of an attack starts: its key, its target classes, and output-diversified starting points."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,7 @@ def check_start(start: str, kinds: tuple[str, ...]) -> None:
 def odi_start(logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
     """Draws starting points whose logits differ: output-diversified initialisation.
 
-    From a uniform point of the ball, `ODI_STEPS` steps of length epsilon ascend `w . logits`, with weights w uniform in
-    [-1, 1] for each class and image.
+    From a uniform point of the ball the steps of `diversify` have length epsilon.
 
     Args:
         logits_fn: Differentiable.
@@ -55,9 +55,46 @@ def odi_start(logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, threat: T
     >>> sorted(set(jnp.abs(start - 0.5).ravel().tolist()))
     [0.25]
     """
-    compute_dtype = get_compute_dtype(images.dtype)
-    centre = images.astype(compute_dtype)
-    point_keys, weight_keys, pass_keys = prng.split_per_image(keys, 3)
+    centre = images.astype(get_compute_dtype(images.dtype))
+    point_keys, *pass_keys = prng.split_per_image(keys, 3)
+
+    def ascend(points, direction):
+        return threat_model.project(points + jnp.asarray(threat.epsilon, centre.dtype) * direction, centre, threat)
+
+    return diversify(
+        logits_fn, *pass_keys, images, threat, threat_model.random_start(point_keys, centre, threat), ascend
+    )
+
+
+def diversify(
+    logits_fn: LogitsFn,
+    weight_keys: jax.Array,
+    pass_keys: jax.Array,
+    images: jax.Array,
+    threat: ThreatModel,
+    points: jax.Array,
+    ascend_fn: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """Takes `ODI_STEPS` steps that ascend `w . logits`, with weights w uniform in [-1, 1] for each class and image.
+
+    Args:
+        logits_fn: Differentiable.
+        weight_keys: One key per image.
+        pass_keys: The same, for a randomised classifier.
+        images: `[B, H, W, C]`, the centres.
+        threat: The threat model, for the input of the classifier and the direction.
+        points: `[B, H, W, C]`, where the steps start, at least float32.
+        ascend_fn: Points and the direction of steepest ascent to the next points.
+
+    Returns:
+        Points `[B, H, W, C]`.
+
+    >>> from robust_gan import LinfThreat
+    >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), x.sum((1, 2, 3))], -1)
+    >>> keys, x = jax.random.split(jax.random.key(0), 1), jnp.full((1, 1, 1, 1), 0.5)
+    >>> diversify(logits_fn, keys, keys, x, LinfThreat(0.5), x, lambda points, up: points + 0.125 * up).ravel().tolist()
+    [0.25]
+    """
     logits = jax.eval_shape(functools.partial(apply_logits, logits_fn), images, pass_keys)
     weights = prng.uniform_per_image(weight_keys, logits.shape[1:], logits.dtype, -1.0, 1.0)
 
@@ -65,10 +102,9 @@ def odi_start(logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, threat: T
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(pass_keys)
         inputs = project_input(points, images, threat)
         gradient = loss_gradient(logits_fn, lambda logits: jnp.sum(weights * logits, axis=-1), inputs, step_keys)[0]
-        moved = points + jnp.asarray(threat.epsilon, compute_dtype) * threat_model.steepest_ascent(gradient, threat)
-        return threat_model.project(moved, centre, threat)
+        return ascend_fn(points, threat_model.steepest_ascent(gradient, threat))
 
-    return jax.lax.fori_loop(0, ODI_STEPS, step, threat_model.random_start(point_keys, centre, threat))
+    return jax.lax.fori_loop(0, ODI_STEPS, step, points)
 
 
 def likely_wrong(logits: jax.Array, labels: jax.Array, num_targets: int) -> jax.Array:

@@ -36,7 +36,7 @@ _ATTACKS: dict[str, Callable[..., Any]] = {
     "fmn": fmn,
 }
 _PGD_LOSSES = {None: cross_entropy, "margin_": margin}
-_ONE_RUN, _DIVERSIFIED = ("square", "spsa", "fmn"), ("apgd_ce", "apgd_dlr")
+_ONE_RUN, _DIVERSIFIED = ("square", "spsa"), ("apgd_ce", "apgd_dlr")
 _CLASSES_NEEDED = {"apgd_dlr": 3, "apgd_t": 4}
 
 

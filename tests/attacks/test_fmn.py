@@ -10,6 +10,7 @@ from attack_problems import KEY, SHAPE, THREATS, WEIGHTS, assert_inside, compile
 from attack_problems import predicted, two  # isort: skip
 
 from robust_gan import attacks, losses
+from robust_gan.errors import UserError
 from robust_gan.threat_model import distance
 
 
@@ -27,7 +28,7 @@ def test_fmn_finds_the_nearest_point_of_a_linear_classifier(norm):
     images = images_between(0.4, 0.6, seed=2, count=16)
     labels = np.asarray(predicted(linear, images))
     search = functools.partial(attacks.smallest_perturbations, num_steps=100)
-    found = compiled(search, linear)(None, images, jnp.asarray(labels), THREATS[norm](0.1))
+    found = compiled(search, linear)(KEY, images, jnp.asarray(labels), THREATS[norm](0.1))
     expected = closed_form(images, labels, norm)
     np.testing.assert_array_less(expected - 1e-6, found.distances)
     np.testing.assert_allclose(found.distances, expected, rtol=0.03)
@@ -42,7 +43,7 @@ def test_the_attack_is_the_smallest_perturbation_where_that_is_in_the_ball(norm)
     images = images_between(0, 1, seed=3, count=32)
     labels = predicted(curved, images)
     search = functools.partial(attacks.smallest_perturbations, num_steps=10, num_targets=2)
-    smallest = compiled(search, curved)(None, images, labels, THREATS[norm](0.1))
+    smallest = compiled(search, curved)(KEY, images, labels, THREATS[norm](0.1))
     epsilon = float(np.median(smallest.distances))
     adversarial = compiled(functools.partial(attacks.fmn, num_steps=10, num_targets=2), curved)(
         KEY, images, labels, THREATS[norm](epsilon)
@@ -54,15 +55,34 @@ def test_the_attack_is_the_smallest_perturbation_where_that_is_in_the_ball(norm)
     assert not losses.is_correct(curved(adversarial[inside]), labels[inside]).any()
 
 
+@pytest.mark.parametrize("norm", THREATS)
+def test_restarts_from_diversified_points_keep_the_nearest_image_and_find_nearer_ones(norm):
+    images = images_between(0, 1, seed=6, count=32)
+    labels = predicted(curved, images)
+    once, more = (
+        compiled(
+            functools.partial(attacks.smallest_perturbations, num_steps=10, num_targets=1, num_restarts=n), curved
+        )(KEY, images, labels, THREATS[norm](0.1))
+        for n in (0, 5)
+    )
+    assert (more.distances <= once.distances).all()
+    nearer = np.asarray(more.distances < once.distances)
+    assert nearer.any()
+    assert np.array_equal(more.images[~nearer], once.images[~nearer])
+    np.testing.assert_allclose(distance(more.images, images, THREATS[norm](0.1)), more.distances, rtol=1e-6)
+    with pytest.raises(UserError, match=r"^num_restarts must be at least 0, not -1$"):
+        attacks.fmn(curved, KEY, images, labels, THREATS[norm](0.1), num_restarts=-1)
+
+
 def test_an_image_that_is_misclassified_already_has_distance_0_and_a_constant_classifier_has_none():
     images = images_between(0.3, 0.7)
     labels = predicted(two, images)
     threat = THREATS["l2"](0.1)
-    wrong = attacks.smallest_perturbations(two, None, images, 1 - labels, threat, num_steps=2)
+    wrong = attacks.smallest_perturbations(two, KEY, images, 1 - labels, threat, num_steps=2)
     assert wrong.distances.tolist() == [0.0] * 8
     assert np.array_equal(wrong.images, images)
     constant = attacks.smallest_perturbations(
-        lambda x: jnp.zeros((len(x), 3)).at[:, 1].set(1.0), None, images, jnp.ones(8, jnp.int32), threat, num_steps=3
+        lambda x: jnp.zeros((len(x), 3)).at[:, 1].set(1.0), KEY, images, jnp.ones(8, jnp.int32), threat, num_steps=3
     )
     assert np.isinf(constant.distances).all()
     assert constant.images.shape == (8, *SHAPE)
@@ -81,7 +101,7 @@ def test_the_distances_are_those_of_foolbox_or_smaller(norm):
     far = np.where(fooled, distance(made, images, THREATS[norm](1.0)), np.inf)
     search = functools.partial(attacks.smallest_perturbations, num_steps=40, num_targets=None)
     one, all_classes = (
-        np.asarray(compiled(run, curved)(None, images, labels, THREATS[norm](1.0)).distances)
+        np.asarray(compiled(run, curved)(KEY, images, labels, THREATS[norm](1.0)).distances)
         for run in (search, functools.partial(search, num_targets=4))
     )
     assert np.isfinite(far).sum() >= 8

@@ -65,7 +65,7 @@ def test_targeted_pgd_reaches_the_optimum_on_a_linear_classifier(norm):
 
 def test_the_smallest_targeted_perturbation_of_a_linear_classifier():
     images, labels = images_between(0.25, 0.35), jnp.zeros(8, jnp.int32)
-    found = attacks.smallest_perturbations(three, None, images, labels, LinfThreat(0.1), num_steps=200, target=2)
+    found = attacks.smallest_perturbations(three, KEY, images, labels, LinfThreat(0.1), num_steps=200, target=2)
     np.testing.assert_allclose(found.distances, np.asarray(images).mean((1, 2, 3)) - 0.1, rtol=0.03)
 
 
