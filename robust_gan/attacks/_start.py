@@ -56,13 +56,13 @@ def odi_start(logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, threat: T
     [0.25]
     """
     centre = images.astype(get_compute_dtype(images.dtype))
-    point_keys, *pass_keys = prng.split_per_image(keys, 3)
+    point_keys, weight_keys, pass_keys = prng.split_per_image(keys, 3)
 
     def ascend(points, direction):
         return threat_model.project(points + jnp.asarray(threat.epsilon, centre.dtype) * direction, centre, threat)
 
     return diversify(
-        logits_fn, *pass_keys, images, threat, threat_model.random_start(point_keys, centre, threat), ascend
+        logits_fn, weight_keys, pass_keys, images, threat, threat_model.random_start(point_keys, centre, threat), ascend
     )
 
 

@@ -168,7 +168,7 @@ def _diversified(logits_fn, images, threat, keys, distances):
     everywhere = threat_model.whole_range(threat, images.shape[1:])
     centre = images.astype(get_compute_dtype(images.dtype))
     radius = jnp.where(jnp.isfinite(distances), distances, everywhere.epsilon)
-    point_keys, *pass_keys = prng.split_per_image(keys, 3)
+    point_keys, weight_keys, pass_keys = prng.split_per_image(keys, 3)
 
     def ascend(points, direction):
         return jnp.clip(
@@ -176,7 +176,7 @@ def _diversified(logits_fn, images, threat, keys, distances):
         )
 
     start = ascend(threat_model.random_start(point_keys, centre, everywhere), 0.0)
-    return diversify(logits_fn, *pass_keys, images, everywhere, start, ascend)
+    return diversify(logits_fn, weight_keys, pass_keys, images, everywhere, start, ascend)
 
 
 def _keep_nearer(found, images, distances):
