@@ -93,7 +93,7 @@ def diversify(
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), x.sum((1, 2, 3))], -1)
     >>> keys, x = jax.random.split(jax.random.key(0), 1), jnp.full((1, 1, 1, 1), 0.5)
     >>> diversify(logits_fn, keys, keys, x, LinfThreat(0.5), x, lambda points, up: points + 0.125 * up).ravel().tolist()
-    [0.25]
+    [0.75]
     """
     logits = jax.eval_shape(functools.partial(apply_logits, logits_fn), images, pass_keys)
     weights = prng.uniform_per_image(weight_keys, logits.shape[1:], logits.dtype, -1.0, 1.0)
