@@ -168,9 +168,10 @@ def pgd(
     labels, loss_fn, targeted = aim(labels, target, loss_fn)  # type: ignore[arg-type]
     logits = logits_fn(images)
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=num_restarts > 1)
+    size = _step_size(step_size, threat, num_steps, images.dtype)
     ascend = functools.partial(
-        _ascend, logits_fn, loss_fn, threat, size=_step_size(step_size, threat, num_steps, images.dtype),
-        num_steps=num_steps, start=start, keep_best=keep_best, targeted=targeted, record_fn=record_fn,
+        _ascend, logits_fn, loss_fn, threat, size_fn=lambda index: size, num_steps=num_steps,
+        start=start, keep_best=keep_best, targeted=targeted, record_fn=record_fn,
     )  # fmt: skip
     best = init_best(images, loss_fn(logits, labels, *loss_args))
     inputs = round_keys(key, images, num_restarts), images, labels, loss_args
@@ -193,12 +194,13 @@ def pgd_multi_targeted(
     num_targets: int = 9,
     start: str = "uniform",
 ) -> jax.Array:
-    """Multi-targeted PGD: ascends the margin of each of the most likely wrong classes in turn.
+    """Multi-targeted PGD: ascends the margin of each of the most likely wrong classes in turn, with steps that fall.
 
     Args:
         logits_fn: As `pgd`; this and the four arguments after it as in `types.Attack`.
         num_steps: Gradient steps of each run.
-        step_size: As `pgd`.
+        step_size: Of the first step, in the unit of epsilon; they fall to 0 along half a cosine. By default
+            20 epsilon / num_steps, at most 2 epsilon.
         num_restarts: Runs for each target, each on the images that are still classified correctly; an image that is
             misclassified from the start is returned as it is.
         num_targets: Number of target classes, the most likely first; at most K - 1.
@@ -229,9 +231,10 @@ def pgd_multi_targeted(
     logits = logits_fn(images)
     targets = likely_wrong(logits, labels, num_targets)
     rounds = targets.shape[1] * num_restarts
+    size = _step_size(step_size, threat, num_steps, images.dtype, min(20.0, 2.0 * num_steps))
     ascend = functools.partial(
-        _ascend, logits_fn, margin, threat, size=_step_size(step_size, threat, num_steps, images.dtype),
-        num_steps=num_steps, start=start,
+        _ascend, logits_fn, margin, threat, num_steps=num_steps, start=start,
+        size_fn=lambda index: size * (1 + jnp.cos(jnp.asarray(index, size.dtype) * (jnp.pi / num_steps))) / 2,
     )  # fmt: skip
 
     def one_round(index, best, keys, images, labels, targets):
@@ -241,16 +244,16 @@ def pgd_multi_targeted(
     return run_restarts(one_round, rounds, best, (round_keys(key, images, rounds), images, labels, targets)).images
 
 
-def _step_size(step_size, threat, num_steps, dtype):
+def _step_size(step_size, threat, num_steps, dtype, travel=2.5):
     if step_size is None:
-        return 2.5 * jnp.asarray(threat.epsilon, get_compute_dtype(dtype)) / num_steps
+        return travel * jnp.asarray(threat.epsilon, get_compute_dtype(dtype)) / num_steps
     check_size("step_size", step_size)
     return jnp.asarray(step_size, get_compute_dtype(dtype))
 
 
 def _ascend(
-    logits_fn, loss_fn, threat, index, best, keys, images, labels, loss_args, *, size, num_steps, start, keep_best=True,
-    targeted=False, record_fn=None,
+    logits_fn, loss_fn, threat, index, best, keys, images, labels, loss_args, *, size_fn, num_steps, start,
+    keep_best=True, targeted=False, record_fn=None,
 ):  # fmt: skip
     """Runs PGD once, with column `index` of `keys` `[B, runs]`; returns the best points of this run and of others."""
     centre = images.astype(get_compute_dtype(images.dtype))
@@ -260,11 +263,12 @@ def _ascend(
         losses = loss_fn(logits, labels, *loss_args)
         return jnp.sum(losses), (losses, logits)
 
-    def step(_, carry):
+    def step(step_index, carry):
         points, best = carry
         inputs = project_input(points, images, threat)
         gradient, (losses, logits) = jax.grad(loss_and_logits, has_aux=True)(inputs)
         best = update_best(best, inputs, losses, logits, labels, targeted=targeted)
+        size = size_fn(step_index)
         moved = points + size * threat_model.steepest_ascent(gradient, threat)
         return (threat_model.project(moved, centre, threat), best), row_of(losses, best, size)
 
