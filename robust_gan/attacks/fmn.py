@@ -49,7 +49,7 @@ class SmallestPerturbations(NamedTuple):
 @checked
 def fmn(
     logits_fn: LogitsFn,
-    key: jax.Array | None,
+    key: jax.Array,
     images: jax.Array,
     labels: jax.Array,
     threat: ThreatModel,
@@ -90,7 +90,7 @@ def fmn(
 @checked
 def smallest_perturbations(
     logits_fn: LogitsFn,
-    key: jax.Array | None,
+    key: jax.Array,
     images: jax.Array,
     labels: jax.Array,
     threat: ThreatModel,

@@ -168,10 +168,9 @@ def pgd(
     labels, loss_fn, targeted = aim(labels, target, loss_fn)  # type: ignore[arg-type]
     logits = logits_fn(images)
     loss_fn = checked_loss(loss_fn, logits, labels, loss_args, gathered=num_restarts > 1)
-    size = _step_size(step_size, threat, num_steps, images.dtype)
     ascend = functools.partial(
-        _ascend, logits_fn, loss_fn, threat, size_fn=lambda index: size, num_steps=num_steps,
-        start=start, keep_best=keep_best, targeted=targeted, record_fn=record_fn,
+        _ascend, logits_fn, loss_fn, threat, size_fn=_step_sizes(step_size, threat, num_steps, images.dtype),
+        num_steps=num_steps, start=start, keep_best=keep_best, targeted=targeted, record_fn=record_fn,
     )  # fmt: skip
     best = init_best(images, loss_fn(logits, labels, *loss_args))
     inputs = round_keys(key, images, num_restarts), images, labels, loss_args
@@ -231,11 +230,8 @@ def pgd_multi_targeted(
     logits = logits_fn(images)
     targets = likely_wrong(logits, labels, num_targets)
     rounds = targets.shape[1] * num_restarts
-    size = _step_size(step_size, threat, num_steps, images.dtype, min(20.0, 2.0 * num_steps))
-    ascend = functools.partial(
-        _ascend, logits_fn, margin, threat, num_steps=num_steps, start=start,
-        size_fn=lambda index: size * (1 + jnp.cos(jnp.asarray(index, size.dtype) * (jnp.pi / num_steps))) / 2,
-    )  # fmt: skip
+    size_fn = _step_sizes(step_size, threat, num_steps, images.dtype, fall=True)
+    ascend = functools.partial(_ascend, logits_fn, margin, threat, size_fn=size_fn, num_steps=num_steps, start=start)
 
     def one_round(index, best, keys, images, labels, targets):
         return ascend(index, best, keys, images, labels, (targets[:, index // num_restarts],))
@@ -244,11 +240,18 @@ def pgd_multi_targeted(
     return run_restarts(one_round, rounds, best, (round_keys(key, images, rounds), images, labels, targets)).images
 
 
-def _step_size(step_size, threat, num_steps, dtype, travel=2.5):
+def _step_sizes(step_size, threat, num_steps, dtype, *, fall=False):
+    """Returns the function from the number of a step to its size: constant, or falling to 0 along half a cosine."""
+    dtype = get_compute_dtype(dtype)
     if step_size is None:
-        return travel * jnp.asarray(threat.epsilon, get_compute_dtype(dtype)) / num_steps
-    check_size("step_size", step_size)
-    return jnp.asarray(step_size, get_compute_dtype(dtype))
+        travel = min(20.0, 2.0 * num_steps) if fall else 2.5
+        size = travel * jnp.asarray(threat.epsilon, dtype) / num_steps
+    else:
+        check_size("step_size", step_size)
+        size = jnp.asarray(step_size, dtype)
+    if not fall:
+        return lambda index: size
+    return lambda index: size * (1 + jnp.cos(jnp.asarray(index, dtype) * (jnp.pi / num_steps))) / 2
 
 
 def _ascend(
