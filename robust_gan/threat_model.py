@@ -302,9 +302,9 @@ def project(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> j
         norm = l2_norm(delta)
         # The margins absorb the rounding of the norm; the first is smaller, so that the projection is idempotent.
         outside = norm > epsilon * (1 - 2.0**-21)
-        step = _expand(epsilon * (1 - 2.0**-20) / jnp.where(outside, norm, 1.0), delta) * delta
+        step = expand(epsilon * (1 - 2.0**-20) / jnp.where(outside, norm, 1.0), delta) * delta
         shrunk = _round_towards(centre + step, centre, jnp.abs(step), compute_dtype)
-        moved = jnp.where(_expand(outside, delta), shrunk, moved)
+        moved = jnp.where(expand(outside, delta), shrunk, moved)
     moved = _clip(moved, *threat.bounds)
     return (
         moved if images.dtype == compute_dtype else _round_towards(moved, centre, jnp.abs(moved - centre), images.dtype)
@@ -338,7 +338,7 @@ def perturb(images: jax.Array, noise: jax.Array, threat: ThreatModel) -> jax.Arr
     compute_dtype = get_compute_dtype(images.dtype)
     noise = noise.astype(compute_dtype)
     if threat.norm == "l2":
-        noise = noise / _expand(jnp.maximum(l2_norm(noise), 1.0), noise)
+        noise = noise / expand(jnp.maximum(l2_norm(noise), 1.0), noise)
     return project(images.astype(compute_dtype) + jnp.asarray(threat.epsilon, compute_dtype) * noise, images, threat)
 
 
@@ -400,7 +400,7 @@ def random_start(keys: jax.Array, images: jax.Array, threat: ThreatModel) -> jax
         direction_keys, radius_keys = prng.split_per_image(keys, 2)
         direction = prng.normal_per_image(direction_keys, shape, compute_dtype)
         radius = prng.uniform_per_image(radius_keys, (), compute_dtype) ** (1 / max(1, math.prod(shape)))
-        delta = direction * _expand(radius / l2_norm(direction), direction)
+        delta = direction * expand(radius / l2_norm(direction), direction)
     return project(images + jnp.asarray(threat.epsilon, compute_dtype) * delta, images, threat)
 
 
@@ -422,7 +422,7 @@ def steepest_ascent(gradient: jax.Array, threat: ThreatModel) -> jax.Array:
     if threat.norm == "linf":
         return jnp.sign(gradient)
     norm = l2_norm(gradient)
-    return gradient / _expand(jnp.where(norm > 0, norm, 1.0), gradient)
+    return gradient / expand(jnp.where(norm > 0, norm, 1.0), gradient)
 
 
 def distance(adversarial: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:
@@ -471,7 +471,7 @@ def l2_norm(delta: jax.Array) -> jax.Array:
     # Quotients of subnormal numbers are inexact; the scale is a constant to the derivatives.
     positive = largest >= jnp.finfo(delta.dtype).tiny
     scale = jax.lax.stop_gradient(jnp.where(positive, largest, 1.0))
-    square = jnp.sum(jnp.square(delta / _expand(scale, delta)), axis=tuple(range(1, delta.ndim)))
+    square = jnp.sum(jnp.square(delta / expand(scale, delta)), axis=tuple(range(1, delta.ndim)))
     return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
@@ -480,7 +480,12 @@ def _clip(values: jax.Array, low: jax.typing.ArrayLike, high: jax.typing.ArrayLi
     return jnp.where(values < low, low, jnp.where(values > high, high, values))
 
 
-def _expand(per_image: jax.Array, like: jax.Array) -> jax.Array:
+def expand(per_image: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns values `[B]` as `[B, 1, ..., 1]`, which broadcast over arrays of the images' rank.
+
+    >>> expand(jnp.zeros(2), jnp.zeros((2, 28, 28, 1))).shape
+    (2, 1, 1, 1)
+    """
     return per_image.reshape(per_image.shape + (1,) * (like.ndim - per_image.ndim))
 
 

@@ -68,7 +68,7 @@ def where(mask: jax.Array, chosen: jax.Array, other: jax.Array) -> jax.Array:
     >>> where(jnp.array([True, False]), jnp.ones((2, 2)), jnp.zeros((2, 2))).tolist()
     [[1.0, 1.0], [0.0, 0.0]]
     """
-    return jnp.where(mask.reshape(mask.shape + (1,) * (chosen.ndim - mask.ndim)), chosen, other)
+    return jnp.where(threat_model.expand(mask, chosen), chosen, other)
 
 
 def project_input(points: jax.Array, images: jax.Array, threat: ThreatModel) -> jax.Array:

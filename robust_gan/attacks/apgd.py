@@ -21,8 +21,8 @@ from robust_gan.attacks._checks import aim, check_counts, checked, checked_loss
 from robust_gan.attacks._compaction import run_restarts
 from robust_gan.attacks._eot import apply_logits, loss_gradient
 from robust_gan.attacks._start import check_start, likely_wrong, odi_start, round_keys
+from robust_gan.attacks._steps import check_record, row_of, run_steps
 from robust_gan.attacks.noise import sphere_noise
-from robust_gan.attacks.trace import check_record, row_of, run_steps
 from robust_gan.errors import UserError
 from robust_gan.losses import check_labels, cross_entropy, dlr, is_correct
 from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, get_compute_dtype
@@ -190,7 +190,7 @@ def _init_state(start, threat, losses):
     """Returns the state of a run before the first step."""
     none = jnp.full_like(losses, -jnp.inf)
     size = jnp.full_like(none, FIRST_STEP, start.dtype) * jnp.asarray(threat.epsilon, start.dtype)
-    size = size.reshape(size.shape + (1,) * (start.ndim - 1))
+    size = threat_model.expand(size, start)
     rises, halved, flat = jnp.zeros_like(none, jnp.int32), none < 0, jnp.zeros_like(start)
     return _State(start, start, flat, none, size, start, flat, none, rises, halved, none)
 

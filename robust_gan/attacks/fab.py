@@ -170,7 +170,7 @@ def _search(logits_fn, linearise, start, images, labels, threat, num_steps):
         offsets = gaps + jnp.sum((normals * (centre - points)).reshape(gaps.shape[0], -1), axis=1)
         backward = to_hyperplane(centre, normals, offsets, threat.norm, threat.bounds)
         ahead, back = (jnp.maximum(_size(delta, threat), 1e-8) for delta in (forward, backward))
-        alpha = jnp.minimum(ahead / (ahead + back), ALPHA_MAX).reshape((-1,) + (1,) * (points.ndim - 1))
+        alpha = threat_model.expand(jnp.minimum(ahead / (ahead + back), ALPHA_MAX), points)
         points = (points + ETA * forward) * (1 - alpha) + (centre + ETA * backward) * alpha
         points = jnp.clip(points, *threat.bounds)
 

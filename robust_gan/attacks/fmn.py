@@ -20,6 +20,7 @@ from robust_gan import prng, threat_model
 from robust_gan.attacks._best import where
 from robust_gan.attacks._checks import aim, check_counts, checked
 from robust_gan.attacks._start import diversify, likely_wrong
+from robust_gan.attacks._steps import half_cosine
 from robust_gan.losses import is_correct, margin
 from robust_gan.types import LogitsFn, ThreatModel, get_compute_dtype
 
@@ -172,7 +173,7 @@ def _diversified(logits_fn, images, threat, keys, distances):
 
     def ascend(points, direction):
         return jnp.clip(
-            _onto(points + _expand(radius, points) * direction, centre, radius, threat.norm), *threat.bounds
+            _onto(points + threat_model.expand(radius, points) * direction, centre, radius, threat.norm), *threat.bounds
         )
 
     start = ascend(threat_model.random_start(point_keys, centre, everywhere), 0.0)
@@ -201,7 +202,7 @@ def _run(logits_fn, images, threat, num_steps, loss_fn, is_fooled, points, found
         gradient = jnp.nan_to_num(gradient.astype(compute_dtype), posinf=1e30, neginf=-1e30)
         far = threat_model.distance(inputs, images, threat)
         found = _keep_nearer(found, inputs, jnp.where(fooled, far, jnp.inf))
-        cosine = (1 + jnp.cos(jnp.asarray(index, compute_dtype) * (jnp.pi / num_steps))) / 2
+        cosine = half_cosine(index, num_steps, compute_dtype)
         growth = LAST_GROWTH + (FIRST_GROWTH - LAST_GROWTH) * cosine
         # Before a misclassified point is found, the radius reaches beyond the boundary of the linearised classifier: on
         # it, where two classes tie, rounding would decide and the search could stop.
@@ -225,12 +226,8 @@ def _run(logits_fn, images, threat, num_steps, loss_fn, is_fooled, points, found
 def _onto(points, centre, radius, norm):
     """Projects points onto balls of a radius for each image; NaN and infinite radii project nothing."""
     delta = points - centre
-    radius = _expand(radius, points)
+    radius = threat_model.expand(radius, points)
     if norm == "linf":
         return jnp.where(jnp.isfinite(radius), centre + jnp.clip(delta, -radius, radius), points)
     size = threat_model.l2_norm(delta).reshape(radius.shape)
     return jnp.where(size > radius, centre + delta * (radius / jnp.where(size > 0, size, 1.0)), points)
-
-
-def _expand(per_image, like):
-    return per_image.reshape((-1,) + (1,) * (like.ndim - 1))

@@ -11,7 +11,7 @@ from robust_gan.attacks._best import init_best, project_input, update_best
 from robust_gan.attacks._checks import aim, check_counts, check_size, checked, checked_logits, checked_loss
 from robust_gan.attacks._compaction import run_restarts
 from robust_gan.attacks._start import check_start, likely_wrong, odi_start, round_keys
-from robust_gan.attacks.trace import check_record, row_of, run_steps
+from robust_gan.attacks._steps import check_record, half_cosine, row_of, run_steps
 from robust_gan.errors import UserError
 from robust_gan.losses import check_labels, cross_entropy, is_correct, margin
 from robust_gan.types import LogitsFn, LossFn, PyTree, ThreatModel, get_compute_dtype
@@ -251,7 +251,7 @@ def _step_sizes(step_size, threat, num_steps, dtype, *, fall=False):
         size = jnp.asarray(step_size, dtype)
     if not fall:
         return lambda index: size
-    return lambda index: size * (1 + jnp.cos(jnp.asarray(index, dtype) * (jnp.pi / num_steps))) / 2
+    return lambda index: size * half_cosine(index, num_steps, dtype)
 
 
 def _ascend(

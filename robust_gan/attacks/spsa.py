@@ -109,7 +109,7 @@ def _estimate_gradient(losses_fn, points, keys, probe_size, num_samples, bounds)
         signs = jnp.where(prng.uniform_per_image(draws, points.shape[1:]) < 0.5, -1.0, 1.0).astype(points.dtype)
         probes = jnp.clip(jnp.concatenate([points + probe_size * signs, points - probe_size * signs]), *bounds)
         ahead, behind = jnp.split(jnp.nan_to_num(losses_fn(probes), posinf=1e30, neginf=-1e30), 2)
-        slopes = ((ahead - behind) / (2 * probe_size)).reshape((-1,) + (1,) * (points.ndim - 1))
+        slopes = threat_model.expand((ahead - behind) / (2 * probe_size), points)
         return total + slopes * signs / num_samples
 
     return jax.lax.fori_loop(0, num_samples, add, jnp.zeros_like(points))

@@ -4,11 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from robust_gan.attacks._best import Best
 from robust_gan.errors import UserError
-from robust_gan.types import LogitsFn, PyTree, ThreatModel
+from robust_gan.types import LogitsFn, ThreatModel
 
 
 class Trace(NamedTuple):
@@ -55,6 +53,7 @@ def trace(
     Guarantees:
         `test_a_trace_is_of_the_attack_itself`.
 
+    >>> import jax.numpy as jnp
     >>> from robust_gan import LinfThreat, attacks
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], -1)
     >>> x = jnp.full((1, 1, 1, 1), 0.125)
@@ -71,51 +70,3 @@ def trace(
             raise
         raise UserError("this attack records no steps: trace attacks.pgd or attacks.apgd, not compiled") from error
     return Trace(found, *recorded[0])
-
-
-def check_record(record_fn: Any, num_restarts: int) -> None:
-    """Raises `UserError` where the steps of several restarts would be recorded.
-
-    >>> check_record(None, 2)
-    """
-    if record_fn is not None and num_restarts > 1:
-        raise UserError(f"the steps of one run are traced, not of {num_restarts}: set num_restarts to 1")
-
-
-def run_steps(
-    num_steps: int,
-    step: Callable[[jax.Array, PyTree], tuple[PyTree, tuple[jax.Array, ...]]],
-    carry: PyTree,
-    record_fn: Callable[[tuple[jax.Array, ...]], None] | None,
-) -> PyTree:
-    """Runs the steps of an attack, and records their rows only where that is asked for.
-
-    Args:
-        num_steps: The number of steps.
-        step: `(index, carry) -> (carry, row)`.
-        carry: The state before the first step.
-        record_fn: Called with the rows of all steps; None where they are not needed: then they are not computed.
-
-    Returns:
-        The state after the last step.
-
-    >>> rows = []
-    >>> run_steps(3, lambda index, total: (total + index, (total,)), jnp.zeros((), int), rows.append).item()
-    3
-    >>> rows[0][0].tolist()
-    [0, 0, 1]
-    """
-    if record_fn is None:
-        return jax.lax.fori_loop(0, num_steps, lambda index, carry: step(index, carry)[0], carry)
-    carry, rows = jax.lax.scan(lambda carry, index: step(index, carry), carry, jnp.arange(num_steps))
-    record_fn(rows)
-    return carry
-
-
-def row_of(losses: jax.Array, best: Best, size: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the row of a step: the attributes of `Trace` after the images.
-
-    >>> [part.shape for part in row_of(jnp.zeros(2), Best(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2)), jnp.ones(()))]
-    [(2,), (2,), (2,), (2,)]
-    """
-    return losses, best.losses, best.fooled, jnp.broadcast_to(size.reshape(-1), losses.shape)
