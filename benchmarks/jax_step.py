@@ -8,7 +8,7 @@ from robust_gan.cli import memory, xla_flags
 
 if __name__ == "__main__":
     memory.use_large_pages()
-xla_flags.set_flags()
+xla_flags.set_flags(spread=True)
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import step
 from robust_gan import game as game_lib
 from robust_gan import parallel
 from robust_gan.config import Config, DataConfig, OptimizerConfig, PenaltyConfig, methods
-from robust_gan.training import multi_step, nonfinite
+from robust_gan.training import multi_step, nonfinite, setup
 
 NUM_IMAGES = 50_000
 
@@ -71,7 +71,7 @@ def start(config: Config, image_shape: tuple[int, int, int], devices: list[jax.D
     game = game_lib.from_config(config, num_classes=10, channels=image_shape[-1])
     rng = np.random.default_rng(0)
     arrays = {
-        "images": rng.integers(0, 256, (NUM_IMAGES, *image_shape), np.uint8),
+        "images": parallel.aligned(rng.integers(0, 256, (NUM_IMAGES, *image_shape), np.uint8)),
         "labels": rng.integers(0, 10, NUM_IMAGES).astype(np.int32),
     }
     loop_state = multi_step.LoopState(initial_state(game, image_shape), nonfinite.init_state())
@@ -108,7 +108,9 @@ def prepare(given: argparse.Namespace):
 def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: float):
     """Compiles the step of a run; returns the facts, with those that are given, and the function that times."""
     memory.return_after_compiling()
-    devices = parallel.find_devices(num_devices=1)
+    devices = setup.keep_busy(parallel.find_devices(), config.batch_size, (32, 32, 3))
+    if devices[0].platform != "cpu":
+        devices = devices[:1]
     play, loop_state, arrays = start(config, (32, 32, 3), devices)
 
     def indices(count: int) -> multi_step.BatchIndices:
@@ -123,6 +125,7 @@ def compiled_step(config: Config, steps: int, *, unroll: bool = False, **facts: 
     convolutions = [line for line in text.splitlines() if " convolution(" in line]
     facts |= {
         "device": devices[0].device_kind,
+        "devices": len(devices),
         "compile_seconds": compile_seconds,
         "compile_cpu_seconds": compile_cpu_seconds,
         # A loop's body counts once here, however often it runs.

@@ -6,7 +6,7 @@ from robust_gan.cli import memory, xla_flags
 
 if __name__ == "__main__":
     memory.use_large_pages()
-xla_flags.set_flags()
+xla_flags.set_flags(spread=True)
 
 import jax_step
 import serving

@@ -41,7 +41,7 @@ _ATTACKS = flags.DEFINE_string("attacks", "", "See robust-gan-evaluate; empty fo
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Prepared data; empty for the config's.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images at once in the evaluation.", lower_bound=1)
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Empty for the best available.")
-_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all, of a CPU for the cores that help.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show bars; by default on a terminal, and lines in a file.")
 
 _GROUPS = {
@@ -95,7 +95,8 @@ def main(argv):
         text, _ = reproduction.run(
             plan,
             output,
-            devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+            devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value) if _NUM_DEVICES.value else None,
+            platform=_PLATFORM.value,
             batch_size=_BATCH_SIZE.value,
             progress=_PROGRESS.value,
             log_fn=log_fn,
@@ -109,4 +110,4 @@ def main(argv):
 
 def run() -> NoReturn:
     """Runs the command and exits."""
-    cli.run(main, document=__doc__, groups=_GROUPS)
+    cli.run(main, document=__doc__, groups=_GROUPS, spread=True)

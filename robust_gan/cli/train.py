@@ -38,7 +38,7 @@ _INIT_FROM = flags.DEFINE_string(
     "init_from", "", "Start from the weights of DIR[@STEP], FILE.safetensors or zoo:NAME, as --config.init_from."
 )
 _PLATFORM = flags.DEFINE_enum("platform", "", ["", "cpu", "gpu", "tpu"], "Empty for the best available.")
-_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Number of devices; 0 for all, of a CPU for the cores that help.")
 _PROGRESS = flags.DEFINE_bool("progress", None, "Show a bar; by default on a terminal, and lines in a file.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write for TensorBoard too (needs the extra tensorboard).")
 _METRIC_WRITERS = flags.DEFINE_list(
@@ -93,13 +93,10 @@ def main(argv):
 
             print(format_compiled(compile_step(config, _TOPOLOGY.value)))
             return 0
-        from robust_gan import parallel
         from robust_gan.training import dry_run
 
         memory.return_after_compiling()
-        print(
-            dry_run.format_dry_run(dry_run.measure(config, parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value)))
-        )
+        print(dry_run.format_dry_run(dry_run.measure(config, _devices(), _PLATFORM.value)))
         return 0
     directory = cli.required("workdir", _WORKDIR.value, "the folder of the run, such as runs/digits")
     if not cli.is_distributed():  # Else the first process does it for all.
@@ -111,7 +108,8 @@ def main(argv):
     result = training.train(
         config,
         directory,
-        devices=parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value),
+        devices=_devices(),
+        platform=_PLATFORM.value,
         progress=_PROGRESS.value,
         tensorboard=_TENSORBOARD.value,
         metric_writers=training.load_writers(_METRIC_WRITERS.value, config, directory),
@@ -121,6 +119,13 @@ def main(argv):
         figures = ", ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in result.validation.items())
         print(f"step {result.step}, validation: {figures}; best: step {result.best_step}")
     return 0
+
+
+def _devices():
+    """Returns the devices that `--num_devices` asks for; None where the run chooses."""
+    from robust_gan import parallel
+
+    return parallel.find_devices(_PLATFORM.value, _NUM_DEVICES.value) if _NUM_DEVICES.value else None
 
 
 def _fit(config):
@@ -143,4 +148,4 @@ def _fit(config):
 
 def run() -> NoReturn:
     """Runs the command and exits."""
-    cli.run(main, document=__doc__, groups=_GROUPS, pod=True)
+    cli.run(main, document=__doc__, groups=_GROUPS, spread=True, pod=True)

@@ -3,6 +3,7 @@
 from robust_gan.parallel.connection import connect, disconnect, leave
 from robust_gan.parallel.devices import (
     AXIS,
+    aligned,
     check_batch_size,
     compile_step,
     find_devices,
@@ -26,7 +27,7 @@ from robust_gan.parallel.multihost import (
 )
 
 __all__ = [
-    "AXIS", "StopConsensus", "assert_equal_across_processes", "broadcast_bytes_from_primary",
+    "AXIS", "StopConsensus", "aligned", "assert_equal_across_processes", "broadcast_bytes_from_primary",
     "broadcast_from_primary", "broadcast_state_from_primary", "check_batch_size", "compile_step", "connect",
     "disconnect", "find_devices", "gather", "is_lost", "is_primary", "leave", "map_batch", "map_step",
     "process_index_and_count", "replicate", "run_on_all_processes", "shard", "shard_tree",

@@ -23,6 +23,8 @@ from robust_gan.types import PyTree
 
 AXIS = "batch"
 
+_ALIGNMENT = 64
+"""Bytes, of the arrays of XLA on a CPU."""
 _RUN_AHEAD = 8
 _OPTIMIZATION = "xla_backend_optimization_level"
 
@@ -101,6 +103,21 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """
     sharding = NamedSharding(Mesh(np.asarray(local(devices)), (AXIS,)), PartitionSpec())
     return jax.device_put(tree, sharding)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """Returns a read-only copy at an address that devices of a CPU accept: `replicate` copies it to none of them.
+
+    >>> array = aligned(np.arange(6).reshape(2, 3))
+    >>> array.tolist(), array.ctypes.data % 64
+    ([[0, 1, 2], [3, 4, 5]], 0)
+    """
+    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    copy.flags.writeable = False
+    return copy
 
 
 def shard(array: np.ndarray, devices: Sequence[jax.Device], axis: int = 0) -> np.ndarray:

@@ -33,6 +33,7 @@ def run(
     output: epath.PathLike,
     *,
     devices: Sequence[jax.Device] | None = None,
+    platform: str = "",
     batch_size: int = 500,
     progress: bool | None = None,
     log_fn: Callable[[str], Any] = print,
@@ -46,7 +47,8 @@ def run(
         output: Its folder: `runs/seed-SEED/NAME` for the runs, `seed-SEED` for the evaluations, and the tables
             `reproduction.md`, `reproduction.json` and, with the extra `plot`, the plots `reproduction.png`
             and `costs.png`.
-        devices: The devices; None for all.
+        devices: The devices; None for all of a platform, but in training as `training.train`.
+        platform: `cpu`, `gpu` or `tpu` where devices is None; empty for the best available.
         batch_size: Batch size of the evaluation.
         progress: Whether to show progress bars; None shows them if stderr is a terminal.
         log_fn: Called with a sentence.
@@ -68,13 +70,15 @@ def run(
     _check_data(folder, dataset)  # Before the first folder is made.
     for note in (*dataset.notes, *data.find_overlap(dataset)):
         log_fn(note)
-    _train(plan, folder, devices, progress, log_fn)
+    _train(plan, folder, devices, platform, progress, log_fn)
     reports, costs = {}, {}
     for seed in plan.seeds:
         targets = [run_folder(folder, seed, name) for name in plan.methods]
         sources = [run_folder(folder, seed, name) for name in (SEED, NETWORK)]
         log_fn(f"attacking the methods of seed {seed}")
-        reports[seed] = _evaluate(plan, targets, sources, folder / f"seed-{seed}", devices, batch_size, progress)
+        reports[seed] = _evaluate(
+            plan, targets, sources, folder / f"seed-{seed}", devices, platform, batch_size, progress
+        )
         info = checkpoint.read_record(targets[0]).data
         costs[seed] = {
             name: cost.measure(plan.runs[seed, name], where, info)
@@ -117,14 +121,14 @@ def _check_data(folder, dataset):
     workdir.write_text(folder / _DATA, json.dumps(here) + "\n")
 
 
-def _train(plan, folder, devices, progress, log_fn):
+def _train(plan, folder, devices, platform, progress, log_fn):
     """Trains the runs that are not finished."""
     for index, ((seed, name), config) in enumerate(plan.runs.items(), 1):
         where = run_folder(folder, seed, name)
         log_fn(f"[{index}/{len(plan.runs)}] {name}, seed {config.seed}")
         if _is_finished(where, config):
             continue
-        result = training.train(config, where, devices=devices, progress=progress, log_fn=None)
+        result = training.train(config, where, devices=devices, platform=platform, progress=progress, log_fn=None)
         if not result.finished:
             raise InterruptedRunError(f"stopped at step {result.step} of {where}; rerun the same command to resume")
 
@@ -144,7 +148,7 @@ def _is_at(path, key):
         return False
 
 
-def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
+def _evaluate(plan, targets, sources, output, devices, platform, batch_size, progress):
     """Evaluates a seed, unless its checkpoints, attacks and versions are those of a finished evaluation."""
     records = [checkpoint.read_record(where) for where in (*targets, *sources)]
     key = {
@@ -173,6 +177,7 @@ def _evaluate(plan, targets, sources, output, devices, batch_size, progress):
         output=output,
         overwrite=not begun,  # A stopped evaluation is resumed.
         progress=progress,
+        platform=platform,
     )
     _, values = run_lib.run(config, devices=devices)
     workdir.write_text(output / _KEY, json.dumps(key))

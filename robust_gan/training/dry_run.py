@@ -73,18 +73,19 @@ class DryRun(NamedTuple):
         return self.compile_seconds + steps + validations
 
 
-def measure(config: Config, devices: Sequence[jax.Device]) -> DryRun:
+def measure(config: Config, devices: Sequence[jax.Device] | None = None, platform: str = "") -> DryRun:
     """Runs a few steps and validates one batch, and writes nothing.
 
     Args:
         config: The run.
-        devices: The devices.
+        devices: As `training.train`.
+        platform: As `training.train`.
 
     Raises:
         UserError: As `training.train`.
     """
-    setup.check(config, devices)
-    run = setup.build(config, devices)
+    run = setup.build(config, devices, platform)
+    devices = run.devices
     memory = {
         "both players and their optimizer states": _num_bytes(run.state),
         "training images": _num_bytes(run.arrays),

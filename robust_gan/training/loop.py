@@ -46,6 +46,7 @@ def train(
     directory: str | os.PathLike,
     *,
     devices: Sequence[jax.Device] | None = None,
+    platform: str = "",
     progress: bool | None = None,
     tensorboard: bool = False,
     metric_writers: Sequence[writers.MetricWriter] = (),
@@ -63,7 +64,8 @@ def train(
     Args:
         config: The run.
         directory: Its workdir; a stopped run of the same configuration in it is resumed.
-        devices: The devices; None for all of the best platform.
+        devices: The devices; None for all of a platform, but of a CPU's cores those that `setup.keep_busy` chooses.
+        platform: `cpu`, `gpu` or `tpu` where devices is None; empty for the best available.
         progress: Whether to show a progress bar; None shows it if stderr is a terminal, and if stdout is none prints a
             line there at each validation, and otherwise at most every 30 seconds.
         tensorboard: Write for TensorBoard too (needs the extra `tensorboard`).
@@ -87,7 +89,6 @@ def train(
     validate(config)
     if on_nan not in nonfinite.POLICIES:
         raise UserError(f"on_nan must be one of {', '.join(nonfinite.POLICIES)}, not {on_nan!r}")
-    devices = parallel.find_devices() if devices is None else devices
     setup.check(config, devices)
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("--tensorboard needs tensorboardX: pip install 'robust_gan[tensorboard]'")
@@ -97,7 +98,7 @@ def train(
     log_fn = log_fn if log_fn is not None and parallel.is_primary() else _ignore
     # Before the data, which take long to decode.
     parallel.run_on_all_processes(lambda: workdir.check(directory, config) if parallel.is_primary() else None)
-    start = setup.build(config, devices)
+    start = setup.build(config, devices, platform)
     # A resumed run has checkpoints of its own; all images are read to find an overlap.
     is_new = not parallel.broadcast_from_primary(lambda: checkpoint.has_steps(directory))
     overlap = parallel.run_on_all_processes(lambda: data.find_overlap(start.dataset) if is_new and searches else ())

@@ -1,11 +1,13 @@
 """The start of a run: its data, its frozen ensemble members, and the state at step 0."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_gan import adversaries, checkpoint, data, evaluation, networks, parallel, prng
 from robust_gan import game as game_lib
@@ -50,15 +52,20 @@ class Setup(NamedTuple):
         return self.dataset.train if isinstance(self.dataset.train.images, data.StreamedImages) else None
 
 
-def check(config: Config, devices: Sequence[jax.Device]) -> None:
-    """Checks a configuration before its data are loaded.
+_PIXELS_PER_CORE = 25_000
+"""Of a batch: with fewer, the cores of a CPU wait for one another longer than they compute."""
+
+
+def check(config: Config, devices: Sequence[jax.Device] | None) -> None:
+    """Checks a configuration before its data are loaded; without devices, not whether they can share a batch.
 
     Raises:
         UserError: A field is invalid, a network is unknown, or the devices cannot share a batch evenly.
     """
     validate(config)
     get_validation_attacks(config)
-    parallel.check_batch_size(config.batch_size, devices)
+    if devices is not None:
+        parallel.check_batch_size(config.batch_size, devices)
     names = {"adversary": config.adversary.name, "classifier": config.classifier.network}
     if config.adversary.name == "generator":
         names["generator"] = config.adversary.generator.network
@@ -116,26 +123,54 @@ def check_functions(config: Config, game: Game, info: checkpoint.DataInfo) -> No
     adversaries.external.check(config.adversary.name, game.adversary, classifier_fn, info.image_shape)
 
 
-def build(config: Config, devices: Sequence[jax.Device]) -> Setup:
+def keep_busy(devices: Sequence[jax.Device], batch_size: int, image_shape: Sequence[int]) -> Sequence[jax.Device]:
+    """Returns all accelerators, but of the cores of a CPU only as many as a batch keeps busy and can be split over.
+
+    Args:
+        devices: The devices of all processes.
+        batch_size: Images of a batch, over all devices.
+        image_shape: `(H, W, C)`.
+
+    >>> cores = parallel.find_devices("cpu")[:2]
+    >>> len(keep_busy(cores, 64, (8, 8, 1))), len(keep_busy(cores, 128, (32, 32, 3))) == len(cores)
+    (1, True)
+    """
+    if devices[0].platform != "cpu":
+        return devices
+    processes = jax.process_count()
+    each = len(devices) // processes
+    most = min(each, batch_size * math.prod(image_shape[:2]) // (processes * _PIXELS_PER_CORE))
+    count = next((n for n in range(most, 1, -1) if batch_size % (n * processes) == 0), 1)
+    return [device for first in range(0, len(devices), each) for device in devices[first : first + count]]
+
+
+def build(config: Config, devices: Sequence[jax.Device] | None = None, platform: str = "") -> Setup:
     """Loads the data and initializes the game, in all processes.
 
     Args:
         config: The configuration.
-        devices: The devices of all processes.
+        devices: The devices of all processes; None for those of a platform that `keep_busy` chooses.
+        platform: As `parallel.find_devices`; where devices are given, it is not used.
 
     Raises:
         UserError: The configuration, the data or an ensemble member is invalid, or processes read different data.
     """
     parallel.run_on_all_processes(lambda: check(config, devices))
+    found = parallel.find_devices(platform) if devices is None else devices
     dataset = parallel.run_on_all_processes(lambda: load_data(config))
     sums = data.checksums(dataset)
     parallel.assert_equal_across_processes({"data": sums})
     shape = dataset.train.images.shape[1:]
+    if devices is None:
+        found = keep_busy(found, config.batch_size, shape)
+        parallel.run_on_all_processes(lambda: parallel.check_batch_size(config.batch_size, found))
+    if found[0].platform == "cpu" and isinstance(dataset.train.images, np.ndarray):
+        dataset = dataset._replace(train=dataset.train._replace(images=parallel.aligned(dataset.train.images)))
     info = checkpoint.DataInfo(dataset.name, shape, dataset.num_classes, tuple(dataset.label_names), data.digest(sums))
     sources = load_sources(config, info)
     game = game_lib.from_config(config, num_classes=info.num_classes, channels=shape[-1], sources=sources)
     check_functions(config, game, info)
-    start = Setup(config, devices, dataset, info, game, initial_state(config, game, shape))
+    start = Setup(config, found, dataset, info, game, initial_state(config, game, shape))
     if game.memory is None:
         return start
     if start.streamed:

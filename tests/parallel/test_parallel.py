@@ -238,3 +238,13 @@ def test_rows_come_back_in_order():
 
 def _double(scale, share):
     return scale * share
+
+
+def test_the_devices_of_a_cpu_share_aligned_arrays():
+    array = parallel.aligned(np.arange(100_003, dtype=np.int16).reshape(-1, 1))
+    assert np.array_equal(array[:, 0], np.arange(100_003).astype(np.int16))
+    copies = parallel.replicate({"images": array}, parallel.find_devices(num_devices=DEVICES))["images"]
+    places = {shard.data.unsafe_buffer_pointer() for shard in copies.addressable_shards}
+    assert places == {array.ctypes.data}
+    with pytest.raises(ValueError, match="read-only"):  # What the devices read must not change.
+        array[0] = 1

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -147,6 +148,44 @@ def test_many_steps_in_one_call_are_as_many_calls_bit_for_bit(tmp_path, name, co
     # Also where the run was stopped, and went on with another number.
     train(tiny(name, steps_per_call=3, **settings | {"num_steps": 2}), tmp_path / "parts", count)
     assert_bit_equal(one.state, train(tiny(name, steps_per_call=2, **settings), tmp_path / "parts", count).state)
+
+
+@pytest.mark.parametrize(
+    ("cores", "batch_size", "size", "processes", "count"),
+    [
+        (4, 64, 8, 1, 1),  # Digits: too little work to share.
+        (2, 128, 28, 1, 2),
+        (4, 128, 28, 1, 4),
+        (64, 128, 32, 1, 4),  # Of the 5 that there would be work for, those that split 128 evenly.
+        (3, 64, 32, 1, 2),
+        (6, 96, 32, 1, 3),
+        (4, 127, 32, 1, 1),
+        (4, 128, 32, 2, 2),  # Of the cores of each of two processes.
+        (4, 64, 8, 2, 1),
+    ],
+)
+def test_a_run_takes_the_cores_that_its_batch_keeps_busy(monkeypatch, cores, batch_size, size, processes, count):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    found = [
+        types.SimpleNamespace(platform="cpu", process_index=p, id=i) for p in range(processes) for i in range(cores)
+    ]
+    kept = setup.keep_busy(found, batch_size, (size, size, 3))
+    assert [device.process_index for device in kept] == [p for p in range(processes) for _ in range(count)]
+    assert len({id(device) for device in kept}) == processes * count
+    for device in found:
+        device.platform = "gpu"
+    assert setup.keep_busy(found, batch_size, (size, size, 3)) == found
+
+
+def test_a_run_without_devices_chooses_them_and_one_with_devices_does_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "_PIXELS_PER_CORE", 8 * 8 * 8)
+    config = tiny("none", batch_size=16)
+    assert len(setup.build(config).devices) == len(setup.build(config, platform="cpu").devices) == 2
+    assert len(setup.build(config, parallel.find_devices(num_devices=4)).devices) == 4
+    with pytest.raises(UserError, match="no gpu was found"):
+        setup.build(config, platform="gpu")
+    chosen = training.train(config, tmp_path / "chosen", progress=False, log_fn=None)
+    assert_bit_equal(chosen.state, train(config, tmp_path / "given", 2).state)
 
 
 def test_packed_images_are_gathered_as_images():
