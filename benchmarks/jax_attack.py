@@ -1,4 +1,4 @@
-"""Serves an attack of `robust_gan` to `attack.py`."""
+"""Serves an attack of `robust_gan` to `attack.py`, with a device of each core of a CPU, as `robust-gan-evaluate`."""
 
 import argparse
 import functools
@@ -8,17 +8,19 @@ from robust_gan.cli import memory, xla_flags
 
 if __name__ == "__main__":
     memory.use_large_pages()
-xla_flags.set_flags()
+xla_flags.set_flags(spread=True)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import attack
 import measuring
 import serving
-from robust_gan import attacks, networks
+from robust_gan import attacks, networks, parallel
 from robust_gan.networks import inference
+from robust_gan.parallel.devices import jit_batch
 from robust_gan.threat_model import LinfThreat
 
 
@@ -50,16 +52,25 @@ def prepare(given: argparse.Namespace):
     images = jnp.asarray(images_of(given.classifier, given.images))
     labels = jnp.argmax(jax.jit(classify)(params, batch_stats, images), -1)
     made = attacks.by_name(given.attack)
+    devices = parallel.find_devices()
+    while given.images % len(devices):
+        devices.pop()
 
-    def run(params, batch_stats, key, images, labels):
-        logits_fn = functools.partial(classify, params, batch_stats)
-        return made(logits_fn, key, images, labels, LinfThreat(attack.RADIUS))
+    def run(weights, batch):
+        return made(functools.partial(classify, *weights), *batch, LinfThreat(attack.RADIUS))
 
-    arguments = (params, batch_stats, jax.random.key(0), images, labels)
+    keys = jax.random.split(jax.random.key(0), given.images)
+    mesh = Mesh(np.asarray(devices), (parallel.AXIS,))
+    batch = jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), (keys, images, labels))
+    arguments = (
+        parallel.replicate((params, batch_stats), devices),
+        jax.device_put(batch, NamedSharding(mesh, PartitionSpec(parallel.AXIS))),
+    )
     began = time.perf_counter()
-    compiled = jax.jit(run).lower(*arguments).compile()
+    compiled = jit_batch(run, mesh).lower(*arguments).compile()
     facts = {
-        "device": jax.devices()[0].device_kind,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
         "compile_seconds": time.perf_counter() - began,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "matmul_flops_per_second": measuring.jax_matmul_rate(),
