@@ -106,7 +106,7 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """Returns a read-only copy at an address that devices of a CPU accept: `replicate` copies it to none of them.
+    """Returns a read-only copy `[N, ...]` where devices of a CPU read it: `replicate` makes no copy for any of them.
 
     >>> array = aligned(np.arange(6).reshape(2, 3))
     >>> array.tolist(), array.ctypes.data % 64
