@@ -86,9 +86,10 @@ def measure(config: Config, devices: Sequence[jax.Device] | None = None, platfor
     """
     run = setup.build(config, devices, platform)
     devices = run.devices
+    shared = len(devices) > 1 and devices[0].platform == "cpu"  # See `parallel.aligned`.
     memory = {
         "both players and their optimizer states": _num_bytes(run.state),
-        "training images": _num_bytes(run.arrays),
+        f"training images{', once for all devices' if shared else ''}": _num_bytes(run.arrays),
     }
     players = _players(run)
     loop_state, arrays = parallel.replicate(

@@ -40,7 +40,7 @@ def test_dry_run_measures_this_run():
     parameters = 3 * 3 * 1 * 4 + 2 * 4 + 4 * 10 + 10
     assert networks.count_params(classifier.params) == parameters
     assert (found.num_validations, found.num_steps, found.sizes) == (4, 100, (64, 32, 360))
-    assert found.memory["training images"] == 64 * (64 + 4)
+    assert found.memory["training images, once for all devices"] == 64 * (64 + 4)
     assert found.memory["temporary arrays of a step"] > 0
     assert found.seconds > 100 * found.step_seconds > 0
     text = dry_run.format_dry_run(found)
