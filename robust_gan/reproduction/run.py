@@ -73,17 +73,11 @@ def run(
     _train(plan, folder, devices, platform, progress, log_fn)
     reports, costs = {}, {}
     for seed in plan.seeds:
-        targets = [run_folder(folder, seed, name) for name in plan.methods]
-        sources = [run_folder(folder, seed, name) for name in (SEED, NETWORK)]
         log_fn(f"attacking the methods of seed {seed}")
-        reports[seed] = _evaluate(
-            plan, targets, sources, folder / f"seed-{seed}", devices, platform, batch_size, progress
-        )
-        info = checkpoint.read_record(targets[0]).data
-        costs[seed] = {
-            name: cost.measure(plan.runs[seed, name], where, info)
-            for name, where in zip(plan.methods, targets, strict=True)
-        }
+        reports[seed] = _evaluate(plan, seed, folder, devices, platform, batch_size, progress)
+        runs = {name: run_folder(folder, seed, name) for name in plan.methods}
+        info = checkpoint.read_record(runs[plan.methods[0]]).data
+        costs[seed] = {name: cost.measure(plan.runs[seed, name], where, info) for name, where in runs.items()}
     table = tables.summarise(plan, reports, costs)
     text = tables.write_up(plan, table, reports)
     values = {
@@ -148,8 +142,11 @@ def _is_at(path, key):
         return False
 
 
-def _evaluate(plan, targets, sources, output, devices, platform, batch_size, progress):
+def _evaluate(plan, seed, folder, devices, platform, batch_size, progress):
     """Evaluates a seed, unless its checkpoints, attacks and versions are those of a finished evaluation."""
+    output = folder / f"seed-{seed}"
+    targets = [run_folder(folder, seed, name) for name in plan.methods]
+    sources = [run_folder(folder, seed, name) for name in (SEED, NETWORK)]
     records = [checkpoint.read_record(where) for where in (*targets, *sources)]
     key = {
         "attacks": plan.attacks,
