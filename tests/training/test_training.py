@@ -177,6 +177,7 @@ def test_a_run_takes_the_cores_that_its_batch_keeps_busy(monkeypatch, cores, bat
     assert setup.keep_busy(found, batch_size, (size, size, 3)) == found
 
 
+@pytest.mark.slow
 def test_a_run_without_devices_chooses_them_and_one_with_devices_does_not(tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "_PIXELS_PER_CORE", 8 * 8 * 8)
     config = tiny("none", batch_size=16)
