@@ -211,8 +211,8 @@ def main():
     record = checkpoint.read_record(arguments.checkpoint, "best")
     logits_fn = checkpoint.get_classifier(record)
     test = data.from_config(record.config.data).test
-    images = jnp.asarray(evaluation.to_unit(test.images[: arguments.count]))
-    labels = jnp.asarray(test.labels[: arguments.count], jnp.int32)
+    images = jnp.asarray(evaluation.to_unit(test.images[: arguments.num_examples]))
+    labels = jnp.asarray(test.labels[: arguments.num_examples], jnp.int32)
     norm = arguments.norm or record.config.threat.norm
     epsilon = record.config.threat.epsilon if arguments.epsilon is None else arguments.epsilon
     threat = {"linf": LinfThreat, "l2": L2Threat}[norm](epsilon)
