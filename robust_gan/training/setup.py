@@ -18,6 +18,9 @@ from robust_gan.game import Game, TrainState
 from robust_gan.training import multi_step
 from robust_gan.types import LogitsFn
 
+_PIXELS_PER_CORE = 25_000
+"""Of a batch: two cores were faster than one with 50,000 pixels each, and slower with 2,000 (docs/performance.md)."""
+
 
 class Setup(NamedTuple):
     """A run before its first step.
@@ -50,10 +53,6 @@ class Setup(NamedTuple):
     def streamed(self) -> data.Split | None:
         """The training split where its images are read from a file batch by batch; otherwise None."""
         return self.dataset.train if isinstance(self.dataset.train.images, data.StreamedImages) else None
-
-
-_PIXELS_PER_CORE = 25_000
-"""Of a batch: with fewer, the cores of a CPU wait for one another longer than they compute."""
 
 
 def check(config: Config, devices: Sequence[jax.Device] | None) -> None:
